@@ -12,6 +12,7 @@ from bertgpt.errors import ConfigError
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
+MAX_WHOLE = 2**31 - 1
 BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
 DTYPES = ("float32", "bfloat16")  # Of scores and features; the first is the default.
 OR_MODEL = ", or of a model of transformers"
@@ -59,13 +60,16 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
   Args:
     kind: int or float.
     low: smallest allowed number.
-    high: largest allowed number.
+    high: largest allowed number; infinity: for whole numbers, MAX_WHOLE.
   """
+  if kind is int and high == math.inf:
+    high = MAX_WHOLE
+
   def read(text: str) -> int | float:
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= high and value < math.inf:
         return value
-    limit = "" if high == math.inf else f" and at most {high}"
+    limit = "" if high in (math.inf, MAX_WHOLE) else f" and at most {high}"
     what = "a whole number" if kind is int else "a number"
     raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low}{limit}")
   return read

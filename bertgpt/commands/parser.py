@@ -25,11 +25,15 @@ class Parser(argparse.ArgumentParser):
       ConfigError: an argument is missing, malformed or unknown.
     """
     self._given = args
-    namespace, rest = super().parse_known_args(args, namespace)
+    # argparse would take a field whose value has a space for the value of another flag.
+    given = list(sys.argv[1:] if args is None else args)
+    fields = [argument for argument in given if argument.startswith("--config.")]
+    namespace, rest = super().parse_known_args(
+        [argument for argument in given if argument not in fields], namespace)
     for flag in rest:
       if not flag.startswith("--config."):
         self.error(self.describe_unknown(flag))
-    return namespace, rest
+    return namespace, [*fields, *rest]
 
   def error(self, message: str) -> NoReturn:
     """Raises ConfigError with a message of argparse, or with a better one."""

@@ -183,7 +183,8 @@ def _model_problems(config):
   if model.generator_num_heads > 0 and model.generator_width % model.generator_num_heads:
     yield (f"model.generator_num_heads={model.generator_num_heads} does not divide "
            f"model.generator_width={model.generator_width}")
-  for pair in model.filters:
+  family = families.FAMILIES.get(model.family)
+  for pair in model.filters or ((),) * bool(family and "filters" in family.reads):
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
             and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1):
       yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
@@ -348,7 +349,7 @@ def _mesh_problems(config, num_devices):
             f"but there are {num_devices}. mesh.data=-1 uses all remaining devices"]
   problems = []
   sizes = {"data": data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
-  axes = [axis for axis in mesh.axes.batch if axis in sizes]
+  axes = [axis for axis in mesh.axes.batch if axis in MESH_AXES]
   parts = math.prod(sizes[axis] for axis in axes)
   devices = f"{' x '.join(axes)} = {parts} devices"
   for i, p in enumerate(config.phases):

@@ -51,7 +51,7 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
       continue
     # A private registry of flags, so that the override is declared only for this call.
     registry = flags.FlagValues()
-    argv = ["bertgpt", argument]
+    argv = ["bertgpt", _quote_names(argument, known[field])]
     config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
     try:
       registry(argv)
@@ -60,6 +60,15 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
       problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
   config.lock()
   return config, problems
+
+
+def _quote_names(argument: str, default: Any) -> str:
+  """Returns an argument in which the names of a list, as in `data,fsdp`, are Python's texts."""
+  flag, _, value = argument.partition("=")
+  are_names = isinstance(default, tuple) and default and all(type(x) is str for x in default)
+  if not are_names or set(value) & set("'\"()[]"):
+    return argument
+  return f"{flag}={tuple(filter(None, map(str.strip, value.split(','))))!r}"
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

@@ -169,16 +169,15 @@ def _run(name: str, file: str) -> ModuleType:
 
 def _call(path: str, function: str) -> Any:
   """Returns the result of a function of a recipe. An error in the recipe becomes one line."""
-  name, *argument = path.split(":", 1)
+  name, argument = _split_argument(path)
   file = find(name)
   try:
     module = _run(name, file)
     if not hasattr(module, function):
       raise ConfigError(f"--config {name}: the file defines no {function}(). For an example, see "
                         "the recipe wiki_mini")
-    if function == "get_config":
-      _check_argument(module.get_config, name, argument)
-    return getattr(module, function)(*(argument if function == "get_config" else ()))
+    _check_argument(getattr(module, function), name, argument)
+    return getattr(module, function)(*argument)
   except UserError:
     raise
   except Exception as e:
@@ -188,13 +187,27 @@ def _call(path: str, function: str) -> Any:
     raise ConfigError(f"--config {place}: {one_line(e)}") from e
 
 
-def _check_argument(get_config: Callable, name: str, argument: list[str]) -> None:
-  signature = inspect.signature(get_config)
+def _split_argument(path: str) -> tuple[str, list[str]]:
+  """Returns the file or the name of a recipe, and its argument, if there is one.
+
+  Folders may have a colon in their names.
+  """
+  if os.path.isfile(path):
+    return path, []
+  file, ending, argument = path.rpartition(".py:")
+  if ending:
+    return f"{file}.py", [argument]
+  name, *rest = path.split(":", 1)
+  return name, rest
+
+
+def _check_argument(function: Callable, name: str, argument: list[str]) -> None:
+  signature = inspect.signature(function)
   try:
     signature.bind(*argument)
   except TypeError as e:
     if argument:
-      raise ConfigError(f"--config {name}:{argument[0]}: this recipe takes no argument. Leave out "
-                        f"':{argument[0]}'") from e
-    raise ConfigError(f"--config {name}: this recipe needs an argument. Write {name}:ARGUMENT"
-                      ) from e
+      raise ConfigError(f"--config {name}:{argument[0]}: {function.__name__}() of this recipe "
+                        f"takes no argument. Leave out ':{argument[0]}'") from e
+    raise ConfigError(f"--config {name}: {function.__name__}() of this recipe needs an "
+                      f"argument. Write {name}:ARGUMENT") from e

@@ -49,6 +49,17 @@ def end_with_parent() -> None:
   threading.Thread(target=wait, daemon=True).start()
 
 
+def leave_signals_to_parent() -> None:
+  """Ignores signals that a terminal or a scheduler sends to all processes of a group.
+
+  They are meant for the parent, which saves its work, and needs this child until then. A process
+  that is no child of `multiprocessing` is left as it is.
+  """
+  if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, signal.SIG_IGN)
+
+
 def kill_spawned() -> None:
   """Kills the children of `multiprocessing`. Suspended ones would not end with this process."""
   for child in multiprocessing.active_children():

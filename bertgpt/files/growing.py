@@ -5,6 +5,7 @@ and is uploaded whole: by `upload_all` at every checkpoint, by `upload`, and whe
 `name` of an open file is the path of what grows: the file, or its copy on this machine.
 """
 
+import errno
 import io
 import os
 import pathlib
@@ -91,13 +92,14 @@ def upload_all() -> None:
 
 
 class _Growing(io.FileIO):
-  """A local copy of an object, which is uploaded whole."""
+  """A local copy of an object, which is uploaded whole, unless another process has written it."""
 
   def __init__(self, path: BucketPath, is_new: bool):
-    self._target, self._uploaded = path, -1
+    self._target, self._uploaded, self._generation = path, -1, "0"
     self._folder = tempfile.TemporaryDirectory(prefix="bertgpt-")
     self._copy = pathlib.Path(self._folder.name) / path.name
     if not is_new and path.is_file():
+      self._generation = path.stat().generation
       path.download(self._copy)
       self._uploaded = self._copy.stat().st_size
     super().__init__(self._copy, "ab")
@@ -105,11 +107,21 @@ class _Growing(io.FileIO):
       _open_files[path] = self
 
   def upload(self) -> None:
-    """Writes the object if the file has grown."""
+    """Writes the object if the file has grown.
+
+    Raises:
+      OSError: it cannot be written, or another process has written it.
+    """
     content = self._copy.read_bytes()
     content = content[:content.rfind(b"\n") + 1] if self._target.suffix == ".jsonl" else content
     if len(content) != self._uploaded:
-      self._target.write_bytes(content)
+      try:
+        self._generation = self._target.write_bytes(content, self._generation)
+      except FileExistsError as e:
+        found = self._target.stat().generation
+        if self._target.read_bytes() != content:  # Otherwise, the answer to this write was lost.
+          raise OSError(errno.ESTALE, "another process has written it", str(self._target)) from e
+        self._generation = found
       self._uploaded = len(content)
 
   def close(self) -> None:

@@ -54,7 +54,7 @@ def expand(name: str | os.PathLike) -> pathlib.Path:
 
 
 def require_utf8(path: str | os.PathLike) -> None:
-  """Checks that the name of a folder is UTF-8, because the libraries of ArrayRecord take no other.
+  """Checks that the name of a folder is UTF-8: ArrayRecord and TensorStore take no other.
 
   Args:
     path: the folder.
@@ -64,7 +64,7 @@ def require_utf8(path: str | os.PathLike) -> None:
   try:
     os.fspath(path).encode()
   except UnicodeEncodeError as e:
-    raise ConfigError(f"{path!s}: is not valid UTF-8, so it cannot be the place of a corpus. "
+    raise ConfigError(f"{path!s}: is not valid UTF-8, so nothing can be written there. "
                       "Rename the folder, or give another one") from e
 
 

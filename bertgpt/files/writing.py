@@ -18,6 +18,7 @@ from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
 from bertgpt.files.parsing import without_nonfinite
 
 _UNFINISHED = ".unfinished-"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # Errors of a write.
 # Errors of os.link if the file system has no hard links, or none for this user or file.
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
@@ -27,16 +28,19 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
   Args:
     path: file in an existing folder; replaced if it exists.
-    content: bytes, or text, which is encoded as UTF-8 with its line ends unchanged.
+    content: bytes, or text, which is encoded as UTF-8 with its line ends unchanged. Surrogates are
+      written as escapes.
   Raises:
     OSError: the file could not be written; the error names `path`.
   """
+  if isinstance(content, str):  # Names of files may hold bytes that are not UTF-8.
+    content = content.encode(errors="backslashreplace")
   if isinstance(path, BucketPath):
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.write_bytes(content)
     return
   try:
     with publish_when_done(path) as scratch:
-      scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+      scratch.write_bytes(content)
   except OSError as e:  # The error of a write to an open file does not name the file.
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
@@ -91,12 +95,14 @@ def publish_when_done(path: pathlib.Path, flag: str = "", last: str = MANIFEST,
       except FileExistsError:
         kind = "folder" if scratch.is_dir() else "file"
         raise ConfigError(f"{flag} {path}: was made by another program meanwhile. Name another "
-                          f"{kind}, and give the command again") from None
+                          f"{kind}, and run the command again") from None
     else:
       scratch.replace(path)
     sync(path.parent)
-  except BaseException:
+  except BaseException as e:
     _remove(scratch)
+    if isinstance(e, OSError) and e.errno in _FULL and e.filename is None:
+      raise OSError(e.errno, e.strerror, os.fspath(path)) from e
     raise
 
 
@@ -285,6 +291,11 @@ def unfinished_path(path: pathlib.Path, key: str) -> pathlib.Path:
       whose key has 8 hexadecimal digits.
   """
   return path.with_name(f"{path.name}{_UNFINISHED}{key}")
+
+
+def is_unfinished(path: pathlib.Path) -> bool:
+  """Returns whether a path is one of `unfinished_path`."""
+  return _UNFINISHED in path.name
 
 
 def sync(path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from bertgpt.devices import peers, watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
+from bertgpt.runs import trained as trained_lib
 
 Evaluation = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
 
@@ -64,10 +65,11 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
     batch = put_batch(tuning, chosen, index, size, tuning.eval_lengths)
     shape = batch["tokens"].shape
     watchdog.arm_for(system, compiles=shape not in program.predicted)
-    if shape not in program.predicted:
-      peers.compile_together("the evaluation", system, program.predict, params, batch)
-      program.predicted.add(shape)
-    started = index, program.predict(params, batch)
+    with trained_lib.matmul_precision(program.setup.config):  # As in `bertgpt predict`.
+      if shape not in program.predicted:
+        peers.compile_together("the evaluation", system, program.predict, params, batch)
+        program.predicted.add(shape)
+      started = index, program.predict(params, batch)
     if pending is not None:
       collect(*pending)  # While the devices compute the batch that was just started.
     pending = started

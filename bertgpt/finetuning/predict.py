@@ -223,7 +223,9 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
   kind = predictor.trained.task["kind"]
   examples = inputs.read_examples(source, kind, predictor.task)
   style = style or ("jsonl" if output and paths.find_ending(output) == ".jsonl" else "text")
-  lines = format_lines(predictor, predict(predictor, examples, batch_size), style)
+  # A stdout in another encoding would get escapes that are not JSON's.
+  is_ascii = not output and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+  lines = format_lines(predictor, predict(predictor, examples, batch_size), style, is_ascii)
   progress = Progress(0, "predictions")
   with contextlib.ExitStack() as stack:
     file = sys.stdout
@@ -240,8 +242,8 @@ def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, s
               f"{trained.workdir}, computed in {trained.config.model.dtype}")
 
 
-def format_lines(predictor: Predictor, predictions: Iterable[Prediction],
-                 style: str) -> Iterator[list[str]]:
+def format_lines(predictor: Predictor, predictions: Iterable[Prediction], style: str,
+                 is_ascii: bool = False) -> Iterator[list[str]]:
   """Yields the lines of the header, and then those of every prediction.
 
   The first prediction is made before the header is yielded, so that no header precedes an error.
@@ -250,10 +252,11 @@ def format_lines(predictor: Predictor, predictions: Iterable[Prediction],
     predictor: model that made the predictions.
     predictions: predictions of its form.
     style: 'text' or 'jsonl'.
+    is_ascii: whether JSON has escapes for all characters outside of ASCII.
   """
   is_json, remaining = style == "jsonl", iter(predictions)
   first = list(itertools.islice(remaining, 1))
   yield [] if is_json else predictor.form.header(predictor.setting.labels)
   for prediction in itertools.chain(first, remaining):
-    yield ([json.dumps(prediction, ensure_ascii=False)] if is_json else
+    yield ([json.dumps(prediction, ensure_ascii=is_ascii)] if is_json else
            predictor.form.to_text(prediction))

@@ -15,7 +15,7 @@ from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
-from bertgpt.hub.architecture import BODY, STORAGES, TIED, Architecture, Rule, draw, find_sizes
+from bertgpt.hub.architecture import BODY, OF_HEADS, STORAGES, Architecture, Rule, draw, find_sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -327,8 +327,8 @@ def _find_prefix(tensors, architecture) -> tuple[str, str]:
 
 def _head_names(architecture) -> set[str]:
   """Returns the names of the tensors of all heads, of pretraining and of tasks."""
-  return {rule.theirs for a in (architecture, *architecture.tuned.values()) for rule in a.rules
-          if rule.group not in BODY}
+  return {name for a in (architecture, *architecture.tuned.values()) for name in (
+      *a.zeros, *(rule.theirs for rule in a.rules if rule.group not in BODY))}
 
 
 def _choose_architecture(names, candidates, hf_config) -> tuple[Architecture, list[str]]:
@@ -367,9 +367,9 @@ def _take_tied(tensors, names, architecture):
   for name, original in architecture.tied.items():
     if name not in names:
       continue
-    copy = names.pop(name)
-    if not np.array_equal(tensors[copy], tensors[names.setdefault(original, copy)]):
-      raise DataError(f"the tensor {copy} differs from {names[original]}: only models that tie "
+    first = names.setdefault(original, copy := names.pop(name))
+    if not np.array_equal(tensors[copy], tensors[first], equal_nan=True):  # NaN: spare rows.
+      raise DataError(f"the tensor {copy} differs from {first}: only models that tie "
                       "them are supported. Choose a model with tie_word_embeddings=true")
 
 
@@ -377,7 +377,7 @@ def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
   hf_config = {**hf_config, **{key: hf_config[alias] for alias, key in architecture.aliases.items()
                                if alias in hf_config}}
   for key, value in architecture.fixed.items():
-    is_free = key in TIED and fresh  # The head tied to the token table is not in the folder.
+    is_free = key in OF_HEADS and fresh  # The head is not in the folder, or is left out.
     if hf_config.get(key, value) != value and not is_free:
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")

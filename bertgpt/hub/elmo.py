@@ -5,6 +5,7 @@ An export also contains our tokenizer, whose words an import then knows.
 """
 
 import importlib
+import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from bertgpt import config as config_lib
 from bertgpt import files, models
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens import pipelines, spelling, tokenizers
-from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub.architecture import Architecture
 from bertgpt.models import Inputs
 from bertgpt.runs.trained import Trained
@@ -98,16 +99,17 @@ def write_folder(trained: Trained, folder: pathlib.Path) -> str:
     What was written, with the number of parameters.
   Raises:
     ConfigError: h5py is not installed, or bilm-tf has no such model.
-    StorageError: a file cannot be written, or does not hold what was written.
+    OSError: a file cannot be written.
+    StorageError: a file does not hold what was written.
   """
   model = trained.config.model
+  check_exportable(model)
   arrays = to_bilm(trained.params, model)
-  try:
-    with _h5py().File(folder / WEIGHTS, "w") as file:
-      for name, x in arrays.items():
-        file.create_dataset(name, data=x)
-  except OSError as e:
-    raise StorageError(f"{folder / WEIGHTS}: cannot be written ({e})") from e
+  content = io.BytesIO()  # HDF5 ends the process with a segmentation fault if a disk is full.
+  with _h5py().File(content, "w") as file:
+    for name, x in arrays.items():
+      file.create_dataset(name, data=x)
+  files.write_atomically(folder / WEIGHTS, content.getvalue())
   files.write_json(folder / OPTIONS, make_options(model))
   trained.tokenizer.save(folder)
   found = read_arrays(folder / WEIGHTS, model)
@@ -129,10 +131,25 @@ def _h5py() -> Any:
     return importlib.import_module("h5py")
   except ImportError as e:
     raise ConfigError(f"{WEIGHTS}: h5py is needed to read and write it. Install it: pip install "
-                      "'bertgpt[hdf5]'") from e
+                      "-e '.[hdf5]'") from e
 
 
 # --------------------------------------------------------------------- options
+
+
+def check_exportable(model: ConfigDict) -> None:
+  """Checks that bilm-tf computes a model as it is: it leaves projections out of narrow layers.
+
+  Args:
+    model: `config.model`.
+  Raises:
+    ConfigError: it does not.
+  """
+  half, filters = model.width // 2, sum(count for _, count in model.filters)
+  for field, size in (("filters", filters), ("mlp_dim", model.mlp_dim)):
+    if size <= half:
+      raise ConfigError(f"model.{field}: {size} features in total, but bilm-tf needs more than "
+                        f"half of model.width={model.width}. This ELMo cannot be exported")
 
 
 def make_options(model: ConfigDict) -> dict[str, Any]:
@@ -141,9 +158,10 @@ def make_options(model: ConfigDict) -> dict[str, Any]:
   Args:
     model: `config.model`.
   """
+  clip = model.state_clip or None  # bilm-tf would clip to 0.
   return {
-      "lstm": {"dim": model.mlp_dim, "n_layers": model.num_layers, "proj_clip": model.state_clip,
-               "cell_clip": model.state_clip, "projection_dim": model.width // 2,
+      "lstm": {"dim": model.mlp_dim, "n_layers": model.num_layers, "proj_clip": clip,
+               "cell_clip": clip, "projection_dim": model.width // 2,
                "use_skip_connections": model.lstm_residual},
       "char_cnn": {"activation": "relu", "filters": [list(pair) for pair in model.filters],
                    "n_highway": model.num_highways, "embedding": {"dim": model.character_width},
@@ -164,16 +182,21 @@ def read_options(path: pathlib.Path) -> dict[str, Any]:
     lstm, chars = options["lstm"], options["char_cnn"]
     fields = {
         "family": "elmo", "num_layers": lstm["n_layers"], "width": 2 * lstm["projection_dim"],
-        "num_heads": 2, "mlp_dim": lstm["dim"], "state_clip": float(lstm["cell_clip"]),
-        "lstm_residual": bool(lstm["use_skip_connections"]),
-        "character_width": chars["embedding"]["dim"], "num_highways": chars["n_highway"],
+        "num_heads": 2, "mlp_dim": lstm["dim"], "state_clip": float(lstm.get("cell_clip") or 0),
+        "lstm_residual": bool(lstm.get("use_skip_connections")),
+        "character_width": chars["embedding"]["dim"], "num_highways": chars.get("n_highway") or 0,
         "filters": tuple((width, count) for width, count in chars["filters"]), "pooling": "mean"}
+    counts = [fields[name] for name in (
+        "num_layers", "width", "mlp_dim", "character_width", "num_highways")]
+    if not all(type(count) is int for count in counts):
+      raise ValueError("a size is not a whole number")
     wrong = [f"{name}={found!r}, needs {wanted!r}" for name, found, wanted in (
         ("char_cnn.activation", chars["activation"], "relu"),
         ("char_cnn.max_characters_per_token", chars["max_characters_per_token"],
          spelling.WORD_CHARS),
-        ("lstm.proj_clip", float(lstm["proj_clip"]), fields["state_clip"])) if found != wanted]
-  except (KeyError, TypeError, ValueError) as e:
+        ("lstm.proj_clip", float(lstm.get("proj_clip") or 0), fields["state_clip"]))
+        if found != wanted]
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise DataError(f"{path}: does not describe an ELMo ({e!r}). Give the options.json of bilm-tf"
                     ) from e
   if chars.get("n_characters") not in (spelling.NUM_CHARS, CHARS_IN_OPTIONS):
@@ -202,15 +225,17 @@ def read_arrays(path: pathlib.Path, model: ConfigDict) -> dict[str, np.ndarray]:
       for name, (_, _, shape) in _rules(model).items():
         if name not in file:
           raise DataError(f"{path}: lacks {name}. Give the weights that belong to the options.json")
-        arrays[name] = np.asarray(file[name], np.float32)
-        if arrays[name].shape != shape:
-          raise DataError(f"{path}: {name} has the shape {arrays[name].shape}, but options.json "
+        if file[name].shape != shape:  # Before it is read: a damaged shape may be huge.
+          raise DataError(f"{path}: {name} has the shape {file[name].shape}, but options.json "
                           f"says {shape}. Give the files of one model")
+        arrays[name] = np.asarray(file[name], np.float32)
         if not np.isfinite(arrays[name]).all():
           raise DataError(f"{path}: {name} holds NaN or infinity. Fetch it again, or give another "
                           "model")
-  except OSError as e:
-    raise DataError(f"{path}: is not a complete HDF5 file ({e}). Fetch it again") from e
+  except (OSError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+    # What h5py raises for a damaged file depends on the byte.
+    raise DataError(f"{path}: is not an undamaged HDF5 file ({one_line(e)}). Fetch it again"
+                    ) from e
   return arrays
 
 

@@ -43,6 +43,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     StorageError: a file cannot be written, or does not hold what was written.
   """
   files.refuse_existing(out, "--out")
+  files.require_utf8(out)
   source = workdir.find_best_run(source)
   trained = trained_lib.load_checkpoint(source)
   config, tokenizer = trained.config, trained.tokenizer
@@ -109,7 +110,7 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
   card = model_card.write(trained, architecture, source, out, title, part)
-  (folder / "README.md").write_text(card, "utf-8")
+  files.write_atomically(folder / "README.md", card)
   is_decoder = bool(kind) and family.kind == "decoder"
   around = tokenizer_files.find_marks(tokenizer, family.kind == "encoder", bool(kind),
                                       family.cls_last, trained.bos_id)

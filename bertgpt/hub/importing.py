@@ -5,11 +5,13 @@ then renamed.
 """
 
 import contextlib
+import math
 import pathlib
 import shlex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bertgpt import files, models, trees
 from bertgpt.config import families
@@ -46,8 +48,9 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
     workdir.write_run(folder, config, model.tokenizer)
     trained_lib.load_trained(folder)  # Compares hashes and fingerprints.
   table = models.parameter_table(config)
-  size = sum(x.size for name, x in trees.named_leaves(params).items()
-             if not find(table, name).is_constant)
+  size = sum(_count(x, rule.axes, config.model.vocab_size)
+             for name, x in trees.named_leaves(params).items()
+             if not (rule := find(table, name)).is_constant)
   if config.model.skip_first_norm:  # The stack includes the scale of a norm that is not used.
     size -= config.model.width
   flags = [f"--config.init_from={path}"]
@@ -60,3 +63,9 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
       *(f"note: {note}" for note in model.notes),
       "to continue its pretraining, with a fresh optimizer, give a recipe:",
       f"bertgpt train --config RECIPE --workdir NEW {shlex.join(flags)}"])
+
+
+def _count(x: np.ndarray, axes: tuple[str | None, ...], vocab_size: int) -> int:
+  """Returns the number of values of a parameter, without rows that pad the vocabulary."""
+  return math.prod(min(size, vocab_size) if axis == "vocab" else size
+                   for size, axis in zip(x.shape, axes, strict=True))

@@ -104,6 +104,8 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
     fields |= {"window": 0, "global_every": 3, "rope_theta_local": 10_000.0}  # The defaults.
   else:
     fields |= {"window": _read_window(hf_config, own_key), "global_every": every}
+    if not every:  # No layer is global.
+      fields["rope_theta"] = 10_000.0
   of_layers, of_head = (hf_config.get(f"{part}_activation", "gelu")
                         for part in ("hidden", "classifier"))
   if of_layers != of_head:

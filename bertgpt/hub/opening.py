@@ -120,6 +120,16 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
   if not source.is_dir():
     raise ConfigError(f"{flag} {source}: no such folder")
   folder = files.copy_locally(source)
+  try:
+    opened = _open_copy(folder, source, flag)
+  except (ConfigError, DataError) as e:  # A folder in a bucket is read from a copy.
+    raise type(e)(str(e).replace(str(folder), str(source))) from e
+  return opened._replace(notes=tuple(note.replace(str(folder), str(source))
+                                     for note in opened.notes))
+
+
+def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
+  """Returns the model in a folder; messages may name the folder instead of the source."""
   if elmo.find_files(folder):
     with name_folder(source, flag):
       return Opened(**elmo.read_folder(folder))

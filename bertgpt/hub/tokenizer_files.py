@@ -32,7 +32,7 @@ from bertgpt.data.tokens.tokenizers import (
     Unigram,
     WordPiece,
 )
-from bertgpt.errors import DataError
+from bertgpt.errors import DataError, StorageError, one_line
 from bertgpt.hub import precompiled
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
@@ -66,13 +66,17 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
+    OSError, StorageError: a file cannot be written.
   """
   fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id, num_segments >= 2)
-  fast.save(str(folder / "tokenizer.json"))
+  files.write_atomically(folder / "tokenizer.json", fast.to_str(pretty=True))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
   elif not isinstance(tokenizer, Unigram):  # Nothing reads a unigram.json.
-    fast.model.save(str(folder))
+    try:
+      fast.model.save(str(folder))
+    except Exception as e:  # The library raises no other type, for a full disk either.
+      raise StorageError(f"{folder}: the vocabulary cannot be written ({one_line(e)})") from e
   specials = special_tokens(tokenizer, is_encoder, bos_id)
   if is_tuned and not is_encoder:  # Without padding, transformers computes one text at a time.
     specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))

@@ -178,11 +178,14 @@ def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:
   Args:
     tokenizer: tokenizer of the model.
     token: id.
-    continues: whether the token continues a word; its text then begins with ##.
+    continues: whether the token continues a word; its text then begins with ##, as in a WordPiece
+      vocabulary.
   Returns:
     Its text; its name in the vocabulary if that is white space or a part of a character.
   """
-  text = tokenizer.decode([token]).strip().removeprefix("##")
+  text = tokenizer.decode([token]).strip()
+  if continues and tokenizer.kind == "wordpiece":
+    text = text.removeprefix("##")
   if not text or "\N{REPLACEMENT CHARACTER}" in text:
     return tokenizer.pieces[token]
   return f"##{text}" if continues else text

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bertgpt import console
 from bertgpt.hub import opening
 from bertgpt.inference import long_documents, measures, scorers, streams, suites
 from bertgpt.inference.long_documents import Part
@@ -87,9 +88,15 @@ def check_entries(trained: Trained, name: str, file: str, settings: Settings) ->
   """
   suite = SUITES[name]
   if check := MEASURES[suite.measure].check:
-    entries = itertools.islice(suites.iterate(name, file), settings.limit or None)
+    entries = itertools.islice(filter(_has_text, suites.iterate(name, file)),
+                               settings.limit or None)
     for chunk in streams.chunks(entries, CHUNK_ENTRIES, size_of):
       check(trained, suite, chunk, settings)
+
+
+def _has_text(entry: suites.Entry) -> bool:
+  """Returns whether an entry counts toward the limit: blank ones are skipped."""
+  return any(text.strip() for text in ([entry] if isinstance(entry, str) else entry))
 
 
 def measure_file(trained: Trained, name: str, file: str, measured: streams.Measured,
@@ -139,6 +146,9 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
     ConfigError: see `choose_window`.
   """
   window, stride = choose_window(trained, settings.window, settings.stride)
+  if trained_lib.count_untrained(trained, [range(window)]):
+    console.say(f"note: --window={window} is more than the rows of the training "
+                f"({trained_lib.longest_row(trained)}). {trained_lib.UNTRAINED}")
   return settings._replace(window=window, stride=stride)
 
 

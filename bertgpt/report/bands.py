@@ -1,10 +1,13 @@
 """References from several seeds: their mean, its band, and whether a run is on course.
 
-Points are compared as means: a point of a reference stands for all points of a curve that are
-nearer to its step than to the step of any other point. So it does not matter how often a run logs.
+A point of a training loss in a reference is a mean: it stands for all points of a curve that are
+nearer to its step than to the step of any other point. Such a mean is compared with a run that logs
+at least as often. A held-out score is one of a step, and is compared with that of the same step. So
+a run may log or evaluate at other steps than the reference; what cannot be compared is left out.
 """
 
 import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ NEIGHBORS = 2
 # of a demo is the documentation of the installed packages. With other packages, the demo ended with
 # a loss 2% higher and a next-sentence loss 0.09 nats lower.
 LEAST_SHARE, LEAST_NATS = 0.05, 0.12
+SAME_STEP = 0.02  # An evaluation is that of a step if it is not further away than this share of it.
 ONE_SEED = 2.0  # Factor on these least widths if the deviation is not known.
 OUTSIDE = 0.1  # Share of a curve's points that may be outside the band.
 
@@ -61,7 +65,7 @@ def average(runs: Sequence[Compared]) -> Compared:
       continue
     last = min(run.curves[tag].step[-1] for run in runs)
     grid = curves.thin(_until(curve, last), curves.REFERENCE_POINTS)
-    points = list(zip(*(means_near(run.curves[tag], grid.step) for run in runs), strict=True))
+    points = list(zip(*(values_at(run.curves[tag], grid.step, tag) for run in runs), strict=True))
     kept = [i for i, point in enumerate(points) if _are_finite(point)]
     if not kept:
       continue
@@ -101,26 +105,57 @@ def is_loss(tag: str) -> bool:
   return tag.endswith("loss")
 
 
+def values_at(curve: Curve, steps: Sequence[int], tag: str) -> list[float | None]:
+  """Returns the values of a curve at steps; None where it has none.
+
+  Args:
+    curve: curve with increasing steps.
+    steps: increasing steps.
+    tag: tag of the curve: scores are taken as they are, values of the training as means.
+  """
+  return scores_at(curve, steps) if tag.startswith("eval/") else means_near(curve, steps)
+
+
+def scores_at(curve: Curve, steps: Sequence[int]) -> list[float | None]:
+  """Returns for every step the value of the nearest point; None if it is not near, see `SAME_STEP`.
+
+  Args:
+    curve: curve with increasing steps.
+    steps: increasing steps.
+  """
+  values: list[float | None] = []
+  for step in steps:
+    i = bisect.bisect_left(curve.step, step)
+    nearest = min(range(max(i - 1, 0), min(i + 1, len(curve.step))),
+                  key=lambda k: abs(curve.step[k] - step))
+    is_near = abs(curve.step[nearest] - step) <= SAME_STEP * step
+    values.append(curve.value[nearest] if is_near else None)
+  return values
+
+
 def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
   """Returns for every step the mean of the points that are nearer to it than to any other step.
 
-  Points beyond the last step belong to none.
+  A point is itself the mean since the point before it, so points that are further apart than the
+  steps say nothing about a single step. Points beyond the last step belong to none.
 
   Args:
     curve: curve with increasing steps.
     steps: increasing steps.
   Returns:
-    The means; None for a step without points, and for the last steps, if the curve ends before
-    all of their points.
+    The means; None for a step without points or with a point that stands for more steps than it,
+    and for the last steps, if the curve ends before all of their points.
   """
   edges = [(left + right) / 2 for left, right in zip(steps[:-1], steps[1:], strict=True)]
   edges += steps[-1:]
   means: list[float | None] = []
   begin = 0
-  for edge in edges:
+  for step, edge, before in zip(steps, edges, (0, *steps), strict=False):
     end = bisect.bisect_right(curve.step, edge)
     values = curve.value[begin:end] if curve.step[-1] >= edge else []
-    means.append(math.fsum(values) / len(values) if values else None)
+    ends = (0, *curve.step)[begin:end + 1]
+    is_fine = all(right - left <= step - before for left, right in itertools.pairwise(ends))
+    means.append(math.fsum(values) / len(values) if values and is_fine else None)
     begin = end
   return means
 
@@ -159,7 +194,7 @@ def course(run: Compared, reference: Compared) -> Course:
   last, summary, left = 0, "", []
   for tag in sorted(tags):  # Held-out losses come first.
     steps = reference.curves[tag].step
-    points = [point for point in zip(steps, means_near(run.curves[tag], steps),
+    points = [point for point in zip(steps, values_at(run.curves[tag], steps, tag),
                                      *limits(reference, tag), strict=True)
               if point[1] is not None]
     outside = [point for point in points if not point[2] <= point[1] <= point[3]]
@@ -172,7 +207,7 @@ def course(run: Compared, reference: Compared) -> Course:
   if left:
     tag, outside, number = min(left, key=lambda item: item[1][0][0])
     step, value, low, high = outside[0]
-    side = "below" if value < low else "above"
+    side = "below" if value < low else "above" if value > high else "not within"
     return Course(False, f"OFF COURSE: {run.name} leaves {name} at step {step}: {_words(tag)} "
                          f"{value:.3g} is {side} {low:.3g} to {high:.3g}; {len(outside)} of "
                          f"{number} points are outside")

@@ -22,7 +22,10 @@ MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
 # Fields that say where files are. A reference has only their defaults: it does not name files.
-PLACES = ("data.source", "init_from", "tokenizer.path")
+PLACES = ("data.source", "data.corpus", "init_from", "tokenizer.path")
+# Fields that may change when a run resumes, but decide what is compared: the text, and the held-out
+# rows and masks.
+COMPARED = ("data.corpus", "eval.mask_prob", "eval.max_rows", "eval.rows_by")
 
 
 class Curve(NamedTuple):
@@ -133,14 +136,16 @@ def thin(curve: Curve, most: int) -> Curve:
 def plain_fields(config: ConfigDict) -> dict[str, Any]:
   """Returns the fields of a config that describe the training, as JSON values.
 
-  Fields that may change when a run resumes are left out, and so are those that a tokenizer sets.
+  Fields that may change when a run resumes are left out, except `COMPARED`, and so are those that a
+  tokenizer sets.
 
   Args:
     config: a whole config.
   """
   left_out = (*resuming.RESUMABLE, "model.vocab_size")
   return {field: json.loads(json.dumps(value)) for field, value in config_lib.leaves(config)
-          if not any(field == name or field.startswith(f"{name}.") for name in left_out)}
+          if field in COMPARED
+          or not any(field == name or field.startswith(f"{name}.") for name in left_out)}
 
 
 def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
@@ -188,13 +193,15 @@ def read_reference(name: str) -> Compared:
   """Returns a reference.
 
   Args:
-    name: name of a reference that comes with bertgpt, or a file.
+    name: a file, or the name of a reference that comes with bertgpt.
   Raises:
     ConfigError: there is none.
     DataError: the file is damaged.
   """
-  path = REFERENCES / f"{name}.json" if name in reference_names() else pathlib.Path(name)
+  path = pathlib.Path(name)
   if not path.is_file():
+    path = REFERENCES / f"{name}.json"
+  if path.stem not in reference_names() and not path.is_file():
     raise ConfigError(f"--reference {name}: no such file or reference. Those that come with "
                       f"bertgpt: {', '.join(reference_names())}")
   stored = files.read_json(path, "Write it again with `bertgpt compare RUN --save_reference FILE`")

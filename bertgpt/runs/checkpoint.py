@@ -42,14 +42,13 @@ BARRIER_SECONDS = 1200  # Time in which all processes must complete a save.
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}
-# Index of the next `Checkpoints` object. All processes open these objects in the same order.
-_numbers = itertools.count()
+_numbers = itertools.count()  # Of `Checkpoints`, which all processes open in the same order.
 
 
 class Checkpoints:
   """Checkpoints of the run that trains in a workdir.
 
-  With several processes, all of them call `due`, `save` and `restore_latest` at the same steps.
+  With several processes, all of them call `is_due`, `save` and `restore_latest` at the same steps.
   After a StorageError, only `close` may be called.
 
   Attributes:
@@ -117,11 +116,12 @@ class Checkpoints:
       metadata: JSON values, from `make_metadata`.
       wait: whether to return only when the step is complete in every process.
     Raises:
-      StorageError: the last save failed, or with `wait` this save.
+      StorageError: the last save failed, or with `wait` this one, or the lock was lost.
       PeerError: copies of the last saved state differ between devices, or with `wait` of this one.
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
+    files.check_lock(self._root.parent / ".lock")  # Its new holder may have saved later steps.
     newest = max(find_steps(self._root), default=NO_STEP)
     if step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "

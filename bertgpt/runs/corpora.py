@@ -104,6 +104,8 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   except (UserError, OSError) as e:
     reason = f"cannot be read ({one_line(e)})"
   for path in files.make_path(config.data.cache_dir).glob("corpus-*"):
+    if files.is_unfinished(path):  # Another process is about to rename it.
+      continue
     with contextlib.suppress(DataError, PermissionError):  # Damaged, of a later version, private.
       if is_it(path):
         console.say(f"note: the text or the tokenizer {reason}. Using the run's "

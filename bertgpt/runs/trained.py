@@ -18,6 +18,7 @@ from bertgpt.models import Module
 from bertgpt.runs import checkpoint
 from bertgpt.runs import workdir as workdir_lib
 
+UNTRAINED = "The position embeddings beyond that length are untrained"
 SCORING_DTYPE = "float32"  # bfloat16 is off by up to 0.3 nats per token, which flips comparisons.
 
 
@@ -138,7 +139,7 @@ def describe_untrained(trained: Trained, count: int, num_rows: int) -> str:
     trained, count, num_rows: see `note_untrained`.
   """
   return (f"{count} of {num_rows} texts have more tokens than the rows of the training "
-          f"({longest_row(trained)}). The position embeddings beyond that length are untrained")
+          f"({longest_row(trained)}). {UNTRAINED}")
 
 
 def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:

@@ -64,9 +64,10 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     workdir: folder of the run, which may exist.
     is_first: whether this is process 0, which holds the lock for all processes of the run.
   Raises:
-    ConfigError: `workdir` is a file, or another run is using it.
+    ConfigError: `workdir` is a file, its name is not UTF-8, or another run is using it.
     StorageError: `workdir` cannot be written.
   """
+  files.require_utf8(workdir)
   if not is_first:
     peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
@@ -398,8 +399,7 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
 
 def forget_id(workdir: pathlib.Path) -> None:
   """Removes the ID of a run: trackers do not accept points before the last one they have."""
-  if (workdir / ID_FILE).is_file():
-    (workdir / ID_FILE).unlink()
+  (workdir / ID_FILE).unlink(missing_ok=True)
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -239,6 +239,7 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
   with contextlib.ExitStack() as stack:
     runs = [stack.enter_context(open_run(config, path, ()))
             for config, path in zip(configs, paths, strict=True)]
+    check_same_corpus(runs)
     stacked = StackedRuns(runs)
     stacked.check()  # Before anything is written.
     states, members = _start(stacked, stack)
@@ -250,6 +251,14 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
                                    member.scores) for member in good]
     return finished, [DivergedError(f"{member.run.path}: {member.error}") for member in members
                       if member.error]
+
+
+def check_same_corpus(runs: Sequence[Run]) -> None:
+  """Raises ConfigError if runs, which would share batches, began with different corpora."""
+  for run in runs[1:]:
+    if run.corpus.identity != runs[0].corpus.identity:
+      raise ConfigError(f"--mapped: {run.path} began with another corpus than {runs[0].path}, "
+                        "because the text or the tokenizer has changed. Leave out --mapped")
 
 
 def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainState, list[Member]]:
@@ -401,6 +410,9 @@ class MappedLoop:
                         and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
+      for member in active:
+        if not member.error:
+          member.log.write_all()  # The time of the evaluations is not that of these steps.
       stop = not self._evaluate([m for m in active if not m.error], should_stop)
     if stop:
       self._finish_step()
@@ -427,4 +439,6 @@ class MappedLoop:
       if scores is None:
         return False
       member.scores = scores
+    for member in self._members:  # All have waited for the evaluations of all.
+      member.log.restart_clock()
     return True

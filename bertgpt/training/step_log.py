@@ -92,6 +92,7 @@ class StepLog:
       self._note_skipped(step, {name: float(sums[name][0]) for name in spikes.WATCHED})
     limit = self._config.train.max_bad_steps
     if sums["bad_steps"][0] >= limit:
+      self._write(step, sums)  # The next start cannot log these steps.
       raise DivergedError(f"step {step}: {limit} consecutive steps were not applied (loss or "
                           f"gradient not finite{self._or_spikes}). Lower phases[].learning_rate, "
                           "or check the data")
@@ -149,6 +150,11 @@ class StepLog:
     self._writer.message(f"step {step}  {name}: "
                          + "  ".join(f"{metric} {value:.4g}" for metric, value in results.items()))
     self._restart()  # The time of an evaluation does not count as step time.
+
+  def restart_clock(self) -> None:
+    """Begins to measure the time of the next steps now, if no step has been added since a line."""
+    if not self._sums.steps and self._pending is None:
+      self._restart()
 
   def close(self) -> None:
     """Closes the files; a step that was not finished is not logged."""

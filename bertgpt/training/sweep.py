@@ -71,7 +71,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
   diverged: list[UserError] = []
-  if train_mapped:
+  if train_mapped and chosen:
     find_mapped_fields([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
@@ -228,8 +228,8 @@ def share_of_gpus(k: int, number: int) -> dict[str, str]:
     number: number of parts.
   """
   if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-    gpus = [path.name.removeprefix("nvidia")
-            for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+    # CUDA numbers the GPUs of a container from 0, whatever their numbers in /dev.
+    gpus = [str(i) for i, _ in enumerate(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
   else:
     gpus = visible.split(",") if visible else []
   return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[k::number])} if len(gpus) >= number else {}

@@ -34,9 +34,9 @@ def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected)
 
 
 @pytest.mark.parametrize("parameters, argument, expected", [
-    ("", ":x", ":x: this recipe takes no argument. Leave out ':x'"),
-    ("", ":", ":: this recipe takes no argument. Leave out ':'"),
-    ("name", "", ": this recipe needs an argument. Write {path}:ARGUMENT")])
+    ("", ":x", ":x: get_config() of this recipe takes no argument. Leave out ':x'"),
+    ("", ":", ":: get_config() of this recipe takes no argument. Leave out ':'"),
+    ("name", "", ": get_config() of this recipe needs an argument. Write {path}:ARGUMENT")])
 def test_an_argument_that_a_recipe_does_not_take_or_lacks(tmp_path, parameters, argument,
                                                           expected):
   path = tmp_path / "recipe.py"

@@ -181,6 +181,7 @@ class Rows:
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
     children.end_with_parent()  # This runs in a reader process, which gets the rows by pickling.
+    children.leave_signals_to_parent()
 
 
 # ----------------------------------------------------------------- batches

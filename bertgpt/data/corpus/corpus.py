@@ -198,7 +198,7 @@ class Corpus:
     tokenizer = tokenizers.load_tokenizer(self.local / TOKENIZER, is_saved=True)
     if tokenizer.fingerprint() != self.manifest["tokenizer"]["fingerprint"]:
       raise DataError(f"{self.path / TOKENIZER}: not the tokenizer this corpus was prepared with. "
-                      "Prepare the corpus again")
+                      "Delete the corpus and prepare it again")
     return tokenizer
 
   @functools.cached_property
@@ -242,7 +242,8 @@ class Corpus:
       return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
     except (IndexError, OSError, RuntimeError, ValueError) as e:
       files.raise_if_unanswered(e)
-      raise DataError(f"{path}: damaged ({one_line(e)}). Prepare the corpus again") from e
+      raise DataError(f"{path}: damaged ({one_line(e)}). Delete the corpus and prepare it again"
+                      ) from e
 
   def _read_records(self, shard: int, path: pathlib.Path, documents: np.ndarray,
                     first: int) -> list[bytes]:
@@ -348,10 +349,11 @@ def read_manifest(path: pathlib.Path) -> dict:
   if not is_corpus(path):
     raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}). Make one with "
                     "`bertgpt prepare`")
-  manifest = files.read_json(file, "Prepare the corpus again")
+  manifest = files.read_json(file, "Delete the corpus and prepare it again")
   if (version := manifest.get("format_version")) not in FORMAT_VERSIONS:
     raise DataError(f"{file}: has format version {version}, but this program reads "
-                    f"{' and '.join(map(str, FORMAT_VERSIONS))}. Prepare the corpus again")
+                    f"{' and '.join(map(str, FORMAT_VERSIONS))}. Delete the corpus and prepare it "
+                    "again")
   return manifest
 
 
@@ -379,11 +381,12 @@ def _check_index(corpus: Corpus) -> None:
   for name, index_counts in counts.items():
     if set(index_counts) != {info[name]}:
       raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(index_counts)} "
-                      f"{name}, but the manifest says {info[name]}. Prepare the corpus again")
+                      f"{name}, but the manifest says {info[name]}. Delete the corpus and prepare "
+                      "it again")
   if info["max_id"] >= manifest["tokenizer"]["vocab_size"]:
     raise DataError(f"{corpus.path}: token id {info['max_id']} in {corpus.split} is beyond the "
                     f"vocabulary of {manifest['tokenizer']['vocab_size']}. "
-                    "Prepare the corpus again")
+                    "Delete the corpus and prepare it again")
 
 
 # ------------------------------------------------------------------ report

@@ -46,7 +46,7 @@ def _check_objects(path: files.BucketPath, manifest: dict) -> None:
     size = found[name].st_size if name in found else None
     if size != expected["bytes"]:
       what = "missing" if size is None else f"{size} bytes instead of {expected['bytes']}"
-      raise DataError(f"{path / name}: {what}. Prepare the corpus again")
+      raise DataError(f"{path / name}: {what}. Delete the corpus and prepare it again")
 
 
 def _check_files(path: pathlib.Path, manifest: dict) -> None:
@@ -54,14 +54,14 @@ def _check_files(path: pathlib.Path, manifest: dict) -> None:
   for name, expected in manifest["files"].items():
     file = path / name
     if not file.is_file():
-      raise DataError(f"{file}: missing. Prepare the corpus again")
+      raise DataError(f"{file}: missing. Delete the corpus and prepare it again")
     if file.stat().st_size != expected["bytes"]:
       raise DataError(f"{file}: {file.stat().st_size} bytes instead of {expected['bytes']}. "
-                      "Prepare the corpus again")
+                      "Delete the corpus and prepare it again")
   checked = {os.fspath(path / name): expected["sha256"]
              for name, expected in manifest["files"].items() if name not in shards}
   # The index of hundreds of millions of documents has tens of gigabytes: it is not read every time.
   for file, found in sha256_files(checked, path.parent).items():
     if found != checked[file]:
       raise DataError(f"{file}: damaged (its SHA-256 differs from the manifest). "
-                      "Prepare the corpus again")
+                      "Delete the corpus and prepare it again")

@@ -25,7 +25,7 @@ import numpy as np
 from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import encode, prepare
+from bertgpt.data.corpus import encode, prepare, publishing
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
 from bertgpt.data.text.digests import sha256_file, sha256_files
@@ -101,7 +101,7 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
               "files": {name: _describe_file(folder / name) for name in FILES}}
     files.write_json(folder / INFO, info)
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
+  publishing.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
@@ -211,7 +211,7 @@ def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
     skipped = sum((sources.Counts(info["skipped"]) for info in infos.values()), sources.Counts())
     return prepare.write_corpus(config, folder, recipe, tokenizer, _read_all(infos), skipped)
 
-  return prepare.publish_corpus(out, recipe, build)
+  return publishing.publish_corpus(out, recipe, build)
 
 
 def _read_all(infos: dict[pathlib.Path, dict]) -> Generator[EncodedDocument, None, None]:
@@ -319,7 +319,7 @@ def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Pa
             "files": {SAMPLE_FILE: _describe_file(folder / SAMPLE_FILE)}}
     files.write_json(folder / INFO, info)
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
+  publishing.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
@@ -347,7 +347,7 @@ def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> p
     prepare.train_tokenizer(config, documents).save(folder / corpus_lib.TOKENIZER)
     files.write_json(folder / INFO, {"recipe": recipe})
 
-  prepare.publish(path, lambda: _is_done(path, recipe), build, INFO)
+  publishing.publish(path, lambda: _is_done(path, recipe), build, INFO)
   return path
 
 
@@ -362,8 +362,9 @@ def _describe_training(config: ConfigDict) -> dict:
   """Returns what a trained tokenizer, and the samples for it, are made from.
 
   Raises:
-    ConfigError: the config names a tokenizer, so none is trained.
+    ConfigError: the config names a tokenizer, so none is trained, or an unknown language.
   """
+  check_language(config.data.language)
   if config.tokenizer.path:
     raise ConfigError(f"--train_tokenizer: tokenizer.path={config.tokenizer.path} names a "
                       "tokenizer. Leave it empty to train one, or leave out the flag")

@@ -8,21 +8,19 @@ A corpus is built in a folder next to its final place and renamed at the very en
 """
 
 import contextlib
-import functools
 import hashlib
 import heapq
 import json
 import os
 import pathlib
-import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import tqdm
 
 from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import encode
+from bertgpt.data.corpus import encode, publishing
 from bertgpt.data.corpus.splits import assign_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import sources
@@ -30,10 +28,8 @@ from bertgpt.data.text.documents import Document, check_language, cut_sentences
 from bertgpt.data.text.pieces import WHOLE, Part
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.devices import watchdog
-from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.errors import DataError
 
-_PART = re.compile(rf"{corpus_lib.TOKENIZER}/.+|{corpus_lib.DATASET_NAME}-.+|(features|"
-                   r"dataset_info)\.json|\w+-\w+\.npy")  # File of a corpus without its manifest.
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 
 # ------------------------------------------------------------ entry points
@@ -196,95 +192,7 @@ def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
       check_language(config.data.language)
     return _build(config, folder, recipe)
 
-  return publish_corpus(path, recipe, build, reports=reports)
-
-
-def publish_corpus(path: pathlib.Path, recipe: dict,
-                   build: Callable[[pathlib.Path, dict], dict], *,
-                   reports: bool = True) -> pathlib.Path:
-  """Makes a corpus, unless it exists already, and prints a report.
-
-  Args:
-    path: folder of the corpus.
-    recipe: result of `make_recipe`.
-    build: (empty folder, recipe) -> manifest; writes the corpus.
-    reports: whether to print a report.
-  Raises:
-    ConfigError: something else is there.
-    StorageError: a file could not be written.
-  """
-  made: list[dict] = []
-  publish(path, lambda: _is_done(path, recipe),
-          lambda folder: made.append(build(folder, recipe)))
-  if reports and made:
-    print(f"corpus {path}\n{corpus_lib.report(made[0])}", flush=True)
-  return path
-
-
-def publish(path: pathlib.Path, is_done: Callable[[], bool],
-            build: Callable[[pathlib.Path], None], last: str = files.MANIFEST) -> None:
-  """Makes a folder, completely or not at all. Processes that make the same one take turns.
-
-  Args:
-    path: the folder.
-    is_done: whether the folder is there; raises an error if something else is.
-    build: writes into an empty folder, which is then renamed to `path`.
-    last: see `files.publish_when_done`.
-  Raises:
-    ConfigError: the name of the folder is not UTF-8.
-    StorageError: a file could not be written, or another process has taken over the lock in a
-      bucket and is not done.
-  """
-  files.require_utf8(path)
-  lock = path.with_name(f".{path.name}.lock")
-
-  @functools.cache  # In a bucket, the lock asks again and again.
-  def wait(holder: files.Holder) -> None:
-    print(f"waiting for {holder}, which prepares {path}", flush=True)
-
-  with _as_storage_error(path), contextlib.ExitStack() as stack:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with watchdog.paused():  # The other process has its own limit.
-      stack.enter_context(files.lock(lock, wait))
-    if is_done():
-      return
-    files.remove_leftovers(path.parent, path.name)
-    try:
-      with watchdog.restored(), files.publish_when_done(
-          path, last=last, before=lambda: files.check_lock(lock)) as folder:
-        folder.mkdir()
-        build(folder)
-        watchdog.disarm()  # A slow disk, or an upload, may take longer than a step.
-    except StorageError:
-      if not is_done():  # By the process that has taken over the lock.
-        raise
-
-
-def _is_done(path: pathlib.Path, recipe: dict) -> bool:
-  """Returns whether the corpus of a recipe is complete at `path`; False if nothing is there.
-
-  Raises:
-    ConfigError: something else is there.
-  """
-  if corpus_lib.is_corpus(path) and corpus_lib.read_manifest(path)["recipe"] == recipe:
-    return True
-  if isinstance(path, files.BucketPath) and all(map(_PART.fullmatch, path.list_tree())):
-    return False  # Nothing is there, or the remains of an interrupted upload.
-  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    # Nobody should be told to delete the folder of their own text.
-    raise ConfigError(f"{path}: exists and " + (
-        "was not made from this source, tokenizer and options. Delete it or choose another place"
-        if corpus_lib.is_corpus(path) else "is not a corpus. Name a new or an empty folder"))
-  return False
-
-
-@contextlib.contextmanager
-def _as_storage_error(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as e:
-    raise StorageError(f"{e.filename or path}: {e.strerror or e}. The corpus {path} "
-                       "was not prepared") from e
+  return publishing.publish_corpus(path, recipe, build, reports=reports)
 
 
 # ---------------------------------------------------------------- pipeline
@@ -295,7 +203,12 @@ def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
-  return write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
+  manifest = write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
+  source = config.data.source
+  if sources.identity(source, config.data.cache_dir) != recipe["source_identity"]:
+    raise DataError(f"data.source={source}: changed while it was read. Run the same command again "
+                    "when no other program writes to it")
+  return manifest
 
 
 def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,

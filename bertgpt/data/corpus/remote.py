@@ -41,7 +41,7 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
   """
   key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:20]
   folder = find_cache() / "indexes" / key
-  if folder.is_dir():
+  if _is_complete(folder, manifest):
     return folder
 
   def wait(holder: files.Holder) -> None:
@@ -50,7 +50,8 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.with_name(f".{key}.lock"), wait):
-      if not folder.is_dir():
+      if not _is_complete(folder, manifest):
+        files.remove_tree(folder)  # Some systems delete old files of a cache one by one.
         files.remove_leftovers(folder.parent, key)
         with files.publish_when_done(folder) as scratch:
           _copy(path, manifest, scratch)
@@ -60,6 +61,21 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
   return folder
 
 
+def _is_complete(folder: pathlib.Path, manifest: dict) -> bool:
+  """Returns whether the copy of an index has all of its files, with the sizes of the manifest."""
+  sizes = {name: manifest["files"][name]["bytes"] for name in _names_of_index(manifest)}
+  places = map(places_file, manifest["splits"])
+  return (all((folder / name).is_file() and (folder / name).stat().st_size == size
+              for name, size in sizes.items())
+          and all((folder / name).is_file() for name in places))
+
+
+def _names_of_index(manifest: dict) -> list[str]:
+  """Returns the files of a corpus that are copied: all but its shards."""
+  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
+  return sorted(manifest["files"].keys() - shards)
+
+
 def find_cache() -> pathlib.Path:
   """Returns the folder of files that all runs of a user on this host share."""
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -67,16 +83,15 @@ def find_cache() -> pathlib.Path:
 
 
 def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None:
-  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
-  names = sorted(manifest["files"].keys() - shards)
+  names = _names_of_index(manifest)
   try:
     files.download_tree(path, folder, names)
   except FileNotFoundError as e:
-    raise DataError(f"{e.filename}: missing. Prepare the corpus again") from e
+    raise DataError(f"{e.filename}: missing. Delete the corpus and prepare it again") from e
   for name in names:
     if sha256_file(folder / name) != manifest["files"][name]["sha256"]:
       raise DataError(f"{path / name}: damaged (its SHA-256 differs from the manifest). "
-                      "Prepare the corpus again")
+                      "Delete the corpus and prepare it again")
   for split, info in manifest["splits"].items():
     places = bucket.in_parallel(
         lambda shard: find_places(path / shard["file"], shard["documents"]), info["shards"])
@@ -134,9 +149,9 @@ def find_places(shard: bucket.BucketPath, num_documents: int) -> np.ndarray:
     end = _varint(postscript, 1)
     footer = _read_chunk(shard.read_range(end, last), end)
   except FileNotFoundError as e:
-    raise DataError(f"{shard}: missing. Prepare the corpus again") from e
+    raise DataError(f"{shard}: missing. Delete the corpus and prepare it again") from e
   except (ValueError, IndexError) as e:
-    raise DataError(f"{shard}: damaged ({e}). Prepare the corpus again") from e
+    raise DataError(f"{shard}: damaged ({e}). Delete the corpus and prepare it again") from e
   starts = [_varint(value, 1) for value in footer[1:]]  # The first record is about the file.
   if len(starts) != num_documents:
     raise DataError(f"{shard}: holds {len(starts)} documents instead of {num_documents}. Prepare "

@@ -32,6 +32,7 @@ _SAME_QUOTES = re.compile("['\"`\N{SINGLE LOW-9 QUOTATION MARK}"
 _CLOSING = "»’”“«›》」)]}>）"  # What closes quotes and brackets, within which no sentence ends.
 # sentencex 1.0.32 takes the space before a period for one byte, and panics in "plan B\u00a0.".
 _WIDE_SPACE = re.compile(r"([A-Z]\.?\s*)[^\S\x00-\x7f](?=\.)")
+_ANY_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")  # The rules of Kazakh panic in more places.
 _ONE_WORD = re.compile(r"\w{1,40}\W{0,3}")
 
 
@@ -124,8 +125,13 @@ def cut_sentences(document: Document, language: str) -> list[str]:
   """
   text, start, sentences = document.text, 0, []
   try:
-    with without_panics():
-      ends = [*_find_ends(document, language)]
+    try:
+      with without_panics():
+        ends = [*_find_ends(document, language)]
+    except RuntimeError:
+      plain = dataclasses.replace(document, text=_ANY_WIDE_SPACE.sub(" ", text))
+      with without_panics():
+        ends = [*_find_ends(plain, language)]
   except RuntimeError as e:
     raise DataError(f"{document.path}: sentencex cannot cut the document at byte "
                     f"{document.offset} into sentences ({one_line(e)}). Remove it, or give one "

@@ -28,6 +28,7 @@ from typing import Any
 import zstandard
 
 from bertgpt import files
+from bertgpt.data.text import frames
 from bertgpt.devices import watchdog
 from bertgpt.errors import DataError, one_line
 
@@ -402,49 +403,13 @@ def cut_point(data: bytes) -> int:
   return next((len(data) - i for i in range(1, 5) if data[-i] >= 0xC0), len(data))
 
 
-class _ZstdFile(io.RawIOBase):
-  """Reader of all frames of a .zst file, of any window size. A truncated frame raises EOFError.
-
-  The reader of `zstandard` treats a truncated frame as the end of the file.
-  """
-
-  def __init__(self, path: str):
-    self._file = files.open_read(path)
-    self._frame: Any = None
-    self._ready = b""
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer) -> int:
-    while not self._ready:
-      is_between = self._frame is None or self._frame.eof
-      left = self._frame.unused_data if self._frame and is_between else b""
-      # 1 KiB decompresses to at most 32 MiB: 256 blocks of 4 bytes with 128 KiB each.
-      data = left or self._file.read(1024)
-      if not data and not is_between:
-        raise EOFError("the last frame is truncated")
-      if not data:
-        return 0
-      if is_between:
-        self._frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-      self._ready = self._frame.decompress(data)
-    size = min(len(buffer), len(self._ready))
-    buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-    return size
-
-  def close(self) -> None:
-    self._file.close()
-    super().close()
-
-
 def _name_or_object(path: str) -> Any:
   return files.open_read(path) if files.is_remote(path) else path
 
 
 _OPENERS: dict[str, Callable[[str], Any]] = {
     ".gz": lambda path: gzip.open(_name_or_object(path)),
-    ".xz": lambda path: lzma.open(_name_or_object(path)),
-    ".zst": lambda path: io.BufferedReader(_ZstdFile(path), 1 << 17),
+    ".xz": frames.open_xz,
+    ".zst": frames.open_zstd,
 }
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)

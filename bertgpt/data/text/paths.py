@@ -34,6 +34,8 @@ def find_files(pattern: str) -> dict[str, Any]:
   if not paths and os.path.isdir(pattern):
     raise DataError(f"data.source: {pattern} is a folder. Name its files, as in "
                     f"{os.path.join(pattern, '*')}")
+  if not paths and os.path.exists(pattern):
+    raise DataError(f"data.source: {pattern} is not a regular file. Write its content to one first")
   if not paths:
     raise DataError(f"data.source: no file matches {pattern!r}. "
                     "Give an existing path or glob (relative to the current directory)")

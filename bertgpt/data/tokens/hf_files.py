@@ -88,7 +88,8 @@ class HfFiles(NamedTuple):
       DataError: the class reads it differently; the message names the class.
     """
     name = self.tokenizer_class
-    if (self.settings.get("auto_map") or {}).get("AutoTokenizer"):
+    code = self.settings.get("auto_map") or {}  # Older files have a list.
+    if isinstance(code, list) or code.get("AutoTokenizer"):
       reason = f"its tokenizer has code of its own ({name or 'auto_map'}), which is never run"
     elif name in _PYTHON_CLASSES or classes and name and name not in {*GENERIC_CLASSES, *classes}:
       reason = f"its tokenizer_class is {name}, which tokenizes differently"

@@ -6,7 +6,7 @@ from typing import Any
 
 from bertgpt import files as file_lib
 from bertgpt.data.text.intake import parse_record
-from bertgpt.data.text.paths import find_ending
+from bertgpt.data.text.paths import find_ending, is_json_lines
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.inputs import questions, texts, words
 from bertgpt.finetuning.inputs.form import Form
@@ -25,8 +25,8 @@ def read_examples(path: pathlib.Path, kind: str, name: str) -> Iterator[Any]:
   """Yields the examples of a file, which is read piece by piece.
 
   Args:
-    path: file in one of the formats of the form, or with one JSON object per line if it ends in
-      .jsonl; plain or compressed.
+    path: file in one of the formats of the form, or with one JSON object per line if its ending is
+      in `paths.JSON_ENDINGS` (in SQuAD's format, if it is .json); plain or compressed.
     kind: kind of the outputs of the task, a key of `FORMS`.
     name: name of the task.
   Raises:
@@ -35,7 +35,7 @@ def read_examples(path: pathlib.Path, kind: str, name: str) -> Iterator[Any]:
   """
   file_lib.require_file(path, "--input")
   form, count = FORMS[kind], 0
-  is_records = find_ending(path) == ".jsonl"
+  is_records = is_json_lines(path) and not (kind == "spans" and find_ending(path) == ".json")
   for example in _read_records(path, form, name) if is_records else form.read(path, name):
     count += 1
     yield example

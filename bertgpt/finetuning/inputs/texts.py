@@ -11,6 +11,7 @@
 """
 
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     DataError: the file cannot be read, or lacks columns.
   """
   task = glue.TASKS[name]
+  if find_ending(path) == ".csv":
+    raise DataError(f"{path}: is a table with commas. Give {FORMATS}")
   lines = files.read_text_lines(path)
   if find_ending(path) == ".txt" and len(task.texts) == 1:
     texts = (line for _, line in lines if line.strip())
@@ -65,7 +68,9 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
                                             ID_KEYS)):
     if row.values is None:
       raise DataError(f"{path}, line {row.line}: lacks columns. Repair the line or remove it")
-    yield Example(row.id if is_named and row.id.strip() else str(i), tuple(row.values))
+    # Pandas writes whole numbers with a point if one of them is missing.
+    id_ = re.sub(r"^(\d+)\.0$", r"\1", row.id.strip()) if is_named else ""
+    yield Example(id_ or str(i), tuple(row.values))
 
 
 def _chain(first, lines):

@@ -99,6 +99,9 @@ def check_ids(found: Sequence[tuple[pathlib.Path, Question]]) -> None:
     first[question.id] = path
 
 
+NO_ANSWER = {"answers": (), "is_impossible": False}
+
+
 def is_labeled(questions: Sequence[Question]) -> bool:
   """Returns whether any question has an answer, or is marked as having none."""
   return any(question.answers or question.is_impossible for question in questions)
@@ -118,7 +121,7 @@ def read_questions(path: pathlib.Path, *, needs_answers: bool = True,
   """
   content = files.read_json(path)
   try:
-    questions = [make_question(qa if reads_answers else {**qa, "answers": ()}, paragraph,
+    questions = [make_question(qa if reads_answers else {**qa, **NO_ANSWER}, paragraph,
                                needs_answers) for article in content["data"]
                  for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
   except (KeyError, TypeError) as e:

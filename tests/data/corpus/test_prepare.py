@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from bertgpt import files
 from bertgpt.commands import prepare as command
 from bertgpt.config.stored import to_json
-from bertgpt.data.corpus import corpus, encode, prepare
+from bertgpt.data.corpus import corpus, encode, prepare, publishing
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.devices import watchdog
@@ -434,7 +434,7 @@ def test_only_the_work_of_this_process_has_a_time_limit(tmp_path, capsys):
     (folder / "file").write_text("content")
 
   def wait():
-    prepare.publish(tmp_path / "c", note, build)
+    publishing.publish(tmp_path / "c", note, build)
 
   watchdog.arm(60)
   try:
@@ -656,8 +656,8 @@ def test_a_process_that_lost_its_lock_replaces_nothing(bucket, is_finished):
   ends = contextlib.nullcontext() if is_finished else pytest.raises(
       StorageError, match="process 8 on far has taken the lock over")
   with ends:
-    prepare.publish(path, (path / files.MANIFEST).is_file,
-                    build_while_taken_over(path, is_finished=is_finished))
+    publishing.publish(path, (path / files.MANIFEST).is_file,
+                       build_while_taken_over(path, is_finished=is_finished))
   assert {file.read_text() for file in path.iterdir()} == {"theirs"}
 
 
