@@ -15,6 +15,7 @@ import small_runs
 from bertgpt import cli, errors
 from bertgpt import config as config_lib
 from bertgpt.commands import prepare
+from bertgpt.commands.parser import Parser
 from bertgpt.config import finetuning
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
@@ -38,6 +39,16 @@ def files_under(path: pathlib.Path) -> set[str]:
 
 
 # ------------------------------------------------------------------- flags
+
+
+def test_a_field_whose_value_has_a_space_is_not_the_value_of_another_flag():
+  """argparse takes an unknown flag with a space in it for a value."""
+  parser = Parser()
+  parser.add_argument("--compare", nargs="+")
+  parser.add_argument("text", nargs="*")
+  field = "--config.data.source=jsonl:my data/a.jsonl"
+  found, rest = parser.parse_known_args(["--compare", "a=1", field, "b=2", "--", "--config.x y"])
+  assert (found.compare, found.text, rest) == (["a=1", "b=2"], ["--config.x y"], [field])
 
 
 @pytest.mark.parametrize("argv, fragment", [

@@ -62,14 +62,13 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
     low: smallest allowed number.
     high: largest allowed number; infinity: for whole numbers, MAX_WHOLE.
   """
-  if kind is int and high == math.inf:
-    high = MAX_WHOLE
+  most = MAX_WHOLE if kind is int and high == math.inf else high
 
   def read(text: str) -> int | float:
     with contextlib.suppress(ValueError):
-      if low <= (value := kind(text)) <= high and value < math.inf:
+      if low <= (value := kind(text)) <= most and value < math.inf:
         return value
-    limit = "" if high in (math.inf, MAX_WHOLE) else f" and at most {high}"
+    limit = "" if high == math.inf else f" and at most {high}"
     what = "a whole number" if kind is int else "a number"
     raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low}{limit}")
   return read

@@ -27,9 +27,10 @@ class Parser(argparse.ArgumentParser):
     self._given = args
     # argparse would take a field whose value has a space for the value of another flag.
     given = list(sys.argv[1:] if args is None else args)
-    fields = [argument for argument in given if argument.startswith("--config.")]
-    namespace, rest = super().parse_known_args(
-        [argument for argument in given if argument not in fields], namespace)
+    end = given.index("--") if "--" in given else len(given)
+    fields = [argument for argument in given[:end] if argument.startswith("--config.")]
+    others = [argument for argument in given[:end] if argument not in fields]
+    namespace, rest = super().parse_known_args([*others, *given[end:]], namespace)
     for flag in rest:
       if not flag.startswith("--config."):
         self.error(self.describe_unknown(flag))

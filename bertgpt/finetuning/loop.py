@@ -227,7 +227,7 @@ def _untrained(tuning):
 
 
 def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
-           ) -> tuple[dict[str, Any], steps.TrainState | None]:
+                    ) -> tuple[dict[str, Any], steps.TrainState | None]:
   """Trains and scores one run, and writes everything in its folder except the weights.
 
   Args:
@@ -262,8 +262,8 @@ def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Ca
 
 
 def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
-          should_stop: Callable[[], bool]
-          ) -> tuple[steps.TrainState, float, dict[str, dict[str, float]], dict[str, Any]]:
+              should_stop: Callable[[], bool]
+              ) -> tuple[steps.TrainState, float, dict[str, dict[str, float]], dict[str, Any]]:
   """Trains one run and evaluates it, after its last step or after every epoch.
 
   Args:

@@ -1,6 +1,7 @@
 """bertgpt.commands.flags: numbers are within bounds, paths are absolute and local."""
 
 import argparse
+import math
 import pathlib
 
 import pytest
@@ -18,6 +19,7 @@ def test_numbers_in_their_bounds(kind, low, high, text, value):
 
 @pytest.mark.parametrize("kind, low, high, text, fragment", [
     (int, 1, 9, "0", "0: give a whole number of at least 1 and at most 9"),
+    (int, 1, math.inf, str(2**63), "a whole number of at least 1"),
     (int, 1, 9, "10", "at most 9"), (int, 0, 9, "1.5", "a whole number"), (int, 0, 9, "", "whole"),
     (float, 0, 1, "1.01", "give a number of at least 0 and at most 1"),
     (float, 0, 1, "nan", "nan: give a number"), (float, 0, 1, "x", "x: give a number")])

@@ -70,6 +70,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.mesh.axes.mlp=('model',)", "mesh.axes.mlp names 'model': choose among data, fsdp"),
     ("--config.mesh.axes.mlp=([],)", "mesh.axes.mlp names []: choose among data, fsdp"),
     ("--config.mesh.axes.batch=('data','data')", "names an axis twice"),
+    ("--config.mesh.axes.batch=[['data','fsdp']]", "mesh.axes.batch names ['data', 'fsdp']"),
     ("--config.mesh.axes.heads=('fsdp',)", "mesh.axes.embed and mesh.axes.heads both name fsdp"),
 ])
 def test_invalid_value_is_one_line_that_names_it(argument, fragment):
@@ -117,6 +118,19 @@ def test_all_problems_are_listed_at_once():
   assert len(lines) == 4
   for name in ("num_heads", "optimizer.name", "data.prefetch", "phases[0].seq_len"):
     assert any(name in line for line in lines), name
+
+
+def test_axes_that_are_no_names_are_found_with_any_number_of_devices():
+  config = override(config_lib.base(), ["--config.mesh.axes.batch=[['data','fsdp']]"])
+  lines = config_lib.find_problems(config, 8)
+  assert [line for line in lines if "mesh.axes.batch names ['data', 'fsdp']" in line]
+
+
+def test_an_elmo_needs_filters():
+  config = recipes.load("elmo_mini")
+  config.model.filters = ()
+  (line,) = problems_of(config_lib.validate, config)
+  assert "model.filters=(): give ((width, number), ...)" in line
 
 
 def test_rows_are_divided_only_among_the_axes_of_the_batch():

@@ -27,10 +27,18 @@ def problems_of(call, *args) -> list[str]:
      "text:a.txt,text:b.txt*2"),
     ("--config.profile.steps=(10,20)", "profile", "steps", (10, 20)),
     ("--config.profile.steps=10,15", "profile", "steps", (10, 15)),
+    ("--config.mesh.axes.batch=data", "mesh.axes", "batch", ("data",)),
+    ("--config.mesh.axes.batch=data, fsdp", "mesh.axes", "batch", ("data", "fsdp")),
+    ("--config.mesh.axes.batch=data,", "mesh.axes", "batch", ("data",)),
+    ("--config.mesh.axes.batch='data','fsdp'", "mesh.axes", "batch", ("data", "fsdp")),
+    ("--config.mesh.axes.embed=", "mesh.axes", "embed", ()),
+    ("--config.mesh.axes.embed=()", "mesh.axes", "embed", ()),
 ])
 def test_override_sets_the_field_in_its_type(argument, group, name, value):
   config = override(config_lib.base(), [argument])
-  result = (config[group] if group else config)[name]
+  for part in group.split(".") if group else ():
+    config = config[part]
+  result = config[name]
   assert result == value
   assert type(result) is type(value)
 

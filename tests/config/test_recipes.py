@@ -45,6 +45,31 @@ def test_an_argument_that_a_recipe_does_not_take_or_lacks(tmp_path, parameters, 
       f"--config {path}{expected.format(path=path)}"]
 
 
+def test_folders_of_recipes_may_have_a_colon_in_their_names(tmp_path):
+  folder = tmp_path / "12:30"
+  folder.mkdir()
+  (folder / "other.py").write_text("from bertgpt.config import base\n\n\n"
+                                   "def get_config(seed='1'):\n  config = base()\n"
+                                   "  config.seed = int(seed)\n  return config\n")
+  (folder / "recipe.py").write_text("from bertgpt.config import recipes\n\n\n"
+                                    "def get_config():\n"
+                                    "  return recipes.beside(__file__, 'other', argument='7')\n")
+  assert recipes.load(str(folder / "recipe.py")).seed == 7
+  other = str(folder / "other.py")
+  assert [recipes.load(path).seed for path in (other, f"{other}:3")] == [1, 3]
+
+
+def test_get_sweep_gets_the_argument_or_refuses_it(tmp_path):
+  """Its differences would belong to another config."""
+  path = tmp_path / "recipe.py"
+  path.write_text("def get_sweep():\n  return [{'seed': 1}]\n")
+  assert problems_of(recipes.load_sweep, f"{path}:x") == [
+      f"--config {path}:x: get_sweep() of this recipe takes no argument. Leave out ':x'"]
+  path.write_text("def get_sweep(seed='1'):\n  return [{'seed': int(seed)}]\n")
+  assert recipes.load_sweep(f"{path}:5") == [{"seed": 5}]
+  assert recipes.load_sweep(str(path)) == [{"seed": 1}]
+
+
 def test_missing_recipe_is_named(tmp_path):
   path = str(tmp_path / "nothing.py")
   expected = [f"--config {path}: no such file. Give an existing file, or the name of a recipe; "

@@ -55,6 +55,8 @@ def test_the_mean_and_the_deviation_are_those_of_numpy():
     assert len(curve.step) == curves.REFERENCE_POINTS
     assert curve.step[0] == STEPS[0] and curve.step[-1] == STEPS[-1]
     nearest = np.abs(STEPS[:, None] - np.array(curve.step)).argmin(1)
+    if tag.startswith("eval/"):  # A score is one of its step.
+      nearest = np.where(np.isin(STEPS, curve.step), nearest, -1)
     expected = np.array([[np.mean(np.array(run.curves[tag].value)[nearest == i])
                           for i in range(len(curve.step))] for run in runs])
     np.testing.assert_allclose(curve.value, expected.mean(0), rtol=1e-12)
@@ -115,12 +117,40 @@ def test_means_do_not_depend_on_how_often_a_run_logs():
   assert bands.means_near(line(range(50, 152, 2)), grid)[0] == pytest.approx(200.0)
 
 
+def every(run: Compared, log: int, evaluation: int) -> Compared:
+  """A run that logs the means of `log` steps, and evaluates every `evaluation` steps."""
+  train, scores = (run.curves[tag] for tag in TAGS)
+  means = [(step, float(np.mean([v for s, v in zip(train.step, train.value, strict=True)
+                                 if step - log < s <= step])))
+           for step in train.step if step % log == 0]
+  chosen = [(s, v) for s, v in zip(scores.step, scores.value, strict=True) if s % evaluation == 0]
+  return run._replace(curves={tag: Curve([s for s, _ in points], [0] * len(points),
+                                         [0] * len(points), [v for _, v in points])
+                              for tag, points in zip(TAGS, (means, chosen), strict=True)})
+
+
+@pytest.mark.parametrize("log, evaluation", [(10, 50), (20, 100), (50, 250), (100, 10), (200, 200),
+                                             (500, 500), (10, 20)])
+def test_a_run_may_log_and_evaluate_at_other_steps_than_its_reference(log, evaluation):
+  reference = bands.average([every(a_run(seed), 10, 100) for seed in range(3)])._replace(
+      name="it", is_reference=True)
+  found = bands.course(every(a_run(7), log, evaluation), reference)
+  assert found.is_on and "held-out" in found.line
+  assert not bands.course(times(every(a_run(7), log, evaluation), 1.3), reference).is_on
+
+
+def test_points_that_stand_for_more_steps_than_those_of_a_reference_are_left_out():
+  curve = Curve([100, 200], [0] * 2, [0] * 2, [3.0, 1.0])
+  assert bands.means_near(curve, [10, 20, 30, 200]) == [None, None, None, 1.0]
+  assert bands.scores_at(curve, [50, 99, 100, 203, 300]) == [None, 3.0, 3.0, 1.0, None]
+
+
 def test_points_that_a_run_has_not_reached_are_not_compared():
   found = bands.means_near(Curve([10, 20, 24], [0] * 3, [0] * 3, [1.0, 2.0, 3.0]), [10, 20, 30])
   assert found == [1.0, None, None]
   reference = of_seeds(0, 1, 2)
   found = bands.course(a_run(7, steps=STEPS[:50]), reference)
-  last = max(step for step in reference.curves[TAGS[0]].step if step < 490)
+  last = max(step for step in reference.curves[TAGS[1]].step if step <= 500)
   assert found.is_on and f"up to step {last}; " in found.line
 
 

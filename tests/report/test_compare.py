@@ -168,6 +168,30 @@ def test_a_reference_has_few_points_and_finds_its_recipe(tmp_path, monkeypatch):
                                      "eval/validation/mlm_accuracy"}
 
 
+@pytest.mark.parametrize("field, value", [
+    ("data.corpus", "corpora/books"), ("eval.mask_prob", 0.5), ("eval.max_rows", 64),
+    ("eval.rows_by", "phase")])
+def test_another_text_and_other_held_out_rows_are_a_difference(tmp_path, monkeypatch, field, value):
+  """A resumed run may change these fields, but its scores would then mean something else."""
+  monkeypatch.setattr(curves, "REFERENCES", tmp_path)
+  first = curves.read_run(make_run(tmp_path / "a"))
+  other = curves.read_run(make_run(tmp_path / "b", seed=1, **{field.replace(".", "__"): value}))
+  assert curves.differences([first, other]).keys() == {"seed", field}
+  with pytest.raises(ConfigError, match=f"more than their seed, in {field}"):
+    bands.average([first, other])
+  curves.save_reference(bands.average([first]), tmp_path / "mine.json")
+  assert curves.find_reference(first).name == "mine"
+  assert curves.find_reference(other) is None
+
+
+def test_an_existing_file_is_read_before_a_reference_that_comes_with_bertgpt(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = curves.read_run(make_run(tmp_path / "a"))
+  assert curves.read_reference("demo").total_steps == 3300
+  curves.save_reference(bands.average([run]), tmp_path / "demo")
+  assert curves.read_reference("demo").total_steps == 10
+
+
 def test_a_reference_without_fields_of_later_versions_has_their_defaults(tmp_path):
   run = curves.read_run(make_run(tmp_path / "a", optimizer__b2=0.95))
   curves.save_reference(bands.average([run]), tmp_path / "mine.json")
@@ -189,7 +213,7 @@ def test_references_that_come_with_bertgpt_are_those_of_their_recipes(name):
 
 
 def test_a_reference_does_not_name_files(tmp_path):
-  fields = dict.fromkeys(("data.source", "init_from", "tokenizer.path"), f"text:{tmp_path}/x.txt")
+  fields = dict.fromkeys(curves.PLACES, f"text:{tmp_path}/x.txt")
   run = curves.read_run(make_run(tmp_path / "a", **fields))
   curves.save_reference(bands.average([run]), tmp_path / "mine.json")
   assert str(tmp_path) not in (tmp_path / "mine.json").read_text()
