@@ -100,7 +100,7 @@ def fill(corpus: Corpus, config: ConfigDict) -> float:
   rows = loader.Rows(corpus, config, 0, config.seed)
   number = min(rows.rows_per_epoch, ROWS_COUNTED)
   parts, _ = rows.plan(np.arange(number))
-  sizes = token_sizes(parts) - formats.find(config).HAS_TARGET
+  sizes = token_sizes(parts) - formats.find(config).has_target
   return int(sizes.sum()) / (number * rows.seq_len)
 
 

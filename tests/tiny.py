@@ -61,7 +61,7 @@ def make_batch(config, seed=0, rows=ROWS):
     return batch | others | {"sequence_ids": np.minimum(sequence_ids, 1)}
   tokens[:, 0] = tokens[np.arange(rows), cut[:, 0]] = CLS
   batch["segment_ids"] = (positions > 5).astype(np.int32)
-  if name := formats.find(config).PAIR_NAME:
+  if name := formats.find(config).pair_name:
     starts = np.concatenate([np.zeros_like(cut), cut], 1)
     batch |= {f"{name}_positions": starts.astype(np.int32),
               f"{name}_labels": rng.integers(0, 2, (rows, 2)).astype(np.int32),

@@ -101,7 +101,7 @@ def larger_class_share(run: Finished) -> float:
   Args:
     run: a finished run whose objective has pairs; some held-out pairs must have a label.
   """
-  name, count = formats.find(run.trained.config).PAIR_NAME, np.zeros(2)  # Pairs with either label.
+  name, count = formats.find(run.trained.config).pair_name, np.zeros(2)  # Pairs with either label.
   for batch, _ in _eval_batches(run):
     count += np.bincount(batch[f"{name}_labels"].ravel(), batch[f"{name}_weights"].ravel(),
                          minlength=2)

@@ -131,17 +131,16 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float], title: str = 
   baselines = {loss: (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
   panels = {loss: (f"{title} language model", f"loss per {hidden} token, nats")}
-  row_format = formats.find(run.trained.config)
-  metric = f"{row_format.PAIR_NAME}_accuracy"
-  if row_format.PAIR_NAME and metric not in scores:
-    notes.append(f"{row_format.PAIR_NAME.upper()}: no pair of the held-out text has a label.")
-  elif row_format.PAIR_NAME:
+  pair = formats.find(run.trained.config).pair
+  if pair and (metric := f"{pair.name}_accuracy") not in scores:
+    notes.append(f"{pair.name.upper()}: no pair of the held-out text has a label.")
+  elif pair:
     share = larger_class_share(run)
     baselines[metric] = share, "always the more frequent answer"
-    panels[metric] = row_format.PAIR_TITLE, "accuracy"
+    panels[metric] = pair.title, "accuracy"
     table += [("", "", "", ""), ("", "model", "constant", ""),
-              (f"{row_format.PAIR_NAME.upper()} accuracy", f"{scores[metric]:.1%}", f"{share:.1%}",
-               row_format.PAIR_QUESTION)]
+              (f"{pair.name.upper()} accuracy", f"{scores[metric]:.1%}", f"{share:.1%}",
+               pair.question)]
     notes += ["constant: always gives the more frequent answer (share of the larger class)."]
   if "rtd_recall" in scores:
     table += [("", "", "", ""), *replaced_rows(scores)]

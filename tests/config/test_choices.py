@@ -43,12 +43,12 @@ def test_schedules():
 @pytest.mark.parametrize("name", choices.OBJECTIVES)
 def test_an_objective_has_both_halves(name):
   jax_half = importlib.import_module(f"bertgpt.training.objectives.{name}")
-  rows_half = importlib.import_module(f"bertgpt.data.batches.{choices.OBJECTIVES[name].rows}")
+  rows = importlib.import_module(f"bertgpt.data.batches.{choices.OBJECTIVES[name].rows}")
   assert callable(jax_half.make)
-  for part in ("SPECIALS", "HAS_TARGET", "PAIR_NAME", "plan", "specs", "assemble"):
-    assert hasattr(rows_half, part), part
-  assert choices.OBJECTIVES[name].has_pairs or not rows_half.PAIR_NAME
-  needed = {special.removesuffix("_id") for special in rows_half.SPECIALS}
+  rows_half = rows.FORMAT
+  assert isinstance(rows_half, parts.RowFormat)
+  assert choices.OBJECTIVES[name].has_pairs or not rows_half.pair_name
+  needed = {special.removesuffix("_id") for special in rows_half.specials}
   assert needed <= set(choices.OBJECTIVES[name].needs)
 
 
@@ -67,9 +67,9 @@ def test_specs_say_what_the_row_format_makes(name, packing):
   phase = config.phases[0]
   row_format = formats.find(config)
   layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2,
-                        row_format.HAS_TARGET)
+                        row_format.has_target)
   nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
-  made = row_format.assemble(getattr(row_format, "paint", parts.paint)(*nothing, 5, layout))
+  made = row_format.assemble(row_format.paint(*nothing, 5, layout))
   zeros = formats.make_zeros(formats.specs(config, phase), 5)
   assert {n: (x.shape, x.dtype) for n, x in zeros.items()} == {
       n: (x.shape, x.dtype) for n, x in made.items()}

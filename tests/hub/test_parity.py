@@ -108,7 +108,7 @@ def make_batch(config, seed=0):
               "predict_positions": slots,
               "predict_targets": rng.integers(5, tiny.VOCAB, slots.shape)}
     weights = {"predict_weights": rng.random(slots.shape) < 0.8}
-    if name := formats.find(config).PAIR_NAME:
+    if name := formats.find(config).pair_name:
       batch |= {f"{name}_positions": np.zeros((ROWS, 1)),
                 f"{name}_labels": rng.integers(0, 2, (ROWS, 1))}
       weights |= {f"{name}_weights": np.ones((ROWS, 1))}
@@ -133,7 +133,7 @@ def run_theirs(theirs, config, batch):
     inputs |= {"labels": tensor(labels)}
     if "num_segments" in families.find(config).reads:
       inputs["token_type_ids"] = tensor(batch["segment_ids"])
-    if name := formats.find(config).PAIR_NAME:
+    if name := formats.find(config).pair_name:
       label = {"nsp": "next_sentence_label", "sop": "sentence_order_label"}[name]
       inputs[label] = tensor(batch[f"{name}_labels"][:, 0])
   output = theirs(**inputs)
@@ -168,7 +168,7 @@ def assert_same_function(theirs, config, params):
   is_text = batch["sequence_ids"] > 0
   check_close("logits", logits[..., :tiny.VOCAB][is_text], expected.detach().numpy()[is_text])
   if pair_logits is not None:
-    is_sop = formats.find(config).PAIR_NAME == "sop"
+    is_sop = formats.find(config).pair_name == "sop"
     expected = output.sop_logits if is_sop else output.seq_relationship_logits
     check_close("logits of pairs", pair_logits[:, 0], expected.detach().numpy())
 

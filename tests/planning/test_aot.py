@@ -24,7 +24,7 @@ def test_the_batch_is_the_loaders(objective, packing):
   phase = config.phases[0]
   row_format = formats.find(config)
   layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2,
-                        row_format.HAS_TARGET)
+                        row_format.has_target)
   nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
   made = row_format.assemble(parts.paint(*nothing, phase.batch_size, layout))
   with tiny.Setup(config) as setup:

@@ -14,6 +14,7 @@ from bertgpt.data.batches.parts import (
     Batch,
     Canvas,
     Plan,
+    RowFormat,
     Specs,
     Texts,
     cut_stream,
@@ -22,12 +23,6 @@ from bertgpt.data.batches.parts import (
     stream_starts,
 )
 from bertgpt.data.batches.windows import ranges
-
-SPECIALS = ("eod_id", "eod_id")  # The end of a document opens the next one.
-
-PAIR_NAME = ""  # No pairs.
-
-HAS_TARGET = True  # The target of a row's last token is the token after the row.
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
@@ -88,3 +83,7 @@ def assemble(canvas: Canvas) -> Batch:
   batch = sequence_arrays(canvas)
   return batch | {"tokens": canvas.tokens[:, :-1], "targets": canvas.tokens[:, 1:],
                   "loss_weights": (batch["sequence_ids"] > 0).astype(np.float32)}
+
+
+# The end of a document opens the next one. The target of a row's last token is the one after it.
+FORMAT = RowFormat(("eod_id", "eod_id"), has_one_sequence, plan, specs, assemble, has_target=True)

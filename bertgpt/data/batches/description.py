@@ -1,14 +1,13 @@
 """Text about the batches of a run: statistics of its phases, some rows, hashes of batches."""
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats, loader
-from bertgpt.data.batches.parts import NO_LABEL, Batch, token_sizes
+from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError, DataError
 
@@ -59,7 +58,7 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: loader.Rows) -> 
   num_rows = rows.rows_per_window
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
-  sizes = token_sizes(parts) - row_format.HAS_TARGET
+  sizes = token_sizes(parts) - row_format.has_target
   # The rest of a sequence that continues one of the previous step counts as a sequence.
   begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
@@ -70,8 +69,8 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: loader.Rows) -> 
            f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
            f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
            f"  sequences per row  {len(lengths) / num_rows:.2f}"]
-  if len(labels):
-    lines.append(f"  {row_format.PAIR_SHARE:<18} {labels.mean():.2%} of {len(labels):,} pairs")
+  if row_format.pair and len(labels):
+    lines.append(f"  {row_format.pair.share:<18} {labels.mean():.2%} of {len(labels):,} pairs")
   counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
   shares = counts / len(lengths)
   return lines + ["  sequence lengths"] + [
@@ -79,7 +78,7 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: loader.Rows) -> 
       for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)]
 
 
-def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType) -> list[str]:
+def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: RowFormat) -> list[str]:
   """Returns the segments of rows as text, and the tokens to predict if the batch is masked."""
   lines = []
   for row, ids in enumerate(batch["sequence_ids"]):
@@ -100,8 +99,8 @@ def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: ModuleType) -> 
   return lines
 
 
-def _label_text(batch: Batch, row_format: ModuleType, row: int, sequence: int) -> str:
-  name = row_format.PAIR_NAME
-  if not name or not batch[f"{name}_weights"][row, sequence - 1]:
+def _label_text(batch: Batch, row_format: RowFormat, row: int, sequence: int) -> str:
+  pair = row_format.pair
+  if pair is None or not batch[f"{pair.name}_weights"][row, sequence - 1]:
     return ""
-  return f", {row_format.PAIR_LABELS[batch[f'{name}_labels'][row, sequence - 1]]}"
+  return f", {pair.labels[batch[f'{pair.name}_labels'][row, sequence - 1]]}"

@@ -1,37 +1,15 @@
 """The row format of an objective, found by its name in `choices.OBJECTIVES`.
 
-A row format is a module of this folder, the data half of an objective:
-
-| name                                           | meaning                                      |
-|------------------------------------------------|----------------------------------------------|
-| `SPECIALS`                                     | tokens that open and close a part            |
-| `HAS_TARGET`                                   | whether a row is followed by a last target   |
-| `PAIR_NAME`                                    | prefix of the arrays of pair labels, or ''   |
-| `PAIR_LABELS`, `PAIR_SHARE`, `PAIR_TITLE`,     | texts for reports about pairs                |
-| `PAIR_QUESTION`                                |                                              |
-| `has_one_sequence(config)`                     | whether every row is one sequence, which     |
-|                                                | only padding follows                         |
-| `plan(texts, config, seq_len, rng)`            | which parts make the rows of an epoch        |
-| `specs(config, phase)`                         | the only schema of a batch                   |
-| `assemble(canvas)`                             | the batch, from parts painted into rows      |
-
-A format whose rows continue the rows of the previous step has these too:
-
-| name                                           | meaning                                      |
-|------------------------------------------------|----------------------------------------------|
-| `plan(..., num_streams)`                       | the rows in order, step by step              |
-| `spans(parts)`                                 | the tokens that a part needs                 |
-| `paint(parts, rows, texts, num_rows, layout)`  | a canvas with additional arrays              |
+A row format is a module of this folder whose `FORMAT` is a `parts.RowFormat`.
 """
 
 import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgpt.config import ConfigDict, choices, families, max_sequences
-from bertgpt.data.batches.parts import Batch, Layout, Plan, Specs, select
+from bertgpt.data.batches.parts import Batch, Layout, Plan, RowFormat, Specs, select
 from bertgpt.data.batches.windows import Windows, divide, draw_documents, make_rng
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError
@@ -40,10 +18,10 @@ if TYPE_CHECKING:  # Reader processes do not import the tokenizer libraries.
   from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
-def find(config: ConfigDict) -> ModuleType:
-  """Returns the module of the row format of `config.objective`."""
+def find(config: ConfigDict) -> RowFormat:
+  """Returns the row format of `config.objective`."""
   rows = choices.OBJECTIVES[config.objective.name].rows
-  return importlib.import_module(f"bertgpt.data.batches.{rows}")
+  return importlib.import_module(f"bertgpt.data.batches.{rows}").FORMAT
 
 
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
@@ -107,9 +85,9 @@ def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Lay
   """
   check_tokenizer(config, tokenizer)
   row_format = find(config)
-  opening_id, closing_id = (getattr(tokenizer, name) for name in row_format.SPECIALS)
+  opening_id, closing_id = (getattr(tokenizer, name) for name in row_format.specials)
   return Layout(seq_len, max_sequences(config, seq_len), max(tokenizer.pad_id, 0), opening_id,
-                closing_id, row_format.HAS_TARGET)
+                closing_id, row_format.has_target)
 
 
 def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, ...], *,

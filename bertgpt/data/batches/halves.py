@@ -11,14 +11,16 @@ import numpy as np
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import packing
 from bertgpt.data.batches.pairs import gather_sentences, has_one_sequence, segments_of
-from bertgpt.data.batches.parts import NO_LABEL, PART, Plan, Texts, offsets_of, place_in_rows
+from bertgpt.data.batches.parts import (
+    NO_LABEL,
+    PART,
+    Plan,
+    RowFormat,
+    Texts,
+    offsets_of,
+    place_in_rows,
+)
 from bertgpt.data.batches.sentences import assemble, specs
-
-__all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
-
-SPECIALS = ("cls_id", "sep_id")
-PAIR_NAME = ""  # B always follows A: nothing is predicted about the pair.
-HAS_TARGET = False
 
 # build_pretraining_dataset.py, google-research/electra, 2020.
 SINGLE_SHARE = 0.1  # Share of sequences without B.
@@ -95,3 +97,7 @@ def _place(parts, sizes, offsets):
   parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
   is_there = (parts["length"] > 0) | (parts["segment"] == 0)
   return Plan(parts[is_there], offsets_of(is_there.sum(axis=1))[offsets])
+
+
+# B always follows A: nothing is predicted about the pair.
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)

@@ -25,7 +25,7 @@ from absl import flags
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import PART, Batch, Plan, paint, spans
+from bertgpt.data.batches.parts import PART, Batch, Plan
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import children
@@ -114,8 +114,8 @@ class Rows:
     parts, rows = self.plan(row_numbers)
     num_rows = len(row_numbers) if num_rows is None else num_rows
     row_format = formats.find(self._config)
-    texts = self._read_texts(parts, *getattr(row_format, "spans", spans)(parts))
-    canvas = getattr(row_format, "paint", paint)(parts, rows, texts, num_rows, self._layout)
+    texts = self._read_texts(parts, *row_format.spans(parts))
+    canvas = row_format.paint(parts, rows, texts, num_rows, self._layout)
     batch = row_format.assemble(canvas)
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 

@@ -4,23 +4,11 @@ Arrays of a batch: those of `pairs`, but named `sop` instead of `nsp`. Labels ar
 in the document, and 1 if B does.
 """
 
-import functools
-
 import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import pairs
-from bertgpt.data.batches.pairs import HAS_TARGET, SPECIALS, has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts
-
-__all__ = ["HAS_TARGET", "PAIR_LABELS", "PAIR_NAME", "PAIR_QUESTION", "PAIR_SHARE", "PAIR_TITLE",
-           "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
-
-PAIR_NAME = "sop"
-PAIR_LABELS = ("A comes before B", "B comes before A")
-PAIR_SHARE = "swapped"
-PAIR_TITLE = "Sentence order"
-PAIR_QUESTION = "are the two texts in order?"
+from bertgpt.data.batches.parts import NO_LABEL, PairTexts, Plan, Texts
 
 # Share of swapped pairs (create_pretraining_data.py, google-research/albert, 2019).
 SWAPPED_SHARE = 0.5
@@ -57,5 +45,6 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   return pairs.place(parts, config, seq_len, rng)
 
 
-specs = functools.partial(pairs.pair_specs, name=PAIR_NAME)
-assemble = functools.partial(pairs.assemble_pairs, name=PAIR_NAME)
+FORMAT = pairs.make_format(plan, PairTexts(
+    name="sop", labels=("A comes before B", "B comes before A"), share="swapped",
+    title="Sentence order", question="are the two texts in order?"))

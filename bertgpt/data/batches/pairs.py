@@ -10,6 +10,7 @@ Axes: C chunks, each of which makes a pair; the others are those of `parts`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from bertgpt.data.batches.parts import (
     PART,
     Batch,
     Canvas,
+    PairTexts,
     Plan,
+    RowFormat,
     Specs,
     Texts,
     place_in_rows,
@@ -30,19 +33,9 @@ from bertgpt.data.batches.parts import (
 )
 from bertgpt.data.batches.windows import ranges
 
-SPECIALS = ("cls_id", "sep_id")  # [CLS] opens a sequence, [SEP] closes each of its parts.
-
-PAIR_NAME = "nsp"  # Prefix of the arrays of labels.
-PAIR_LABELS = ("B follows A", "B is random")  # Meaning of the labels in a report.
-PAIR_SHARE = "random next"  # Name of the share of label 1 in a report.
-PAIR_TITLE = "Next-sentence prediction"
-PAIR_QUESTION = "does the second text follow the first?"
-
 # A walk through a document is a loop in which all documents advance together. Longer documents
 # are walked in segments of at most this many sentences, so that the loop stays short.
 SEGMENT_SENTENCES = 4096
-
-HAS_TARGET = False  # No token after a row is predicted.
 
 
 class Pairs(NamedTuple):
@@ -298,5 +291,18 @@ def assemble_pairs(canvas: Canvas, *, name: str) -> Batch:
                   **sequence_arrays(canvas)}
 
 
-specs = functools.partial(pair_specs, name=PAIR_NAME)
-assemble = functools.partial(assemble_pairs, name=PAIR_NAME)
+def make_format(plan: Callable[..., Plan], pair: PairTexts) -> RowFormat:
+  """Returns the format of rows of pairs that have a label.
+
+  Args:
+    plan: the plan of the format.
+    pair: about the labels.
+  """
+  return RowFormat(("cls_id", "sep_id"), has_one_sequence, plan,
+                   functools.partial(pair_specs, name=pair.name),
+                   functools.partial(assemble_pairs, name=pair.name), pair=pair)
+
+
+FORMAT = make_format(plan, PairTexts(
+    name="nsp", labels=("B follows A", "B is random"), share="random next",
+    title="Next-sentence prediction", question="does the second text follow the first?"))

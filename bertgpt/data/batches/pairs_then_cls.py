@@ -11,14 +11,8 @@ import numpy as np
 from bertgpt.config import ConfigDict, max_sequences
 from bertgpt.data.batches import packing, pairs
 from bertgpt.data.batches.pairs import has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Plan, Texts, place_in_rows
+from bertgpt.data.batches.parts import NO_LABEL, Plan, RowFormat, Texts, place_in_rows
 from bertgpt.data.batches.sentences import assemble, specs
-
-__all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
-
-SPECIALS = ("cls_id", "sep_id")  # [CLS] is a part without text; [SEP] closes A and B.
-PAIR_NAME = ""  # Nothing is predicted about the pair.
-HAS_TARGET = False
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
@@ -62,3 +56,7 @@ def _place(parts, sizes, offsets):
   after_a = origin + parts["length"][:, 0] + 1
   parts["column"] = np.stack([origin, after_a, origin + sizes - 1], axis=1)
   return Plan(parts.ravel(), 3 * offsets)
+
+
+# [CLS] is a part without text. Nothing is predicted about the pair.
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.config import ConfigDict
 from bertgpt.data.batches.windows import ranges
 from bertgpt.data.corpus.corpus import Corpus, release
 
@@ -272,3 +273,53 @@ def sequence_arrays(canvas: Canvas) -> Batch:
 def sequence_specs(seq_len: int) -> Specs:
   """Returns the specs of the arrays of every format: tokens, sequence ids and positions."""
   return {name: ((seq_len,), np.int32) for name in ("tokens", "sequence_ids", "positions")}
+
+
+class PairTexts(NamedTuple):
+  """What reports say about the label that every pair of texts has.
+
+  Attributes:
+    name: prefix of the arrays of labels and of the metrics, such as 'nsp'.
+    labels: meaning of the labels 0 and 1.
+    share: name of the share of label 1.
+    title: title of a plot of the accuracy.
+    question: question that the label answers.
+  """
+
+  name: str
+  labels: tuple[str, str]
+  share: str
+  title: str
+  question: str
+
+
+class RowFormat(NamedTuple):
+  """How the rows of a corpus are made: the data half of an objective.
+
+  Attributes:
+    specials: attributes of the tokenizer: the tokens that open and close a part.
+    has_one_sequence: config -> whether every row is one sequence, which only padding follows.
+    plan: (texts, config, seq_len, rng) -> the parts of the rows of an epoch. If rows continue the
+      rows of the previous step, it also takes `num_streams`, and its rows are in order.
+    specs: (config, phase) -> name -> (shape of a row, dtype), the only schema of a batch.
+    assemble: canvas -> the batch.
+    has_target: whether a row is followed by one more token, which is only a target.
+    pair: about the label of every pair; None if nothing is predicted about pairs.
+    spans: parts -> (starts, stops), the tokens that every part needs of its document.
+    paint: (parts, rows, texts, num_rows, layout) -> the canvas.
+  """
+
+  specials: tuple[str, str]
+  has_one_sequence: Callable[[ConfigDict], bool]
+  plan: Callable[..., Plan]
+  specs: Callable[[ConfigDict, ConfigDict], Specs]
+  assemble: Callable[[Canvas], Batch]
+  has_target: bool = False
+  pair: PairTexts | None = None
+  spans: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = spans
+  paint: Callable[..., Canvas] = paint
+
+  @property
+  def pair_name(self) -> str:
+    """Prefix of the arrays of pair labels; '' if there are none."""
+    return self.pair.name if self.pair else ""

@@ -16,18 +16,13 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Plan,
+    RowFormat,
     Texts,
     cut_stream,
     offsets_of,
     stream_starts,
 )
 from bertgpt.data.batches.sentences import assemble, specs
-
-__all__ = ["HAS_TARGET", "PAIR_NAME", "SPECIALS", "assemble", "has_one_sequence", "plan", "specs"]
-
-SPECIALS = ("cls_id", "sep_id")  # [CLS] is a part of its own; [SEP] ends A, B and documents.
-PAIR_NAME = ""  # Nothing is predicted about the pair.
-HAS_TARGET = False
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator,
@@ -126,3 +121,7 @@ def _make_pieces(texts, starts, begins, ends, segment, column):
   parts["column"] = cuts.column + column[rows]
   parts["segment"] = segment
   return parts, rows
+
+
+# [CLS] is a part of its own; [SEP] ends A, B and documents. Nothing is predicted about the pair.
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)

@@ -14,6 +14,7 @@ from bertgpt.data.batches.parts import (
     Batch,
     Canvas,
     Plan,
+    RowFormat,
     Specs,
     Texts,
     cut_stream,
@@ -23,12 +24,6 @@ from bertgpt.data.batches.parts import (
     stream_starts,
     token_sizes,
 )
-
-SPECIALS = ("cls_id", "sep_id")
-
-PAIR_NAME = ""  # No pairs.
-
-HAS_TARGET = False
 
 # A walk through the text is a loop in which all segments of the text advance together. Segments of
 # at most this many tokens keep the loop short.
@@ -119,3 +114,6 @@ def assemble(canvas: Canvas) -> Batch:
   """Returns the batch of some rows."""
   return {"tokens": canvas.tokens, "segment_ids": canvas.spread(canvas.parts["segment"]),
           **sequence_arrays(canvas)}
+
+
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)

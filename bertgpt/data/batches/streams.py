@@ -29,6 +29,7 @@ from bertgpt.data.batches.parts import (
     Canvas,
     Layout,
     Plan,
+    RowFormat,
     Specs,
     Texts,
     offsets_of,
@@ -36,12 +37,6 @@ from bertgpt.data.batches.parts import (
     sequence_specs,
 )
 from bertgpt.data.batches.windows import ranges
-
-SPECIALS = ("cls_id", "sep_id")
-
-PAIR_NAME = ""  # No pairs.
-
-HAS_TARGET = False  # The targets have arrays of their own.
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator,
@@ -160,3 +155,8 @@ def assemble(canvas: Canvas) -> Batch:
   tokens, targets, backward_tokens, backward_targets = canvas.others
   return {"tokens": tokens, "targets": targets, "backward_tokens": backward_tokens,
           "backward_targets": backward_targets, **sequence_arrays(canvas)}
+
+
+# The targets have arrays of their own.
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble, spans=spans,
+                   paint=paint)

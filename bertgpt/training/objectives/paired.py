@@ -13,13 +13,13 @@ from bertgpt.training.objectives.objective import Objective, name_sums
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   """Returns the objective; the loss is the mean over predicted tokens plus the mean over pairs.
 
-  The arrays of labels and the metrics begin with the `PAIR_NAME` of the rows.
+  The arrays of labels and the metrics begin with the `pair_name` of the rows.
 
   Args:
     config: a whole config.
     vocabulary: vocabulary of the tokenizer.
   """
-  name = formats.find(config).PAIR_NAME
+  name = formats.find(config).pair_name
   positions, labels, weighted = f"{name}_positions", f"{name}_labels", f"{name}_weights"
   one_sequence = formats.has_one_sequence(config)
 
