@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import types
 
 import pytest
 
+from bertgpt import cli, files
 from bertgpt import config as config_lib
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
@@ -75,6 +77,28 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 
 
 # ------------------------------------------------------------- configs
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_made(recipe, tmp_path, capfd):
+  """TensorStore could not save the first checkpoint there."""
+  path = tmp_path / os.fsdecode(b"caf\xe9")
+  with pytest.raises(ConfigError, match="is not valid UTF-8"), workdir.make_and_lock(path, True):
+    raise AssertionError
+  assert cli.main(["train", f"--config={recipe}", f"--workdir={path}/run",
+                   f"--config.data.cache_dir={tmp_path}/cache"]) == 2
+  (line,) = capfd.readouterr().err.splitlines()
+  assert "is not valid UTF-8, so nothing can be written there" in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_id_of_a_run_is_forgotten_even_if_it_is_gone(tmp_path, monkeypatch):
+  """Another program may remove it just before."""
+  (tmp_path / workdir.ID_FILE).write_text("1234")
+  for _ in range(2):
+    workdir.forget_id(tmp_path)
+  monkeypatch.setattr(pathlib.Path, "is_file", lambda path: True)
+  workdir.forget_id(tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_config_is_refused_field_by_field(tmp_path, tokenizer):
@@ -229,7 +253,15 @@ def test_a_run_needs_no_text_once_its_corpus_is_prepared(own_text, capsys):
   text.unlink()
   assert find_again(run) == prepared
   (line,) = capsys.readouterr().err.splitlines()
-  assert "no file matches" in line and line.endswith(f"is used: {prepared}")
+  assert "no file matches" in line and line.endswith(f"original corpus: {prepared}")
+
+
+def test_a_corpus_that_another_process_is_about_to_rename_is_not_taken(own_text):
+  run, text, prepared = own_text
+  text.unlink()
+  prepared.rename(files.unfinished_path(prepared, "1a2b3c4d"))
+  with pytest.raises(DataError, match="no file matches"):
+    find_again(run)
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])

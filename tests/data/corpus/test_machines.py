@@ -59,6 +59,19 @@ def make_parts(config, out, total, order=None):
     machines.prepare_part(config, out, Part(number, total))
 
 
+@pytest.mark.parametrize("act", [
+    lambda config, out: machines.train_tokenizer(config, out, merges=False),
+    lambda config, out: machines.sample_part(config, out, Part(0, 2))])
+def test_an_unknown_language_is_refused_before_a_tokenizer_is_trained(tmp_path, act):
+  config = make_config(tmp_path)
+  write_text(tmp_path / "text.txt", 20)
+  config.tokenizer.path, config.data.language = "", "german"
+  with pytest.raises(ConfigError, match="data.language"):
+    act(config, tmp_path / "c")
+  assert not (tmp_path / "c.parts").exists()
+
+
+
 def test_any_number_of_parts_gives_the_bytes_of_one_machine(tmp_path):
   config = make_config(tmp_path, write_sources(tmp_path), workers=2, validation_fraction=0.1)
   expected = hashes(prepare.prepare(config, tmp_path / "one"))

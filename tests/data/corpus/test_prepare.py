@@ -6,7 +6,6 @@ import collections
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -26,13 +25,11 @@ from corpus_texts import LETTERS, hashes, make_config, wait_for, write_much_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertgpt import files
 from bertgpt.commands import prepare as command
 from bertgpt.config.stored import to_json
-from bertgpt.data.corpus import corpus, encode, prepare, publishing
+from bertgpt.data.corpus import corpus, encode, prepare
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
-from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
 from bertgpt.runs import corpora
 
@@ -423,34 +420,6 @@ def test_two_at_once(tmp_path):
   assert corpus.open_corpus(tmp_path / "out" / "corpus", "train").tokens([0])
 
 
-def test_only_the_work_of_this_process_has_a_time_limit(tmp_path, capsys):
-  has_limit = []
-
-  def note():
-    has_limit.append(watchdog.deadline() < math.inf)
-
-  def build(folder):
-    note()
-    (folder / "file").write_text("content")
-
-  def wait():
-    publishing.publish(tmp_path / "c", note, build)
-
-  watchdog.arm(60)
-  try:
-    with files.lock(tmp_path / ".c.lock", pytest.fail):
-      thread = threading.Thread(target=wait)
-      thread.start()
-      wait_for(lambda: "waiting for process" in capsys.readouterr().out)
-      note()
-    thread.join()
-    note()
-  finally:
-    watchdog.disarm()
-  assert has_limit == [False, True, True, True]
-  assert (tmp_path / "c" / "file").read_text() == "content"
-
-
 def test_a_worker_that_dies(tmp_path):
   write_much_text(tmp_path / "text.txt")
   killer = threading.Thread(target=kill_first_child)
@@ -488,10 +457,10 @@ def test_a_language_that_is_not_a_code(tmp_path, language):
 def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
   write_text(tmp_path / "text.txt", 200)
   folder = tmp_path / os.fsdecode(b"caf\xe9")
-  with pytest.raises(ConfigError, match="is not valid UTF-8, so it cannot be"):
+  with pytest.raises(ConfigError, match="is not valid UTF-8, so nothing"):
     prepare.prepare(make_config(tmp_path), folder)
   prepare.prepare(make_config(tmp_path), tmp_path / "corpus").rename(folder)
-  with pytest.raises(ConfigError, match="is not valid UTF-8, so it cannot be"):
+  with pytest.raises(ConfigError, match="is not valid UTF-8, so nothing"):
     corpus.open_corpus(folder, "train")
 
 
@@ -569,6 +538,21 @@ def test_wikipedia_text(tmp_path):
   assert unknown / train.num_tokens < 0.005
 
 
+def test_a_text_that_changes_while_it_is_prepared_is_no_corpus(tmp_path, monkeypatch):
+  """It would be found under the identity of the old text."""
+  texts = write_text(tmp_path / "text.txt", 40)
+  config, encode_source = make_config(tmp_path), prepare.encode_source
+
+  def grow_and_encode(*args):
+    (tmp_path / "text.txt").write_text("\n\n".join([*texts, *texts[:9]]))
+    return encode_source(*args)
+
+  monkeypatch.setattr(prepare, "encode_source", grow_and_encode)
+  with pytest.raises(DataError, match="text.txt: changed while it was read"):
+    prepare.prepare(config, tmp_path / "corpus")
+  assert not (tmp_path / "corpus").exists()
+
+
 @pytest.mark.parametrize("share, warns", [(0.02, False), (0.2, True)])
 def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
   """Words with digits are unknown to a vocabulary of letters."""
@@ -633,39 +617,3 @@ def test_pieces_that_no_text_yields_are_a_note(tmp_path, capsys):
   assert capsys.readouterr().err.startswith(
       f"note: {config.tokenizer.path}: no text yields 15% of its pieces, because texts are lower-")
   assert not corpus.open_corpus(tmp_path / "corpus", "train").tokenizer.note
-
-
-# -------------------------------------------------------------- the lock in a bucket
-
-
-def build_while_taken_over(path, *, is_finished):
-  """Returns a `build` during which another process takes the lock over, and may finish."""
-  def build(folder):
-    path.with_name(f".{path.name}.lock").write_bytes(b'{"holder": "process 8 on far", "key": "1"}')
-    (folder / "part").write_text("mine")
-    (folder / files.MANIFEST).write_text("mine")
-    (path / "part").write_text("theirs")
-    if is_finished:
-      (path / files.MANIFEST).write_text("theirs")
-  return build
-
-
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_a_process_that_lost_its_lock_replaces_nothing(bucket, is_finished):
-  path = bucket / "corpus"
-  ends = contextlib.nullcontext() if is_finished else pytest.raises(
-      StorageError, match="process 8 on far has taken the lock over")
-  with ends:
-    publishing.publish(path, (path / files.MANIFEST).is_file,
-                       build_while_taken_over(path, is_finished=is_finished))
-  assert {file.read_text() for file in path.iterdir()} == {"theirs"}
-
-
-def test_the_lock_is_checked_again_before_a_folder_in_a_bucket_becomes_complete(bucket):
-  path, seen = bucket / "corpus", []
-  (path / "old").write_text("")
-  with files.publish_when_done(path, before=lambda: seen.append([*path.list_tree()])) as folder:
-    folder.mkdir()
-    (folder / "part").write_text("")
-    (folder / files.MANIFEST).write_text("")
-  assert seen == [["old"], ["part"]]

@@ -102,6 +102,16 @@ def test_the_index_is_copied_once_per_host(two, storage):
   assert len(storage.requests) == 3  # One per document.
 
 
+@pytest.mark.parametrize("name", ["train-document_lengths.npy", "validation-places.npy"])
+def test_a_copy_of_the_index_that_lacks_a_file_is_copied_again(two, name):
+  """Some systems delete old files of a cache one by one."""
+  path, manifest = two[1], corpus_lib.read_manifest(two[1])
+  copy = remote.copy_index(path, manifest)
+  (copy / name).unlink()
+  corpus_lib.open_corpus(path, "train")
+  assert (copy / name).is_file()
+
+
 def test_damage_in_a_bucket_is_named(two, bucket, tmp_path):
   path = two[1]
   shard = next(name for name in path.list_tree() if "array_record" in name)
@@ -128,6 +138,16 @@ def test_an_upload_that_was_interrupted_is_made_again(two, make_config, tmp_path
     corpus_lib.open_corpus(path, "train")
   assert prepare.prepare(make_config(cache_dir=str(tmp_path)), path) == path
   corpus_lib.open_corpus(path, "train")
+
+
+@pytest.mark.parametrize("names", [["tokenizer/vocab.txt", "tokenizer/tokenizer_config.json"],
+                                   ["train-images.npy"]])
+def test_files_of_other_programs_are_no_remains_of_an_upload(bucket, make_config, tmp_path, names):
+  for name in names:
+    (bucket / "mine" / name).write_bytes(b"mine")
+  with pytest.raises(ConfigError, match="mine: exists and is not a corpus"):
+    prepare.prepare(make_config(cache_dir=str(tmp_path)), bucket / "mine")
+  assert sorted((bucket / "mine").list_tree()) == sorted(names)
 
 
 def test_what_is_not_a_corpus_is_not_deleted(two, make_config, tmp_path):

@@ -32,9 +32,18 @@ def test_a_wide_space_before_a_period_is_text(monkeypatch, space):
   """sentencex 1.0.32 panics if it gets one after a capital letter."""
   text = f"We chose plan B{space}. Then we left."
   assert sentences(text, "en") == [f"We chose plan B{space}.", "Then we left."]
-  monkeypatch.setattr(documents_lib, "_WIDE_SPACE", re.compile("((?!))"))  # It matches nothing.
+  nothing = re.compile("((?!))")
+  monkeypatch.setattr(documents_lib, "_WIDE_SPACE", nothing)
+  assert sentences(text, "en") == [f"We chose plan B{space}.", "Then we left."]
+  monkeypatch.setattr(documents_lib, "_ANY_WIDE_SPACE", nothing)
   with pytest.raises(DataError, match="a.txt: sentencex cannot cut the document at byte 7 into"):
     cut_sentences(Document(text, False, "a.txt", 7), "en")
+
+
+@pytest.mark.parametrize("text", ["I..\xa0.", "A...\xa0.", "A\xa0.\xa0.", "A..\u3000.",
+                                  "Құжат A... \xa0. Соңы."])
+def test_the_rules_of_kazakh_panic_at_more_wide_spaces(text):
+  assert "".join(cut_sentences(Document(text, False), "kk")) == text
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -1,5 +1,7 @@
 """A path that exists is read, whatever characters are in it; otherwise, it is a glob."""
 
+import os
+
 import pytest
 from source_files import paragraphs, write
 
@@ -69,6 +71,12 @@ def test_a_folder_is_refused_with_the_glob_of_its_files(folder):
   (folder / "sub").mkdir()
   with pytest.raises(DataError, match=r"sub is a folder\. Name its files, as in sub/\*"):
     sources.open_source("text:sub")
+
+
+def test_a_pipe_is_no_file(folder):
+  os.mkfifo(folder / "pipe")
+  with pytest.raises(DataError, match=r"pipe is not a regular file\. Write its content to one"):
+    sources.open_source("text:pipe")
 
 
 def test_a_link_to_nothing_is_an_error_and_not_left_out(folder):

@@ -201,7 +201,8 @@ def test_classes_that_read_the_same_files_alike_are_known(tmp_path, name):
 @pytest.mark.parametrize("settings", [
     {"tokenizer_class": "BertJapaneseTokenizer", "do_lower_case": False},
     {"tokenizer_class": "EsmTokenizer"}, {"tokenizer_class": "RoFormerTokenizerFast"},
-    {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["my.MyTokenizer", None]}}])
+    {"tokenizer_class": "MyTokenizer", "auto_map": {"AutoTokenizer": ["my.MyTokenizer", None]}},
+    {"tokenizer_class": "MyTokenizer", "auto_map": ["my.MyTokenizer", None]}])
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
 def test_classes_whose_files_are_merely_named_alike_are_refused_by_name(tmp_path, settings, place):
   if place == "config.json" and "auto_map" in settings:

@@ -1,0 +1,46 @@
+"""bertgpt.data.text.frames: all frames of a compressed file are read, and damage is an error."""
+
+import lzma
+
+import pytest
+import zstandard
+from source_files import read, write
+
+from bertgpt.data.text import frames
+from bertgpt.errors import DataError
+
+FIRST, SECOND = b"First.\n\n", bytes(range(97, 123)) * 4000 + b"\n"
+XZ = lzma.compress(FIRST), lzma.compress(SECOND)
+ZST = zstandard.compress(FIRST), zstandard.compress(SECOND)
+
+
+@pytest.mark.parametrize("content", [
+    XZ[0] + XZ[1], XZ[0] + b"\0" * 8 + XZ[1], XZ[0] + b"\0" * 4000 + XZ[1] + b"\0" * 4])
+def test_all_streams_are_read_with_padding_between_and_after_them(tmp_path, content):
+  with frames.open_xz(str(write(tmp_path / "a.xz", content))) as file:
+    assert file.read() == FIRST + SECOND
+
+
+def test_many_small_frames_are_read(tmp_path):
+  parts = [f"{i}\n".encode() for i in range(3000)]
+  for ending, compress, opened in ((".xz", lzma.compress, frames.open_xz),
+                                   (".zst", zstandard.compress, frames.open_zstd)):
+    path = write(tmp_path / f"a{ending}", b"".join(map(compress, parts)))
+    with opened(str(path)) as file:
+      assert list(file) == parts
+
+
+def flip(content: bytes, place: int) -> bytes:
+  return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.xz", XZ[0] + flip(XZ[1], 1)), ("a.xz", XZ[0] + flip(XZ[1], 20)),
+    ("a.xz", XZ[0] + b"\0" * 8 + flip(XZ[1], 1)), ("a.xz", XZ[0] + b"<html>502 Bad Gateway</html>"),
+    ("a.xz", XZ[0] + XZ[1][:-1]), ("a.xz", XZ[0] + XZ[1][:3]), ("a.xz", b""), ("a.xz", b"\0" * 8),
+    ("a.zst", ZST[0] + ZST[1][:-1]), ("a.zst", ZST[0] + ZST[1][:3]), ("a.zst", ZST[0] + b"<html>")])
+def test_damage_and_other_content_are_errors(tmp_path, name, content):
+  """Python's lzma would take a damaged start of a later stream for the end of the file."""
+  path = write(tmp_path / name, content)
+  with pytest.raises(DataError, match=f"{name}: cannot be read"):
+    read(f"text:{path}")
