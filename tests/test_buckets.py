@@ -19,7 +19,7 @@ import pytest
 from bertgpt import cli, files
 from bertgpt import config as config_lib
 from bertgpt.devices import events, process
-from bertgpt.errors import ConfigError, UserError
+from bertgpt.errors import ConfigError, StorageError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint
@@ -241,6 +241,21 @@ def test_a_damaged_checkpoint_in_a_bucket_is_told_from_an_unfinished_one(storage
   assert "It is set aside as damaged-40-0" in capfd.readouterr().err
   assert checkpoint.find_steps(root) == [20]
   assert len((root / "damaged-40-0").list_tree()) == len((root / "20").list_tree())
+
+
+def test_a_run_whose_lock_was_taken_over_ends_though_the_other_has_saved_later_steps(bucket):
+  """The error is about the lock: another --workdir would not help."""
+  root, state = bucket / "checkpoints", {"params": {"w": jax.numpy.ones(4)}}
+  with files.lock(bucket / ".lock", lambda holder: None):
+    checkpoints = checkpoint.Checkpoints(bucket, every_steps=10, every_minutes=0, keep=2)
+    checkpoints.save(10, state, {}, wait=True)
+    (bucket / ".lock").write_bytes(b'{"holder": "process 8 on other", "key": "1"}')
+    for name in (root / "10").list_tree():
+      (root / "30" / name).write_bytes((root / "10" / name).read_bytes())
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over") as e:
+      checkpoints.save(20, state, {})
+    checkpoints.close()
+  assert e.value.exit_code == 74 and checkpoint.find_steps(root) == [10, 30]
 
 
 @pytest.mark.parametrize("arguments, message", [

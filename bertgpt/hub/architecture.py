@@ -292,7 +292,7 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
 
 
 TIED = {"tie_word_embeddings": True}
-OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
+OF_HEADS = (*TIED, "classifier_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
 GELU = EXACT_GELU | {"gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")}
 

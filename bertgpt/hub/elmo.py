@@ -6,6 +6,7 @@ An export also contains our tokenizer, whose words an import then knows.
 
 import importlib
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -186,8 +187,8 @@ def read_options(path: pathlib.Path) -> dict[str, Any]:
         "lstm_residual": bool(lstm.get("use_skip_connections")),
         "character_width": chars["embedding"]["dim"], "num_highways": chars.get("n_highway") or 0,
         "filters": tuple((width, count) for width, count in chars["filters"]), "pooling": "mean"}
-    counts = [fields[name] for name in (
-        "num_layers", "width", "mlp_dim", "character_width", "num_highways")]
+    counts = [lstm["projection_dim"], *itertools.chain(*fields["filters"]), *(
+        fields[name] for name in ("num_layers", "mlp_dim", "character_width", "num_highways"))]
     if not all(type(count) is int for count in counts):
       raise ValueError("a size is not a whole number")
     wrong = [f"{name}={found!r}, needs {wanted!r}" for name, found, wanted in (

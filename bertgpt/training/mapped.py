@@ -286,6 +286,7 @@ def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainStat
       log.message(line)
     loop.announce(run, log, step)
     members.append(Member(run, checkpoints, log, step))
+  stack.callback(lambda: [member.log.end() for member in members])  # Their trackers, all at once.
   events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
   return states, members
 

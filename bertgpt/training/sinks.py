@@ -39,6 +39,9 @@ class Sink:
     except OSError as e:
       self._fail(e)
 
+  def end(self) -> None:
+    """Begins what `close` waits for, if that takes long. No point is written afterwards."""
+
   def close(self) -> None:
     """Closes the file."""
     if self._file is not None:

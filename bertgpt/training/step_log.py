@@ -156,6 +156,10 @@ class StepLog:
     if not self._sums.steps and self._pending is None:
       self._restart()
 
+  def end(self) -> None:
+    """Tells the trackers of the run that they end. Of several logs, all end before one closes."""
+    self._writer.end()
+
   def close(self) -> None:
     """Closes the files; a step that was not finished is not logged."""
     self.pace.close()

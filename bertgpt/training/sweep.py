@@ -91,6 +91,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
       if not is_done(folders[i], configs[i]):
         train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
     write_table()
+  path.mkdir(parents=True, exist_ok=True)  # A share may have no runs.
   write_table()
   print_table(make_table(runs, folders, configs))
   return diverged

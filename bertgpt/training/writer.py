@@ -96,8 +96,14 @@ class Writer:
       text = textwrap.fill(text, max(progress_line.terminal_width(), 20), subsequent_indent="    ")
     console.say(f"{self._name}  {text}" if self._name else text)
 
+  def end(self) -> None:
+    """Tells all trackers that they end, so that `close` waits for them at the same time."""
+    for sink in self._sinks:
+      sink.end()
+
   def close(self) -> None:
     """Ends the progress line and closes the files."""
+    self.end()
     if self._open_line:
       console.write("\n")
     for sink in self._sinks:

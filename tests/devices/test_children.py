@@ -10,10 +10,11 @@ import sys
 import textwrap
 import time
 
-import program
+import program as program_lib
 import pytest
 
 from bertgpt.devices import children
+from bertgpt.runs import checkpoint
 
 ROOT = pathlib.Path(children.__file__).parents[2]
 
@@ -25,7 +26,7 @@ def run_script(path, code, *arguments, way="file"):
   command = {"file": [str(path / "script.py")], "stdin": ["-"], "-c": ["-c", code]}[way]
   return subprocess.run([sys.executable, *command, *map(str, arguments)], text=True,
                         input=code if way == "stdin" else None, capture_output=True,
-                        timeout=program.TIMEOUT_S, cwd=ROOT,
+                        timeout=program_lib.TIMEOUT_S, cwd=ROOT,
                         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
 
 
@@ -69,7 +70,7 @@ def processes_with(text):
 
 
 def assert_all_end(text):
-  deadline = time.monotonic() + program.TIMEOUT_S
+  deadline = time.monotonic() + program_lib.TIMEOUT_S
   while left := processes_with(text):
     assert time.monotonic() < deadline, left
     time.sleep(0.05)
@@ -99,6 +100,23 @@ def test_reader_processes_do_not_outlive_their_parent(recipe, tmp_path):
   process.kill()
   process.wait()
   assert_all_end(mark)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_whose_readers_get_its_signal_too_is_saved(program, tmp_path, number):
+  """As from a terminal, or a scheduler that signals all processes of a job."""
+  path = tmp_path / "run"
+  process = subprocess.Popen(
+      program.command(path, "--config.data.reader_workers=2"), text=True, start_new_session=True,
+      env=os.environ | program.variables(path) | {"WATCH_SLOW": "0.2"}, stderr=subprocess.PIPE)
+  program_lib.wait_for_save(process, path, 10)
+  os.killpg(process.pid, number)
+  result = program_lib.finish(process)
+  assert result.returncode == 75, result.stderr
+  assert "Traceback" not in result.stderr
+  assert checkpoint.committed_steps(path)[-1] == program_lib.stopped_step(result.stderr)
+  assert_all_end(f"WATCH_ROWS={program_lib.rows_path(path)}")
 
 
 def test_commands_that_have_ended_leave_no_open_files():

@@ -1,5 +1,6 @@
 """Paths in a bucket behave like paths on a disk, and a storage that does not answer is an error."""
 
+import contextlib
 import errno
 import gzip
 import io
@@ -221,6 +222,44 @@ def test_a_growing_file_is_uploaded_whole(bucket):
   assert path.read_bytes() == b"1\n2\n33\n"
   files.append(path, "4")
   assert path.read_bytes() == b"1\n2\n33\n4\n"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("way", [files.upload, lambda file: files.upload_all(),
+                                 lambda file: file.close()], ids=["upload", "upload_all", "close"])
+def test_what_another_process_has_written_is_not_replaced(bucket, is_there, way):
+  """For example the process that has taken over the lock of a run."""
+  path = bucket / "metrics.jsonl"
+  if is_there:
+    path.write_bytes(b"1\n")
+  file = files.open_growing(path)
+  file.write(b"2\n")
+  path.write_bytes(b"of another process\n")
+  with pytest.raises(OSError) as e:
+    way(file)
+  assert (e.value.errno, e.value.filename) == (errno.ESTALE, str(path))
+  with contextlib.suppress(OSError):
+    file.close()
+  assert path.read_bytes() == b"of another process\n"
+
+
+def test_a_growing_file_whose_upload_was_stored_but_not_answered_grows_on(bucket, storage):
+  path, lost = bucket / "metrics.jsonl", []
+
+  def lose_answer(method, name, when):
+    if method == "POST" and when == "after" and not lost:
+      lost.append(name)
+      raise ConnectionError
+
+  with files.open_growing(path) as file:
+    file.write(b"1\n")
+    storage.faults.on_request = lose_answer
+    files.upload(file)
+    assert lost and path.read_bytes() == b"1\n"
+    file.write(b"2\n")
+    files.upload_all()
+    file.write(b"3\n")
+  assert path.read_bytes() == b"1\n2\n3\n"
 
 
 def test_a_local_copy_of_a_folder(both):

@@ -1,9 +1,11 @@
 """bertgpt predict: the predictions of fine-tuning, with probabilities, for any number of texts."""
 
 import csv
+import io
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -151,6 +153,18 @@ def test_lines_of_a_text_file_are_texts(tuned, sentences, tmp_path, capsys):
   expected = predict.predict_records(predict.open_predictor(tuned),
                                      [{"sentence": s} for s in sentences[:2]])
   assert found == list(expected)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_valid_in_every_encoding_of_stdout(tuned, tmp_path, monkeypatch, encoding):
+  """As the program does, characters that the encoding lacks are escaped, which JSON is not."""
+  name, stdout = "naïve \u6f22 \U0001f600", io.BytesIO()
+  (tmp_path / "a.jsonl").write_text(json.dumps({"id": name, "sentence": "fine"}))
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding, "backslashreplace"))
+  assert run(tuned, tmp_path / "a.jsonl", "--format=jsonl") == 0
+  printed = stdout.getvalue()
+  assert json.loads(printed.decode(encoding))["id"] == name
+  assert (name.encode() in printed) == (encoding == "utf-8")
 
 
 # ------------------------------------------------------------- other tasks

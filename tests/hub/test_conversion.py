@@ -136,6 +136,18 @@ def test_published_files_are_understood():
   assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
+def test_copies_of_a_table_may_have_nan_in_spare_rows():
+  """Rows without a token hold anything, and NaN equals NaN there."""
+  tensors, hf_config = there(*make("BertForPreTraining"))
+  tensors[WORDS][-3:] = np.nan
+  tensors["cls.predictions.decoder.weight"] = tensors[WORDS].copy()
+  found = conversion.convert(tensors, hf_config).params["embeddings"]["token"]["embedding"]
+  np.testing.assert_array_equal(found[:tiny.VOCAB], tensors[WORDS])
+  tensors["cls.predictions.decoder.weight"][-1] = 0
+  with pytest.raises(DataError, match="weight differs"):
+    conversion.convert(tensors, hf_config)
+
+
 # ------------------------------------------------------------------- refusals
 
 

@@ -13,7 +13,9 @@ import pytest
 import tiny
 
 from bertgpt import cli, models, trees
+from bertgpt import config as config_lib
 from bertgpt.data.tokens import spelling
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import elmo, opening
 from bertgpt.models import Inputs
 from bertgpt.runs import spellings
@@ -191,6 +193,17 @@ def spoil(folder):
     (change(lstm__projection_dim=8), "but options.json says"),
     (change(lstm__n_layers=3), "lacks RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0"),
     (change(lstm__proj_clip=5), "lstm.proj_clip=5.0, needs 3.0"),
+    (change(lstm__dim=64.0), "a size is not a whole number"),
+    (change(lstm__dim="64"), "a size is not a whole number"),
+    (change(lstm__n_layers="2"), "a size is not a whole number"),
+    (change(lstm__n_layers=2.0), "a size is not a whole number"),
+    (change(lstm__projection_dim="16"), "a size is not a whole number"),
+    (change(lstm__projection_dim=True), "a size is not a whole number"),
+    (change(char_cnn__n_highway=True), "a size is not a whole number"),
+    (change(char_cnn__embedding={"dim": 4.0}), "a size is not a whole number"),
+    (change(char_cnn__filters=[[1.0, 4], [2, 8], [3, 16]]), "a size is not a whole number"),
+    (change(char_cnn__filters=[["1", 4], [2, 8], [3, 16]]), "a size is not a whole number"),
+    (change(char_cnn__filters=[[1, True], [2, 8], [3, 16]]), "a size is not a whole number"),
     (change(char_cnn__activation="tanh"), "char_cnn.activation='tanh', needs 'relu'"),
     (lambda folder: (folder / "elmo_options.json").write_text("{}"), "does not describe an ELMo"),
     (lambda folder: (folder / "elmo_options.json").write_text("{"), "elmo_options.json"),
@@ -203,6 +216,50 @@ def test_what_is_wrong_with_a_folder_is_named(folder, tmp_path, capsys, damage, 
   assert not (tmp_path / "run").exists()
 
 
+@needs_h5py
+def test_damaged_weights_are_an_error_that_names_the_file(folder, tmp_path):
+  """Every fourth damage is in the values of an array, where it may not be found."""
+  import h5py
+  path, found = folder / "elmo_weights.hdf5", []
+  model = config_lib.base().model
+  model.update(elmo.read_options(folder / "elmo_options.json"))
+  content = path.read_bytes()
+  is_value = np.zeros(len(content), bool)
+  with h5py.File(path) as file:
+    for name in read(path):
+      start = file[name].id.get_offset()
+      is_value[start:start + file[name].id.get_storage_size()] = True
+  values, others = np.flatnonzero(is_value), np.flatnonzero(~is_value)
+  rng = np.random.default_rng(0)
+  for i in range(60):
+    at = int(rng.choice(others if i % 4 else values))
+    damaged = bytearray(content)
+    if i % 2:
+      damaged[at] ^= 1 << int(rng.integers(8))
+    else:
+      damaged[at:at + 8] = rng.bytes(min(8, len(content) - at))
+    path.write_bytes(damaged)
+    try:
+      elmo.read_arrays(path, model)
+    except DataError as e:
+      found.append(str(e))
+  assert len(found) > 5
+  assert all(str(path) in line and "\n" not in line for line in found)
+
+
+@needs_h5py
+def test_an_array_of_another_shape_is_not_read(folder):
+  """A damaged shape may need more memory than there is."""
+  import h5py
+  model = config_lib.base().model
+  model.update(elmo.read_options(folder / "elmo_options.json"))
+  with h5py.File(folder / "elmo_weights.hdf5", "r+") as file:
+    del file["CNN_proj/b_proj"]
+    file.create_dataset("CNN_proj/b_proj", shape=(1 << 45,), dtype="f4", chunks=(1 << 10,))
+  with pytest.raises(DataError, match=r"b_proj has the shape \(35184372088832,\), but options"):
+    elmo.read_arrays(folder / "elmo_weights.hdf5", model)
+
+
 @pytest.mark.skipif(HAS_H5PY, reason="h5py is installed")
 def test_a_missing_library_is_named(tmp_path, capsys):
   folder = tmp_path / "bilm"
@@ -210,7 +267,7 @@ def test_a_missing_library_is_named(tmp_path, capsys):
   (folder / "options.json").write_text(json.dumps(OPTIONS))
   (folder / "weights.hdf5").write_bytes(b"")
   assert cli.main(["import", "--from", str(folder), "--workdir", str(tmp_path / "run")]) == 2
-  assert "pip install 'bertgpt[hdf5]'" in capsys.readouterr().err
+  assert "pip install -e '.[hdf5]'" in capsys.readouterr().err
 
 
 def test_arrays_of_bilm_tf_lead_back_to_the_same_bits():
@@ -222,3 +279,39 @@ def test_arrays_of_bilm_tf_lead_back_to_the_same_bits():
   del params["words"]["spelling"], params["lm"]
   jax.tree.map(np.testing.assert_array_equal, found, params)
   assert jax.tree.structure(found) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("clip", [0.0, 3.0])
+def test_options_of_bilm_tf_lead_back_to_the_same_fields(tmp_path, clip):
+  """bilm-tf does not clip if both values are null, and would clip to 0."""
+  model = tiny.make_config("bilm", state_clip=clip, num_heads=2, pooling="mean").model
+  options = elmo.make_options(model)
+  assert {options["lstm"][name] for name in ("cell_clip", "proj_clip")} == {clip or None}
+  (tmp_path / "options.json").write_text(json.dumps(options))
+  found = elmo.read_options(tmp_path / "options.json")
+  assert found["state_clip"] == clip
+  assert found == {name: model[name] for name in found}
+
+
+def test_options_that_bilm_tf_leaves_out_have_its_defaults(tmp_path):
+  options = json.loads(json.dumps(OPTIONS))
+  for group, name in (("lstm", "cell_clip"), ("lstm", "proj_clip"),
+                      ("lstm", "use_skip_connections"), ("char_cnn", "n_highway")):
+    del options[group][name]
+  (tmp_path / "options.json").write_text(json.dumps(options))
+  found = elmo.read_options(tmp_path / "options.json")
+  assert (found["state_clip"], found["lstm_residual"], found["num_highways"]) == (0.0, False, 0)
+  assert (found["num_layers"], found["width"], found["mlp_dim"]) == (2, 32, 64)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("mlp_dim", 16), ("mlp_dim", 8), ("filters", ((1, 8), (2, 8)))])
+def test_an_elmo_that_bilm_tf_would_not_project_is_refused(tmp_path, field, value):
+  config = tiny.make_config("bilm", **{field: value})
+  shapes = jax.eval_shape(models.make_model(config).init, jax.random.key(0), Inputs.of_texts(
+      np.zeros((1, 8), np.int32), np.array([8])))["params"]
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  trained = trained_lib.make_trained(config, params, elmo.make_tokenizer(), 0, "")
+  with pytest.raises(ConfigError, match=rf"model.{field}: .* more than half of model.width=32\."):
+    elmo.write_folder(trained, tmp_path)
+  assert not list(tmp_path.iterdir())

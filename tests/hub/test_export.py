@@ -1,6 +1,8 @@
 """bertgpt.hub.export: a run returns from transformers' files unchanged, and errors name files."""
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -261,6 +263,36 @@ def test_export_refuses_a_folder_that_exists(capsys, finished_bert, exported_ber
   code, lines = run(capsys, "export", f"--workdir={finished_bert}", f"--out={exported_bert}")
   assert (code, len(lines)) == (2, 1) and "exists already" in lines[0]
   assert sorted(exported_bert.iterdir()) == before
+
+
+def test_export_refuses_a_name_that_is_not_utf8(finished_bert, tmp_path):
+  with pytest.raises(ConfigError, match="is not valid UTF-8, so nothing can be written there"):
+    export.export(finished_bert, tmp_path / os.fsdecode(b"m\xff"))
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("written", ["model.safetensors", "tokenizer.json"])
+def test_a_disk_that_is_full_at_the_tokenizer_is_one_line(
+    capsys, finished_bert, tmp_path, monkeypatch, written):
+  """After a file, no other can be longer than 64 bytes: tokenizer.json or vocab.txt is the next."""
+  module, name = {"model.safetensors": (export, "write_tensors"),
+                  "tokenizer.json": (tokenizer_files.files, "write_atomically")}[written]
+  write, (soft, hard) = getattr(module, name), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def write_last(path, content):
+    write(path, content)
+    if path.name == written:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+
+  monkeypatch.setattr(module, name, write_last)
+  try:
+    code, lines = run(capsys, "export", f"--workdir={finished_bert}", f"--out={tmp_path / 'out'}")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert (code, len(lines)) == (74, 1), lines
+  assert {"model.safetensors": "tokenizer.json",
+          "tokenizer.json": "the vocabulary cannot be written"}[written] in lines[0]
+  assert not list(tmp_path.iterdir())
 
 
 def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bertgpt import cli
+from bertgpt import cli, files
+from bertgpt.errors import UserError
 from bertgpt.hub import importing, opening
 from bertgpt.runs import checkpoint
 
@@ -101,7 +102,24 @@ def test_import_that_fails_late_leaves_nothing(exported_bert, tmp_path, monkeypa
     importing.import_model(exported_bert, tmp_path / "w")
   assert not list(tmp_path.iterdir())
 
+def test_the_number_of_parameters_does_not_count_padding(both, tmp_path):
+  """The token table has rows up to a multiple of 128; the vocabulary has 90 tokens."""
+  _, exported = both
+  tensors = load_file(exported / "model.safetensors")
+  said = importing.import_model(exported, tmp_path / "w")
+  assert f", {sum(x.size for x in tensors.values()):,} parameters\n" in said
 
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertForMaskedLM"])
+def test_the_number_of_parameters_is_that_of_transformers(name, exported_bert, tmp_path):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  theirs = getattr(transformers, name).from_pretrained(exported_bert)
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  theirs.save_pretrained(folder)
+  assert theirs.config.vocab_size % 128
+  said = importing.import_model(folder, tmp_path / "w")
+  assert f", {theirs.num_parameters():,} parameters\n" in said
 
 
 # ---------------------------------------------------- folders in place of runs
@@ -239,3 +257,25 @@ def test_a_damaged_list_of_modules_is_not_read(exported_bert, tmp_path, content)
   folder = shutil.copytree(exported_bert, tmp_path / "model")
   (folder / "modules.json").write_text(content)
   assert not opening.open_folder(folder, "--from").notes
+
+
+# --------------------------------------------------------- folders in a bucket
+
+
+@pytest.fixture
+def in_bucket(storage, exported_bert, bucket):  # `storage` first: it may skip the test.
+  """Returns an exported folder, copied into the bucket."""
+  for path in exported_bert.iterdir():
+    (bucket / "model" / path.name).upload(path)
+  return bucket / "model"
+
+
+@pytest.mark.parametrize("name, content", [
+    ("config.json", b"{"), ("model.safetensors", b"x" * 1000), ("tokenizer.json", b"[]"),
+    ("adapter_config.json", b"{}"), ("config.json", b'{"model_type": "t5"}')])
+def test_errors_name_the_bucket_and_not_the_copy(in_bucket, name, content):
+  (in_bucket / name).write_bytes(content)
+  with pytest.raises(UserError) as error:
+    opening.open_folder(in_bucket, "--init")
+  line = str(error.value)
+  assert str(in_bucket) in line and str(files.copy_locally(in_bucket)) not in line

@@ -1,11 +1,16 @@
 """config.json of ModernBERT in both forms: local layers, RoPE bases, and the window."""
 
+import jax
+import numpy as np
 import pytest
 import tiny
 
-from bertgpt.config import families
+from bertgpt import models
+from bertgpt.config import families, find_problems, unread
+from bertgpt.config.overrides import override
 from bertgpt.errors import DataError
-from bertgpt.hub import modernbert, modernbert_decoder
+from bertgpt.hub import conversion, modernbert, modernbert_decoder
+from bertgpt.models import Inputs
 
 # Of the published ModernBERT-base, written by transformers 4.48.
 PUBLISHED = {
@@ -38,6 +43,8 @@ def test_what_is_written_is_read(architecture, every):
   if every == 1:  # No layer is local.
     assert found["window"] == 0 and found["rope_theta"] == 777.0
   else:
+    if not every:  # No layer is global, so nothing reads this field.
+      config.model.rope_theta = 10_000.0
     assert found == {field: config.model[field] for field in found}
   if every:
     former = {key: value for key, value in written.items()
@@ -80,3 +87,49 @@ def test_sliding_window_replaces_half_of_local_attention():
 def test_null_is_the_base_of_the_global_layers():
   found = modernbert.MASKED_LM.read(PUBLISHED | {"local_rope_theta": None})
   assert found["rope_theta_local"] == found["rope_theta"] == 160_000.0
+
+
+def make_folder(architecture, **model):
+  """Returns the tensors and the config.json of a small model."""
+  config = tiny.make_config(architecture.ours["objective.name"])
+  config.model.update(families.FAMILIES[architecture.ours["model.family"]].presets["base"],
+                      **tiny.SIZE, window=5, **model)
+  shapes = jax.eval_shape(models.make_model(config).init, jax.random.key(0), Inputs.of_texts(
+      np.zeros((1, 8), np.int32), np.array([8])))["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+  return config, params
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+@pytest.mark.parametrize("architecture", [modernbert.MASKED_LM, modernbert_decoder.CAUSAL_LM])
+def test_the_fields_of_an_import_are_a_config_that_a_training_accepts(architecture, every):
+  """The published files have a base for global layers, even if there is none."""
+  config, params = make_folder(architecture, global_every=every, rope_theta=160_000.0)
+  fields = conversion.convert(conversion.to_hugging_face(params, config),
+                              conversion.to_hugging_face_config(config)).fields
+  config = override(tiny.make_config(architecture.ours["objective.name"]),
+                    [f"--config.{field}={value}" for field, value in fields.items()])
+  assert not find_problems(config)
+  assert not fields.keys() & {line.partition("=")[0] for line in unread.find_problems(config)}
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_a_fine_tuned_decoder_opens_without_its_head(kind):
+  """Its class has a bias in the head, which the model for text has not."""
+  config, params = make_folder(modernbert_decoder.CAUSAL_LM)
+  labels = ("a", "b", "c") if kind == "classes" else ("value",)
+  head = {"kernel": np.ones((32, len(labels)), np.float32),
+          "bias": np.ones(len(labels), np.float32)}
+  tuned = {"body": params, "head": head}
+  tensors = conversion.to_hugging_face(tuned, config, kind=kind)
+  hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
+  assert hf_config["classifier_bias"] and "head.dense.bias" in tensors
+  found = conversion.convert(tensors, hf_config)
+  assert found.architecture.name == "ModernBertDecoderForCausalLM" and found.fresh == ("lm",)
+  assert {"classifier.weight", "classifier.bias", "head.dense.bias"} <= set(found.dropped)
+  for name in ("decoder", "final_norm"):
+    layers = found.params[name]
+    if name == "decoder":
+      params[name]["layers"]["attention_norm"]["scale"][0] = 1  # Not used, and not written.
+    jax.tree.map(np.testing.assert_array_equal, layers, params[name])

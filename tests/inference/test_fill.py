@@ -12,7 +12,7 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import training
 from bertgpt.data.tokens.pipelines import bert_pipeline, byte_bpe_pipeline
-from bertgpt.data.tokens.tokenizers import load_tokenizer
+from bertgpt.data.tokens.tokenizers import ByteBPE, load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill
 from bertgpt.models import Inputs
@@ -224,6 +224,25 @@ def test_a_token_without_visible_text_has_the_name_of_the_vocabulary():
   assert all(name.strip() and "\N{REPLACEMENT CHARACTER}" not in name for name in names)
   newline, = tokenizer.encode(["\n"])[0]
   assert names[newline] == tokenizer.pieces[newline]
+
+
+@pytest.mark.parametrize("text", ["#", "##", "###", "####", "##a"])
+def test_number_signs_of_a_byte_level_token_are_its_text(text):
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  merges = [("#", "#"), ("##", "#"), ("##", "##"), ("##", "a")]
+  pieces = [*alphabet, *map("".join, merges), "[MASK]"]
+  library = byte_bpe_pipeline(models.BPE({p: i for i, p in enumerate(pieces)}, merges), False)
+  tokenizer = ByteBPE(library.to_str().encode())
+  token = pieces.index(text)
+  assert fill.name_token(tokenizer, token, False) == text
+  assert fill.name_token(tokenizer, token, True) == f"##{text}"
+
+
+def test_a_wordpiece_inside_a_word_has_one_pair_of_number_signs(tmp_path):
+  tokenizer = more_specials(tmp_path, "wordpiece")
+  names = [fill.name_token(tokenizer, tokenizer.pieces.index(piece), True)
+           for piece in ("##s", "the")]
+  assert names == ["##s", "##the"]
 
 
 @pytest.mark.parametrize("rows, is_noted", [([32], False), ([33, 5], True)])

@@ -228,6 +228,17 @@ def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, e
   assert generate.default_tokens(gpt, length) == expected
 
 
+@pytest.mark.parametrize("prompts, max_tokens, noted", [
+    (["The cat"], 30, ""), (["The cat"], 31, "1 of 1"), (["The", "The cat sees"], 30, "1 of 2")])
+def test_texts_that_become_longer_than_the_rows_of_the_training_are_noted(
+    gpt, capsys, prompts, max_tokens, noted):
+  generate.generate(gpt, prompts, max_tokens=max_tokens, sampling=GREEDY)
+  error = capsys.readouterr().err
+  assert bool(error) == bool(noted)
+  if noted:
+    assert f"note: {noted} texts have more tokens than the rows of the training (32)" in error
+
+
 def test_one_program_serves_prompts_of_a_bucket_and_every_sampling(gpt):
   generate.continue_prompts(gpt, encode(gpt, "The cat"), 9)
   before = generate._continue._cache_size()

@@ -1,5 +1,6 @@
 """bertgpt.inference.zero_shot: suites are read, scored and printed; interrupted work resumes."""
 
+import contextlib
 import json
 import math
 
@@ -202,6 +203,32 @@ def test_the_last_pair_is_checked_before_the_first_one_is_scored(capsys, finishe
   code, _, lines = run(capsys, "evaluate", f"--workdir={finished}", "--suite=pairs=a.tsv",
                        "--out=scores.jsonl")
   assert code == 2 and "has 70 tokens" in lines[-1]
+
+
+@pytest.mark.parametrize("suite, lines, limit, is_found", [
+    ("lambada", ["", " ", "alone"], 1, True), ("lambada", ["", "The cat sees", "alone"], 1, False),
+    ("lambada", ["", "The cat sees", " ", "alone"], 2, True),
+    ("pairs", [("", " "), ("cat " * 70, "cat")], 1, True),
+    ("pairs", [("", " "), PAIRS[0], ("cat " * 70, "cat")], 1, False)])
+def test_blank_texts_do_not_count_toward_the_limit_of_the_check(gpt, tmp_path, suite, lines, limit,
+                                                                is_found):
+  path = tmp_path / ("a.jsonl" if suite == "lambada" else "a.tsv")
+  rows = ([json.dumps({"text": line}) for line in lines] if suite == "lambada" else
+          ["good\tbad", *map("\t".join, lines)])
+  path.write_text("".join(f"{row}\n" for row in rows))
+  with pytest.raises(ConfigError) if is_found else contextlib.nullcontext():
+    zero_shot.check_entries(gpt, suite, str(path), Settings(32, 16, limit, 8))
+
+
+@pytest.mark.parametrize("window, is_noted", [(0, False), (32, False), (33, True)])
+def test_a_window_above_the_rows_of_the_training_is_noted(finished, request, capsys, window,
+                                                          is_noted):
+  is_gpt = workdir.read_config(finished).model.family == "gpt"
+  trained = request.getfixturevalue("gpt" if is_gpt else "bert")
+  settings = zero_shot.resolve(Settings(window, 0, 0, 8), trained)
+  assert settings.window == (window or 32)
+  note = "note: --window=33 is more than the rows of the training (32). The position embeddings"
+  assert capsys.readouterr().err.count(note) == is_noted
 
 
 def test_results_of_texts_that_cannot_be_scored_are_not_in_the_way(

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import operator
 import shutil
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,13 @@ import tiny
 from bertgpt import cli
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.devices import process, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
-from bertgpt.runs import checkpoint, metrics_file
-from bertgpt.training import evaluate, loop, mapped, per_run, schedules, steps
+from bertgpt.runs import checkpoint, corpora, metrics_file, workdir
+from bertgpt.training import evaluate, loop, mapped, per_run, schedules, step_log, steps
 from bertgpt.training.run import Run
 
 STEPS = 6
@@ -304,14 +307,31 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
   assert cli.main(["verify", f"--workdir={swept / '001'}"]) == 0
 
 
-def test_one_program_evaluates_all_runs(recipe, tmp_path, monkeypatch):
-  made = []
-  make_eval_step = evaluate.make_eval_step
+def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_steps(
+    recipe, tmp_path, monkeypatch):
+  """With a clock that an evaluation moves on by a year. The trackers of all runs end together."""
+  made, evaluated, ended, year = [], [], [], 3e7
+  make_eval_step, evaluate_corpus = evaluate.make_eval_step, evaluate.evaluate_corpus
+
+  def evaluate_for_long(*arguments):
+    results = evaluate_corpus(*arguments)
+    evaluated.append(results)
+    return results
+
   monkeypatch.setattr(evaluate, "make_eval_step",
                       lambda setup: made.append(setup) or make_eval_step(setup))
+  monkeypatch.setattr(evaluate, "evaluate_corpus", evaluate_for_long)
+  monkeypatch.setattr(step_log.StepLog, "end", lambda log: ended.append(log))
+  moved = types.SimpleNamespace(monotonic=lambda: time.monotonic() + year * len(evaluated))
+  monkeypatch.setattr(step_log, "time", moved)  # Not that of the watchdog.
   file = make_sweep(recipe, tmp_path / "recipe.py", [{"seed": 0}, {"seed": 1}])
-  assert sweep(file, tmp_path / "sweep", "--config.phases[0].steps=2") == 0
-  assert len(made) == 1
+  assert sweep(file, tmp_path / "sweep", "--config.phases[0].steps=6",
+               "--config.log.every_steps=3") == 0
+  assert (len(made), len(evaluated), len(ended)) == (1, 4, 2)
+  for name in ("000", "001"):  # Steps 4 and 6 are evaluated.
+    times = metrics_file.read_curves(tmp_path / "sweep" / name)["perf/step_seconds"]
+    assert [step for step, _ in times] == [3, 4, 6]
+    assert 0 < max(seconds for _, seconds in times) < year / 6
 
 
 @pytest.mark.slow
@@ -345,9 +365,28 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
   assert row["workdir"].endswith("/001")
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()
+  skipped = curves(tmp_path / "sweep" / "000")["train/skipped_steps"]
+  assert skipped[-1][0] == 4 and sum(count for _, count in skipped) == 3
   assert curves(tmp_path / "sweep" / "001").keys() == curves(swept / "000").keys()
   np.testing.assert_allclose(curves(tmp_path / "sweep" / "001")["train/loss"],
                              curves(swept / "000")["train/loss"], rtol=1e-6)
+
+
+def test_runs_that_began_with_different_texts_are_refused(finished_bert, tmp_path):
+  """Each of them keeps its own, and one program would read the batches of the first for all."""
+  first, second = shutil.copytree(finished_bert, tmp_path / "000"), tmp_path / "001"
+  configs = configs_of(workdir.read_config(first), [{"seed": 0}, {"seed": 1}])
+  text = shutil.copy(configs[0].data.source.removeprefix("text:"), tmp_path / "text.txt")
+  for config in configs:
+    config.data.update(source=f"text:{text}", cache_dir=f"{tmp_path}/cache")
+  (first / "config.json").write_text(to_json(configs[0]))
+  corpora.find_corpus(configs[0])
+  text.write_text(f"{text.read_text()}\n\nThe cat sees the dog near a tree.\n")
+  before = {p: p.stat().st_mtime_ns for p in first.rglob("*") if p.is_file() and p.name != ".lock"}
+  with pytest.raises(ConfigError, match="001 began with another corpus than .*000, because the "
+                                        "text or the tokenizer has changed. Leave out --mapped"):
+    mapped.train(configs, [first, second], pytest.fail)
+  assert {p: p.stat().st_mtime_ns for p in before} == before and not second.exists()
 
 
 @pytest.mark.parametrize("runs, field", [

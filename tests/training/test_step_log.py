@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
 from bertgpt.devices import hardware, peers
+from bertgpt.errors import DivergedError
 from bertgpt.training import step_log, writer
 
 
@@ -28,9 +30,29 @@ def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_pat
   assert (scalars["step"], scalars["train/loss"], scalars["train/skipped_steps"]) == (3, 3.0, 1)
 
 
+@pytest.mark.parametrize("losses, mean", [((2.0, 4.0, np.nan, np.nan, np.nan), 3.0),
+                                          ((np.nan, np.nan, np.nan), None)])
+def test_the_last_steps_of_a_run_that_diverges_are_logged(tmp_path, losses, mean):
+  """No line was due, and the next start cannot log them."""
+  config = tiny.make_config()
+  config.log.every_steps, config.log.tensorboard, config.train.max_bad_steps = 100, False, 3
+  log, bad = step_log.StepLog(config, tmp_path, 0), 0
+  with pytest.raises(DivergedError, match=f"step {len(losses)}: 3 consecutive steps"):
+    for step, loss in enumerate(losses, 1):
+      bad += int(np.isnan(loss))
+      log.add(step, {"loss": (loss, 1), "grad_norm": (loss, 1), "learning_rate": (0.1, 1),
+                     "tokens": (100, 1), "bad_steps": (bad, 1)})
+    log.finish_step()
+  log.close()
+  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  scalars = json.loads(line, parse_constant=pytest.fail)
+  assert (scalars["step"], scalars["train/skipped_steps"]) == (len(losses), 3)
+  assert scalars.get("train/loss") == mean and scalars["perf/step_seconds"] > 0
+
+
 def test_a_compilation_is_not_the_time_of_steps(recipe, tmp_path, monkeypatch):
   """With a clock that a compilation moves on by a year."""
-  year, compiled, clock = 3e7, [], time.monotonic
+  year, compiled = 3e7, []
   compile_together = peers.compile_together
 
   def compile_for_long(*arguments):
@@ -38,7 +60,8 @@ def test_a_compilation_is_not_the_time_of_steps(recipe, tmp_path, monkeypatch):
     compiled.append(arguments)
 
   monkeypatch.setattr(peers, "compile_together", compile_for_long)
-  monkeypatch.setattr(step_log.time, "monotonic", lambda: clock() + year * len(compiled))
+  moved = types.SimpleNamespace(monotonic=lambda: time.monotonic() + year * len(compiled))
+  monkeypatch.setattr(step_log, "time", moved)  # Not that of the watchdog.
   assert cli.main(["train", f"--config={recipe}:causal", f"--workdir={tmp_path}",
                    "--config.phases[0].steps=4"]) == 0
   scalars = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())

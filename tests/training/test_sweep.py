@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -173,6 +174,36 @@ def test_a_share_that_is_none_is_one_line(tmp_path, recipe, capsys, share):
   assert f"{share}: give I/N with 0 <= I < N, such as 0/4" in line
 
 
+@pytest.mark.parametrize("count, share", [(6, "7/8"), (2, "2/3")])
+@pytest.mark.parametrize("mapped", [[], ["--mapped"]])
+def test_a_share_without_runs_trains_none(tmp_path, recipe, monkeypatch, capsys, mapped, count,
+                                          share):
+  """Four hosts with two runs at a time have eight shares of six runs."""
+  file = tmp_path / "recipe.py"
+  body = recipe.read_text().split("def get_sweep")[0]
+  file.write_text(f'{body}def get_sweep():\n  return [{{"seed": i}} for i in range({count})]\n')
+  done = stand_in_for_train(monkeypatch)
+  monkeypatch.setattr(sweep_command, "train_mapped", lambda *_: pytest.fail("trained"))
+  assert cli.main(["sweep", f"--config={file}", f"--workdir={tmp_path / 'w'}", f"--run={share}",
+                   *mapped]) == 0
+  assert not done and json.loads((tmp_path / "w" / "sweep.json").read_text()) == []
+  assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_more_mapped_parts_than_runs_end_well(tmp_path, recipe, finished_bert, capfd):
+  """The runs are finished, so that nothing is trained."""
+  file, path = tmp_path / "recipe.py", tmp_path / "w"
+  body = recipe.read_text().split("def get_sweep")[0]
+  file.write_text(f'{body}def get_sweep():\n  return [{{"seed": 0}}] * 2\n')
+  for name in ("000", "001"):
+    shutil.copytree(finished_bert, path / name, ignore=shutil.ignore_patterns("checkpoints"))
+  assert cli.main(["sweep", f"--config={file}", f"--workdir={path}", "--mapped",
+                   "--max_parallel=3"]) == 0, (capfd.readouterr(), list(path.glob("*.log")))
+  assert len(json.loads((path / "sweep.json").read_text())) == 2
+  assert not [log.read_text() for log in path.glob("part-*.log") if "bertgpt" in log.read_text()]
+
+
 def test_medians_over_seeds():
   rows = [{"workdir": f"w/{i}", "seed": i, "optimizer.b2": b2, "eval/loss": loss}
           for i, (b2, loss) in enumerate([(0.9, 3.0), (0.99, 1.0), (0.9, 1.0), (0.9, 1.5)])]
@@ -186,6 +217,17 @@ def test_parts_share_the_gpus(monkeypatch, gpus, shares):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
   found = [sweep.share_of_gpus(k, 2).get("CUDA_VISIBLE_DEVICES") for k in (0, 1)]
   assert found == shares
+
+
+def test_the_gpus_of_a_container_are_numbered_from_0(tmp_path, monkeypatch):
+  """Their names in /dev are those of the host."""
+  for name in ("nvidia4", "nvidia6", "nvidiactl", "nvidia-uvm"):
+    (tmp_path / name).touch()
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+  monkeypatch.setattr(sweep, "pathlib", types.SimpleNamespace(Path={"/dev": tmp_path}.get))
+  assert [sweep.share_of_gpus(k, 2) for k in (0, 1)] == [
+      {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+  assert sweep.share_of_gpus(0, 3) == {}
 
 
 def parts(tmp_path, monkeypatch, script):

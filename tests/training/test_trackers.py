@@ -14,6 +14,7 @@ from bertgpt.config import base, choices
 from bertgpt.errors import ConfigError, DivergedError
 from bertgpt.runs import metrics_file, workdir
 from bertgpt.training import trackers
+from bertgpt.training.step_log import StepLog
 from bertgpt.training.writer import Writer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -126,6 +127,23 @@ def test_a_tracker_that_hangs_costs_its_points_and_a_line(tmp_path, package, cap
   (line,) = capfd.readouterr().err.splitlines()
   assert line.startswith("WARNING: log.trackers=wandb: cannot be written (it is slow, or blocked)")
   assert len(metrics_file.read_curves(tmp_path)["train/loss"]) == 20_000
+
+
+def test_trackers_that_hang_are_waited_for_at_the_same_time(tmp_path, package, monkeypatch, capfd):
+  """A mapped sweep has one per run."""
+  package("import time\ndef init(**options):\n  time.sleep(3600)\n")
+  monkeypatch.setattr(trackers, "CLOSE_S", 1)
+  logs = []
+  for i in range(4):
+    (path := tmp_path / f"{i:03d}").mkdir()
+    logs.append(StepLog(make_config(), path, 0))
+  start = time.monotonic()
+  for log in logs:
+    log.end()
+  for log in logs:
+    log.close()
+  assert 1 <= time.monotonic() - start < 3
+  assert capfd.readouterr().err.count("had not sent its last points after 1 s") == 4
 
 
 @pytest.mark.parametrize("text, reason", [

@@ -17,6 +17,7 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -111,6 +112,7 @@ class Tracker(sinks.Sink):
     super().__init__(pathlib.Path(f"log.trackers={name}"))
     self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     self._child: subprocess.Popen | None = None
+    self._deadline: float | None = None  # Of its end, once its last message is on its way.
     self._is_closed = False
     try:
       # In a session of its own: Ctrl-C is meant for the training.
@@ -130,16 +132,23 @@ class Tracker(sinks.Sink):
     if self._child is not None:
       self._put({"step": step, "scalars": dict(scalars)})
 
-  def close(self) -> None:
-    """Gives the tracker `CLOSE_S` seconds to end, and then ends it."""
-    if self._child is None or self._is_closed:
+  def end(self) -> None:
+    """Sends the last message, so that the tracker ends. From now on, it has `CLOSE_S` seconds."""
+    if self._child is None or self._deadline is not None:
       return
-    self._is_closed = True
     error = sys.exc_info()[1]  # What the training ends with, while its files are closed.
     self._put({"code": 0 if error is None else exit_code(error)})
     self._put(None)
+    self._deadline = time.monotonic() + CLOSE_S
+
+  def close(self) -> None:
+    """Waits until the tracker has ended, see `end`; when its time is over, it is killed."""
+    self.end()
+    if self._child is None or self._is_closed:
+      return
+    self._is_closed = True
     try:
-      self._child.wait(CLOSE_S)
+      self._child.wait(max(0.0, self._deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
       self._child.kill()
       self._fail(OSError(0, f"it had not sent its last points after {CLOSE_S} s"))

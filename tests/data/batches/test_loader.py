@@ -339,6 +339,23 @@ def test_reader_processes_make_the_same_batches_and_their_death_is_an_error():
   assert not multiprocessing.active_children()
 
 
+def test_signals_to_all_processes_of_a_group_do_not_end_the_readers():
+  """The training gets them too, and needs its readers until it has saved its work."""
+  config = make_config(steps=60)
+  expected = train_batches(ORDINARY, config)
+  config.data.reader_workers = 2
+  with loader.make_train_batches(ORDINARY, config, 0, 0, slice(None)) as batches:
+    found = [next(batches), next(batches)]  # One of each reader.
+    children = multiprocessing.active_children()
+    for child in children:
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(child.pid, number)
+    found += batches
+    assert len(children) == 2
+  for batch, other in zip(found, expected, strict=True):
+    assert_equal(batch, other)
+
+
 @dataclasses.dataclass(frozen=True)
 class DamagedCorpus:
   """A corpus that can be read only once."""

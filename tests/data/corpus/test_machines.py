@@ -71,7 +71,6 @@ def test_an_unknown_language_is_refused_before_a_tokenizer_is_trained(tmp_path, 
   assert not (tmp_path / "c.parts").exists()
 
 
-
 def test_any_number_of_parts_gives_the_bytes_of_one_machine(tmp_path):
   config = make_config(tmp_path, write_sources(tmp_path), workers=2, validation_fraction=0.1)
   expected = hashes(prepare.prepare(config, tmp_path / "one"))
