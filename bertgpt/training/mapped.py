@@ -286,7 +286,8 @@ def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainStat
       log.message(line)
     loop.announce(run, log, step)
     members.append(Member(run, checkpoints, log, step))
-  stack.callback(lambda: [member.log.end() for member in members])  # Their trackers, all at once.
+  for member in members:  # Before any log is closed, so all trackers end at the same time.
+    stack.callback(member.log.end)
   events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
   return states, members
 

@@ -66,8 +66,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
                        [[*overrides, *arguments] for arguments in flags])
   workdir.check_unused(path, SWEEP_FILES)
   check_table(path / "sweep.json")
-  first, every = share
-  chosen = range(first, len(runs), every)
+  chosen = range(share[0], len(runs), share[1])
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
   diverged: list[UserError] = []
@@ -76,7 +75,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   if max_parallel > 1:
     with collect_diverged(diverged):
       train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
-                    f"--run={first + part * every}/{every * max_parallel}",
+                    f"--run={share[0] + part * share[1]}/{share[1] * max_parallel}",
                     *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
     chosen = range(0)
   elif train_mapped:
