@@ -51,7 +51,9 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
     PeerError: a worker process died.
     StorageError: a file could not be written.
   """
-  return _prepare(config, files.make_path(out_dir), make_recipe(config))
+  path = files.make_path(out_dir)
+  publishing.check_place(path)
+  return _prepare(config, path, make_recipe(config))
 
 
 def ensure_prepared(config: ConfigDict, *, reports: bool = True,

@@ -80,6 +80,20 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
         raise
 
 
+def check_place(path: pathlib.Path) -> None:
+  """Checks that a corpus can appear at a path, as far as this is known before its text is read.
+
+  Args:
+    path: folder of the corpus, which may be there.
+  Raises:
+    ConfigError: it is a link or a mount point without a corpus.
+  """
+  if not files.is_remote(path) and not corpus_lib.is_corpus(path) and (
+      path.is_symlink() or os.path.ismount(path)):
+    raise ConfigError(f"{path}: is a link or a mount point, which no folder can replace. Name a "
+                      f"new folder, such as {path / 'corpus'}")
+
+
 def _is_done(path: pathlib.Path, recipe: dict) -> bool:
   """Returns whether the corpus of a recipe is complete at `path`; False if nothing is there.
 
@@ -93,9 +107,7 @@ def _is_done(path: pathlib.Path, recipe: dict) -> bool:
     is_rest = all(map(_FILE.fullmatch, names)) and any(map(_OWN_FILE.fullmatch, names))
     if not names or is_rest:  # The rest of an interrupted upload.
       return False
-  elif path.is_symlink() or os.path.ismount(path):
-    raise ConfigError(f"{path}: is a link or a mount point, which no folder can replace. Name a "
-                      f"new folder, such as {path / 'corpus'}")
+  check_place(path)
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     # Nobody should be told to delete the folder of their own text.
     raise ConfigError(f"{path}: exists and " + (

@@ -55,7 +55,7 @@ def test_what_no_folder_can_replace_is_refused_before_anything_is_read(tmp_path,
     out.symlink_to(tmp_path / "far")
   if kind == "link to an empty folder":
     (tmp_path / "far").mkdir()
-  monkeypatch.setattr(sources, "open_source", lambda *_, **__: pytest.fail("text was read"))
+  monkeypatch.setattr(sources, "identity", lambda *_: pytest.fail("text was read"))
   with pytest.raises(ConfigError, match="corpus: is a link or a mount point.* such as .*/corpus/c"):
     prepare.prepare(config, out)
 
