@@ -12,7 +12,7 @@ from bertgpt.errors import ConfigError
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
-MAX_WHOLE = 2**31 - 1
+MAX_WHOLE = 2**31 - 1  # Of whole numbers without another limit: they fit into an int32.
 BATCH_SIZE = 8  # Rows computed at a time if --batch_size is not given.
 DTYPES = ("float32", "bfloat16")  # Of scores and features; the first is the default.
 OR_MODEL = ", or of a model of transformers"

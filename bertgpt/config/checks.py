@@ -176,6 +176,11 @@ def remote_problem(path: str) -> str | None:
           "or use a local or NFS path")
 
 
+def _is_filter(pair):
+  return (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
+          and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1)
+
+
 def _model_problems(config):
   model = config.model
   if model.num_heads > 0 and model.width % model.num_heads:
@@ -184,12 +189,10 @@ def _model_problems(config):
     yield (f"model.generator_num_heads={model.generator_num_heads} does not divide "
            f"model.generator_width={model.generator_width}")
   family = families.FAMILIES.get(model.family)
-  for pair in model.filters or ((),) * bool(family and "filters" in family.reads):
-    if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
-            and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1):
-      yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
-             f"{WORD_CHARS}, the characters of a word")
-      break
+  is_missing = not model.filters and family is not None and "filters" in family.reads
+  if is_missing or not all(map(_is_filter, model.filters)):
+    yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
+           f"{WORD_CHARS}, the characters of a word")
   if model.layer_groups > 0 and model.num_layers % model.layer_groups:
     yield (f"model.layer_groups={model.layer_groups} does not divide "
            f"model.num_layers={model.num_layers}")

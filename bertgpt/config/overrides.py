@@ -63,7 +63,7 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
 
 
 def _quote_names(argument: str, default: Any) -> str:
-  """Returns an argument in which the names of a list, as in `data,fsdp`, are Python's texts."""
+  """Returns an argument whose list of names, as in `data,fsdp`, is a tuple in Python's syntax."""
   flag, _, value = argument.partition("=")
   are_names = isinstance(default, tuple) and default and all(type(x) is str for x in default)
   if not are_names or set(value) & set("'\"()[]"):

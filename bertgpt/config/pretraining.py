@@ -98,7 +98,7 @@ def base() -> ConfigDict:
   Comments of fields with a special value name it as `VALUE: meaning`.
   """
   config = ConfigDict()
-  config.seed = 0                          # of initial parameters, batches, masks and dropout
+  config.seed = 0                          # seed of initial parameters, batches, masks, dropout
   # Workdir whose newest parameters training starts from, with a new optimizer state; '': none.
   config.init_from = ""
 
@@ -247,7 +247,7 @@ def base() -> ConfigDict:
   optimizer.b1 = 0.9                       # decay rate of the average of gradients
   optimizer.b2 = 0.999                     # decay rate of the average of squared gradients
   optimizer.epsilon = 1e-6                 # added to the denominator of the update
-  optimizer.weight_decay = 0.01            # times the learning rate, per step
+  optimizer.weight_decay = 0.01            # decay per step, times the learning rate
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
   # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
@@ -279,8 +279,8 @@ def base() -> ConfigDict:
   # off | skip: a step is not applied if its loss or the norm of its gradient is a spike: more than
   # `spike_factor` times the median of the last `spike_window` applied steps.
   train.spike_guard = "off"
-  train.spike_factor = 3.0                 # with spike_guard=skip: times the median
-  train.spike_window = 128                 # with spike_guard=skip: applied steps of the median
+  train.spike_factor = 3.0                 # smallest spike, in medians
+  train.spike_window = 128                 # applied steps of the median
   # ((first, last), ...): steps to skip, counted from 1, for example after `bertgpt rollback`.
   train.skip_steps = ()
 
@@ -384,7 +384,7 @@ PHASE_OF_MODEL = ("rope_theta", "rope_theta_local")  # Fields of the model that 
 
 
 def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> ConfigDict:
-  """Returns a config with only one phase, whose values its model and objective have.
+  """Returns a config with one phase only, and with its values in the model and the objective.
 
   Args:
     config: whole config.

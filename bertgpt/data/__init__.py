@@ -1,4 +1,4 @@
-"""Data, from text to batches. without JAX: reader processes must start without JAX."""
+"""Data, from text to batches, without JAX: reader processes must start quickly."""
 
 import importlib
 from typing import Any

@@ -235,7 +235,7 @@ def read_arrays(path: pathlib.Path, model: ConfigDict) -> dict[str, np.ndarray]:
                           "model")
   except (OSError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
     # What h5py raises for a damaged file depends on the byte.
-    raise DataError(f"{path}: is not an undamaged HDF5 file ({one_line(e)}). Fetch it again"
+    raise DataError(f"{path}: is damaged, or is not an HDF5 file ({one_line(e)}). Fetch it again"
                     ) from e
   return arrays
 

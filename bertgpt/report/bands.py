@@ -150,11 +150,11 @@ def means_near(curve: Curve, steps: Sequence[int]) -> list[float | None]:
   edges += steps[-1:]
   means: list[float | None] = []
   begin = 0
+  spans = [right - left for left, right in itertools.pairwise((0, *curve.step))]
   for step, edge, before in zip(steps, edges, (0, *steps), strict=False):
     end = bisect.bisect_right(curve.step, edge)
     values = curve.value[begin:end] if curve.step[-1] >= edge else []
-    ends = (0, *curve.step)[begin:end + 1]
-    is_fine = all(right - left <= step - before for left, right in itertools.pairwise(ends))
+    is_fine = all(span <= step - before for span in spans[begin:end])
     means.append(math.fsum(values) / len(values) if values and is_fine else None)
     begin = end
   return means

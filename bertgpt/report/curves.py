@@ -199,9 +199,9 @@ def read_reference(name: str) -> Compared:
     DataError: the file is damaged.
   """
   path = pathlib.Path(name)
-  if not path.is_file():
+  if not path.is_file() and name in reference_names():
     path = REFERENCES / f"{name}.json"
-  if path.stem not in reference_names() and not path.is_file():
+  if not path.is_file():
     raise ConfigError(f"--reference {name}: no such file or reference. Those that come with "
                       f"bertgpt: {', '.join(reference_names())}")
   stored = files.read_json(path, "Write it again with `bertgpt compare RUN --save_reference FILE`")

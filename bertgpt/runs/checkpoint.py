@@ -42,7 +42,7 @@ BARRIER_SECONDS = 1200  # Time in which all processes must complete a save.
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}
-_numbers = itertools.count()  # Of `Checkpoints`, which all processes open in the same order.
+_numbers = itertools.count()  # Numbers of `Checkpoints`, which all processes open in one order.
 
 
 class Checkpoints:

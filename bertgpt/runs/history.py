@@ -1,9 +1,9 @@
 """Events of a run other than its steps: history.jsonl in its workdir.
 
-    {"event": "start"}                   the run began at step 0
-    {"event": "checkpoint", "step": 10}  the first checkpoint was saved
+    {"event": "start"}                                    the run began at step 0
+    {"event": "checkpoint", "step": 10}                   the first checkpoint was saved
     {"event": "rollback", "to": 20, "checkpoints": [40]}  `bertgpt rollback`, and what it set aside
-    {"event": "ignored", "fields": [...]}  see `former`, as "former"
+    {"event": "ignored", "fields": [...]}                 see `former`, as "former"
 
 It outlives the checkpoints, so a run whose checkpoints are gone is not mistaken for a new run.
 """

@@ -192,7 +192,7 @@ class Member:
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
-    saving: when it is saved, set by `__post_init__`.
+    saving: decides when it is saved.
   """
 
   run: Run
@@ -201,6 +201,7 @@ class Member:
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
+  saving: SavePolicy = dataclasses.field(init=False)
 
   def __post_init__(self):
     """Makes the policy of the run's saves."""

@@ -189,7 +189,7 @@ def spoil(folder):
 @needs_h5py
 @pytest.mark.parametrize("damage, message", [
     (spoil, "CNN_proj/b_proj holds NaN or infinity"),
-    (truncate, "elmo_weights.hdf5: is not an undamaged HDF5 file"),
+    (truncate, "elmo_weights.hdf5: is damaged, or is not an HDF5 file"),
     (change(lstm__projection_dim=8), "but options.json says"),
     (change(lstm__n_layers=3), "lacks RNN_0/RNN/MultiRNNCell/Cell2/LSTMCell/W_0"),
     (change(lstm__proj_clip=5), "lstm.proj_clip=5.0, needs 3.0"),

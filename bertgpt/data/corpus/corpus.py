@@ -349,11 +349,11 @@ def read_manifest(path: pathlib.Path) -> dict:
   if not is_corpus(path):
     raise DataError(f"{path}: not a prepared corpus (no {MANIFEST}). Make one with "
                     "`bertgpt prepare`")
-  manifest = files.read_json(file, "Delete the corpus and prepare it again")
+  manifest = files.read_json(file, "Name a prepared corpus, or prepare it in a new folder")
   if (version := manifest.get("format_version")) not in FORMAT_VERSIONS:
     raise DataError(f"{file}: has format version {version}, but this program reads "
-                    f"{' and '.join(map(str, FORMAT_VERSIONS))}. Delete the corpus and prepare it "
-                    "again")
+                    f"{' and '.join(map(str, FORMAT_VERSIONS))}. Use the program that wrote it, or "
+                    "prepare the text in a new folder")
   return manifest
 
 

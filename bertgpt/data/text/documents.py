@@ -125,13 +125,7 @@ def cut_sentences(document: Document, language: str) -> list[str]:
   """
   text, start, sentences = document.text, 0, []
   try:
-    try:
-      with without_panics():
-        ends = [*_find_ends(document, language)]
-    except RuntimeError:
-      plain = dataclasses.replace(document, text=_ANY_WIDE_SPACE.sub(" ", text))
-      with without_panics():
-        ends = [*_find_ends(plain, language)]
+    ends = _list_ends(document, language)
   except RuntimeError as e:
     raise DataError(f"{document.path}: sentencex cannot cut the document at byte "
                     f"{document.offset} into sentences ({one_line(e)}). Remove it, or give one "
@@ -143,6 +137,17 @@ def cut_sentences(document: Document, language: str) -> list[str]:
   if sentences:
     sentences[-1] += text[start:]
   return sentences
+
+
+def _list_ends(document: Document, language: str) -> list[int]:
+  """Returns where the text of each sentence ends; raises RuntimeError if sentencex panics."""
+  try:
+    with without_panics():
+      return [*_find_ends(document, language)]
+  except RuntimeError:
+    plain = dataclasses.replace(document, text=_ANY_WIDE_SPACE.sub(" ", document.text))
+    with without_panics():
+      return [*_find_ends(plain, language)]
 
 
 def _find_ends(document: Document, language: str) -> Iterator[int]:

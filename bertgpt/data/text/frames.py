@@ -90,7 +90,7 @@ class _Frames(io.RawIOBase):
     while not (start := data.lstrip(self._padding)):
       if not (data := self._file.read(_READ_BYTES)):
         if self._is_needed and self._frame is None:
-          raise EOFError("the file is empty")
+          raise EOFError("the file has no stream")
         return b""
     return start
 
