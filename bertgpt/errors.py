@@ -6,7 +6,7 @@
 | 2         | `ConfigError`     | bad flags or config                                 |
 | 65        | `DataError`       | bad data, tokenizer or checkpoint                   |
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
-| 70        | `DivergedError`   | losses or gradients were not finite, or spikes      |
+| 70        | `DivergedError`   | too many steps were not finite, or were spikes      |
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
