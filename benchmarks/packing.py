@@ -18,8 +18,9 @@ from benchmarks import bare_step, side_by_side
 from benchmarks.side_by_side import Row, Spread, spread
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches import formats
 from bertgpt.data.batches.parts import token_sizes
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus.corpus import Corpus
 
 ROWS_COUNTED = 2**17  # Rows of an epoch whose tokens are counted, at most.
@@ -97,7 +98,7 @@ def at_length(recipe: ConfigDict, seq_len: int, batch_size: int, packing: bool) 
 
 def fill(corpus: Corpus, config: ConfigDict) -> float:
   """Returns the real tokens per slot in the rows of an epoch."""
-  rows = loader.Rows(corpus, config, 0, config.seed)
+  rows = TrainRows(corpus, config, 0, config.seed)
   number = min(rows.rows_per_epoch, ROWS_COUNTED)
   parts, _ = rows.plan(np.arange(number))
   sizes = token_sizes(parts) - formats.find(config).has_target

@@ -34,6 +34,7 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches.rows import EVAL_SEED
 from bertgpt.data.corpus.corpus import Corpus, open_corpus
 from bertgpt.devices import huge_pages
 from bertgpt.errors import ConfigError, UserError
@@ -216,7 +217,7 @@ def held_out_batches(config: ConfigDict, corpus: Corpus) -> list[dict[str, np.nd
   """
   config, size = config_lib.at_phase(config, 0, in_evaluation=True), config.eval.batch_size
   corrupt = jax.jit(objectives.make_objective(config, corpus.vocabulary).corrupt)
-  key, rows = jax.random.key(loader.EVAL_SEED), np.arange(size, dtype=np.int32)
+  key, rows = jax.random.key(EVAL_SEED), np.arange(size, dtype=np.int32)
   return [jax.device_get(corrupt(batch, key, i * size + rows)) for i, batch in
           enumerate(loader.make_eval_batches(corpus, config, 0, slice(0, size)))]
 

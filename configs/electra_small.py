@@ -3,9 +3,9 @@ r"""ELECTRA-small with the paper's recipe: 1 M steps of 128 rows of 128 tokens, 
 Download   hf download Skylion007/openwebtext --repo-type dataset --local-dir openwebtext
 Command    bertgpt train --config configs/electra_small.py --workdir runs/electra_small \
              --config.data.source='parquet:openwebtext/plain_text/*.parquet#text'
-Data       English Wikipedia and BooksCorpus in the paper; OpenWebText with the published script.
-           The default source is the English Wikipedia of November 2023, as for
-           configs/bert_base.py. A lower-case WordPiece tokenizer of 30,522 pieces is trained on it.
+Data       English Wikipedia and BooksCorpus in the paper; OpenWebText with the published script
+           and in this command. Without --config.data.source, the text is the English Wikipedia of
+           November 2023. A lower-case WordPiece tokenizer of 30,522 pieces is trained on the text.
 Hardware   One V100 GPU for 4 days in the paper; any number of devices that divides 128.
 Expected   On dev sets, fine-tuned, from OpenWebText: CoLA 56.8, SST-2 88.3, MRPC 87.4, STS-B 86.8,
            QQP 88.3, MNLI 78.9, QNLI 87.9, RTE 68.5 (github.com/google-research/electra, 2020). The

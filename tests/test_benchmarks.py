@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks.device_parts import Row
 from bertgpt.config import recipes
 from bertgpt.config.stored import to_json
-from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, metrics_file
 from bertgpt.training import loop as train
@@ -141,7 +141,7 @@ def test_real_tokens_are_counted_as_the_batches_have_them(recipe):
   config = packing.at_length(recipes.load(str(recipe)), 64, 8, packing=True)
   corpus = bare_step.open_train_set(config)
   config = corpora.resolve(config, corpus.tokenizer)
-  rows = loader.Rows(corpus, config, 0, config.seed)
+  rows = TrainRows(corpus, config, 0, config.seed)
   batch = rows.read(np.arange(rows.rows_per_epoch))
   assert packing.fill(corpus, config) == (batch["sequence_ids"] > 0).mean()
 

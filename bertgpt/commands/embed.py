@@ -12,7 +12,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt embed`."""
   flags.add_workdir(parser, flags.OR_MODEL)
   parser.add_argument("--input", required=True, type=flags.local_path, metavar="FILE",
-                      help="file with one text per line; in a .jsonl file, the field text")
+                      help="file with one text per line; of JSON lines (.jsonl, .ndjson, "
+                           ".json), the field text")
   parser.add_argument("--out", required=True, type=flags.local_path, metavar="FILE",
                       help="new .safetensors or .npy file")
   parser.add_argument("--layer", choices=("cls", "mean", "last", "last3", "last4"),

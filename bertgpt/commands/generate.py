@@ -16,7 +16,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                      help="text to continue; may be given several times; without it, or with an "
                           "empty one, the model begins a document")
   given.add_argument("--input", type=flags.local_path, metavar="FILE",
-                     help="file with one prompt per line; in a .jsonl file, the field text")
+                     help="file with one prompt per line; of JSON lines (.jsonl, .ndjson, "
+                          ".json), the field text")
   parser.add_argument("--max_tokens", type=flags.number(int, 1), metavar="N",
                       help="maximum number of tokens to add; default: 100, or fewer if the rows of "
                            "the training leave less room")

@@ -214,7 +214,8 @@ def base() -> ConfigDict:
   # differentiation needs) | products (results of matmuls, sums and softmax) | dots (results of
   # matmuls) | full (only the inputs of layers) | auto (products on TPUs, none elsewhere).
   model.remat = "auto"
-  # Layers per iteration of the loop over layers; 0: all, so no loop; -1: all on GPUs, 1 elsewhere.
+  # Layers per iteration of the loop over layers; 0: all, so no loop; -1: all on GPUs, or their
+  # largest divisor up to 24 if there are more; 1 elsewhere.
   model.scan_unroll = -1
   # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.
   # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast generator; every device draws
@@ -251,7 +252,7 @@ def base() -> ConfigDict:
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
   # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
-  # '^body/(?!mix|pooler)' leaves all pretrained weights as they are.
+  # '^body/(?!mix|pooler)' leaves the pretrained embeddings and layers as they are.
   optimizer.freeze = ""
   # Fine-tuning: learning rate of a layer as a share of that of the layer above it; 1: the same.
   optimizer.layer_decay = 1.0

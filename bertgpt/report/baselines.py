@@ -9,6 +9,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, at_phase, choices
 from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary
@@ -51,7 +52,7 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
   unigram = target_probabilities(run, corrupt)
   total = correct = weight = 0.0
   for batch, row_ids in _eval_batches(run):
-    batch = jax.device_get(corrupt(batch, jax.random.key(loader.EVAL_SEED), row_ids))
+    batch = jax.device_get(corrupt(batch, jax.random.key(EVAL_SEED), row_ids))
     chosen = batch["predict_weights"] > 0
     targets, weights = batch["predict_targets"][chosen], batch["predict_weights"][chosen]
     shown = np.take_along_axis(batch["tokens"], batch["predict_positions"], axis=1)[chosen]
@@ -79,7 +80,7 @@ def target_probabilities(run: Finished, corrupt: Callable) -> np.ndarray:
   config, vocabulary = run.trained.config, run.held_out.vocabulary
   unigram = frequencies.unigram_probabilities(run.train_set, vocabulary.size, is_causal=False)
   size = config.eval.batch_size
-  rows = loader.Rows(run.train_set, config, len(config.phases) - 1, config.seed)
+  rows = TrainRows(run.train_set, config, len(config.phases) - 1, config.seed)
   counts, special = np.zeros(vocabulary.size), list(vocabulary.special_ids)
   for first in range(0, SHARE_ROWS, size):
     row_ids = np.arange(first, first + size, dtype=np.int32)

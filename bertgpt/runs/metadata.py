@@ -5,7 +5,7 @@
 | config     | resolved config of the run, as JSON text                  | a run is resumed       |
 | corpus     | identity of the pretraining corpus; '' if unknown         | a run is resumed       |
 | tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
-| data_order | `loader.ORDER_VERSION`, the order in which rows are read  | a run is resumed       |
+| data_order | `rows.ORDER_VERSION`, the order in which rows are read    | a run is resumed       |
 | step       | number of steps done                                      |                        |
 | task       | only after fine-tuning: description of the task's run     |                        |
 | fresh      | only after an import: heads with random weights           |                        |
@@ -20,7 +20,7 @@ from typing import Any
 
 from bertgpt.config import ConfigDict
 from bertgpt.config.stored import to_json
-from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
@@ -39,7 +39,7 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     bos_id: see `Trained`.
   """
   metadata = {"config": to_json(config), "corpus": corpus,
-              "tokenizer": tokenizer.fingerprint(), "data_order": loader.ORDER_VERSION,
+              "tokenizer": tokenizer.fingerprint(), "data_order": ORDER_VERSION,
               "step": step}
   if task is not None:
     metadata["task"] = dict(task)

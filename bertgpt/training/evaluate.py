@@ -14,6 +14,7 @@ from bertgpt import models
 from bertgpt.config import ConfigDict, choices, families, resuming
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import EVAL_SEED
 from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus, sum_lengths
 from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
@@ -91,7 +92,7 @@ def make_eval_step(setup: Setup) -> Callable:
   objective = setup.objective
 
   def eval_step(params, batch, row_ids_B, carry):
-    key = jax.random.key(loader.EVAL_SEED)
+    key = jax.random.key(EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
     model = BoundModel(setup.model, params, {}, carry)
     return objectives.compute_sums_and_carry(objective, model, batch)

@@ -30,6 +30,7 @@ from bertgpt import config as config_lib
 from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import UserError, one_line
 
@@ -141,7 +142,7 @@ class SkippedSteps:
       config: a whole config.
     """
     self._path, self._corpus, self._config = path / FILE, corpus, config
-    self._rows: dict[int, loader.Rows] = {}
+    self._rows: dict[int, TrainRows] = {}
     if not jax.process_index():
       with self._tolerated("cannot be shortened"):
         self._drop_after(first_step)
@@ -179,7 +180,7 @@ class SkippedSteps:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
     index, first = config_lib.phase_at(self._config, step - 1)
     if index not in self._rows:
-      self._rows[index] = loader.Rows(self._corpus, self._config, index, self._config.seed)
+      self._rows[index] = TrainRows(self._corpus, self._config, index, self._config.seed)
     rows, size = self._rows[index], self._config.phases[index].batch_size
     start = (step - 1 - first) * size
     numbers = np.arange(start, start + size)

@@ -13,7 +13,7 @@ from bertgpt import config as config_lib
 from bertgpt import files, trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.config.stored import from_json
-from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import events, process
@@ -58,9 +58,9 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
                             ". If that corpus is in another folder, name it with "
                             "--config.data.corpus=PATH" if name == "corpus" else ""))
     order = metadata.get("data_order", 0)  # The oldest checkpoints lack this entry.
-    if order != loader.ORDER_VERSION:
+    if order != ORDER_VERSION:
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
-                      f"them in order {loader.ORDER_VERSION}. Resume it with the program that "
+                      f"them in order {ORDER_VERSION}. Resume it with the program that "
                       "started it, or start another run with --config.init_from")
     old = from_json(metadata["config"])
     check_phases(old, run.config, int(state.step), run.path)

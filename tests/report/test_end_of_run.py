@@ -17,6 +17,7 @@ from bertgpt.config import choices
 from bertgpt.config.overrides import set_field
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
@@ -85,7 +86,7 @@ def test_masked_baseline_is_bayes_rule_without_context(bert, with_mask, with_ran
   single = config.copy_and_resolve_references()
   single.eval.batch_size = 1
   for i, row in enumerate(loader.make_eval_batches(bert.held_out, single, 0, slice(0, 1))):
-    row = corrupt(row, jax.random.key(loader.EVAL_SEED), np.array([i], np.int32))
+    row = corrupt(row, jax.random.key(EVAL_SEED), np.array([i], np.int32))
     row = jax.device_get(row)
     for target, place, weight in zip(row["predict_targets"][0], row["predict_positions"][0],
                                      row["predict_weights"][0], strict=True):
@@ -126,7 +127,7 @@ def test_masked_baseline_knows_how_often_special_tokens_are_targets(bert):
     config = bert.trained.config.copy_and_resolve_references()
   config.objective.update(mask_rule="fairseq", replace_with_mask=1.0, replace_with_random=0.0)
   run = bert.finished._replace(trained=bert.trained._replace(config=config))
-  rows = loader.Rows(bert.train_set, config, 0, 0)
+  rows = TrainRows(bert.train_set, config, 0, 0)
   batch = rows.read(np.arange(rows.rows_per_epoch))
   tokens = batch["tokens"][batch["sequence_ids"] > 0]
   special = list(make_vocabulary(bert.trained.tokenizer).special_ids)

@@ -7,7 +7,7 @@ import pytest
 
 from bertgpt import config as config_lib
 from bertgpt.config.stored import from_json
-from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.tokens import tokenizers
 from bertgpt.runs import checkpoint
 from bertgpt.runs import manifest as manifest_lib
@@ -41,7 +41,7 @@ def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best)
   before, after = metadata_of(finished_bert), metadata_of(best)
   assert set(after) - {"task"} == set(before) == {"config", "corpus", "tokenizer", "data_order",
                                                   "step"}
-  assert before["data_order"] == after["data_order"] == loader.ORDER_VERSION
+  assert before["data_order"] == after["data_order"] == ORDER_VERSION
   assert (after["corpus"], after["tokenizer"]) == (before["corpus"], before["tokenizer"])
 
 

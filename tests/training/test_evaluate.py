@@ -19,6 +19,7 @@ from bertgpt import models
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
@@ -77,7 +78,7 @@ def test_every_row_is_counted_once(trained, held_out):
   mesh = sharding.make_mesh(trained.config)
   setup = steps.make_setup(trained.config, mesh, make_vocabulary(trained.tokenizer))
   step = jax.jit(evaluate.make_eval_step(setup))
-  rows = loader.Rows(held_out, trained.config, 0, loader.EVAL_SEED, num_windows=1)
+  rows = TrainRows(held_out, trained.config, 0, EVAL_SEED, num_windows=1)
 
   def weigh(batches, size):
     weights = collections.Counter()

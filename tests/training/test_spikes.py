@@ -13,6 +13,7 @@ import tiny
 from bertgpt import config as config_lib
 from bertgpt.config import recipes
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.errors import DataError
@@ -165,6 +166,6 @@ def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path
   def fail(*_):
     raise DataError("shard-0: cannot be read")
 
-  monkeypatch.setattr(loader.Rows, "read", fail)
+  monkeypatch.setattr(TrainRows, "read", fail)
   spikes.SkippedSteps(tmp_path, 0, corpus, config).write(3, {"loss": 9.0})
   assert "shard-0: cannot be read). The training continues" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, phase_at, total_steps
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import ConfigError, DataError
 
@@ -35,7 +36,7 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
   wrong = [step for step in steps if not 0 <= step < total_steps(config)]
   if wrong:
     raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
-  phases = [loader.Rows(corpus, config, i, config.seed) for i in range(len(config.phases))]
+  phases = [TrainRows(corpus, config, i, config.seed) for i in range(len(config.phases))]
   lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
   batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
   lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
@@ -52,7 +53,7 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
   return "\n".join(lines)
 
 
-def _describe_phase(config: ConfigDict, phase_index: int, rows: loader.Rows) -> list[str]:
+def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> list[str]:
   """Returns lines with statistics of the first window of the first epoch."""
   phase = config.phases[phase_index]
   num_rows = rows.rows_per_window

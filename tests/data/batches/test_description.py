@@ -6,6 +6,7 @@ from memory_corpus import random_corpus
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import description, loader
+from bertgpt.data.batches.rows import TrainRows
 from bertgpt.errors import ConfigError
 
 ORDINARY = random_corpus(60, 12, 10)
@@ -19,7 +20,7 @@ def make_config(seq_len=32, batch_size=8, steps=40):
 
 def test_the_text_counts_what_is_in_the_rows():
   config = make_config(seq_len=64, batch_size=4)
-  rows = loader.Rows(ORDINARY, config, 0, config.seed)
+  rows = TrainRows(ORDINARY, config, 0, config.seed)
   batch = rows.read(np.arange(rows.rows_per_epoch))
   text = description.describe(ORDINARY, config, [0, 3])
   filled = batch["nsp_weights"] > 0

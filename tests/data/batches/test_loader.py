@@ -24,6 +24,8 @@ from memory_corpus import (
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import formats, loader, windows
+from bertgpt.data.batches import rows as rows_lib
+from bertgpt.data.batches.rows import EvalRows, TrainRows
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.corpus.prepare import prepare
@@ -50,7 +52,7 @@ def make_config(objective="mlm_nsp", seq_len=32, batch_size=8, steps=40, **data)
 
 
 def make_rows(corpus, config):
-  return loader.Rows(corpus, config, 0, config.seed)
+  return TrainRows(corpus, config, 0, config.seed)
 
 
 def read_epoch(corpus, config):
@@ -283,7 +285,7 @@ def test_hosts_divide_a_batch(objective, hosts):
 def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
   """Batches across windows and epochs consist of the rows of the plans, in order."""
   config = make_config(objective)
-  rows = loader.Rows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
+  rows = TrainRows(ORDINARY, config, 0, config.seed, num_windows=num_windows)
   windows = divide(ORDINARY.document_lengths, num_windows)
   fitted = [formats.make_plan(ORDINARY, config, 32, (config.seed, 0, epoch), window=window,
                               windows=windows, num_rows=rows.rows_per_window)
@@ -299,7 +301,7 @@ def test_steps_go_through_the_epochs_row_by_row(objective, num_windows):
 def test_seed_and_phase_make_other_rows():
   config = make_config()
   config.phases *= 2
-  hashes = {loader.batch_sha256(loader.Rows(ORDINARY, config, phase, seed).read(np.arange(8)))
+  hashes = {loader.batch_sha256(TrainRows(ORDINARY, config, phase, seed).read(np.arange(8)))
             for phase in (0, 1) for seed in (0, 1)}
   assert len(hashes) == 4
 
@@ -434,7 +436,7 @@ def test_evaluation_reads_every_row_once(objective, data, batch_size, hosts):
 def test_evaluation_in_several_windows_reads_every_token_once(objective, array, batch_size,
                                                               monkeypatch):
   total = int(ORDINARY.document_lengths.sum())
-  monkeypatch.setattr(loader, "WINDOW_TOKENS", total // 5)
+  monkeypatch.setattr(rows_lib, "WINDOW_TOKENS", total // 5)
   config = make_config(objective, batch_size=batch_size)
   batch = join(list(loader.make_eval_batches(ORDINARY, config, 0, slice(None))))
   tokens = batch[array][batch["sequence_ids"] > 0]
@@ -453,9 +455,9 @@ def test_evaluation_needs_the_memory_of_a_window(monkeypatch):
   """Two million tokens are planned in one window and in forty."""
   corpus, peaks = make_corpus([[20]] * 100_000), []
   for count in (1, 40):
-    monkeypatch.setattr(loader, "WINDOW_TOKENS", 2_000_000 // count)
+    monkeypatch.setattr(rows_lib, "WINDOW_TOKENS", 2_000_000 // count)
     tracemalloc.start()
-    rows = loader.Rows(corpus, make_config("mlm"), 0, 0, reads_all=True)
+    rows = EvalRows(corpus, make_config("mlm"), 0)
     assert rows.count(10**9) >= 62_500
     peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
@@ -539,7 +541,7 @@ def test_threads_read_a_prepared_corpus_as_one_reader_does(prepared, monkeypatch
 
 def test_the_memory_of_a_plan_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
   """The index is in files. Planning 24 MB of it takes as little memory as planning 3 MB."""
-  monkeypatch.setattr(loader, "WINDOW_TOKENS", 2**16)
+  monkeypatch.setattr(rows_lib, "WINDOW_TOKENS", 2**16)
   monkeypatch.setattr(windows, "DOCUMENTS_AT_ONCE", 2**13)
   monkeypatch.setattr(windows, "BLOCKS_PER_WINDOW", 16)
   peaks = []

@@ -6,6 +6,7 @@ from memory_corpus import CLS, FIRST, PAD, SEP, make_corpus, random_corpus
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.rows import TrainRows
 
 CORPORA = {
     "ordinary": random_corpus(40, 12, 15),
@@ -32,7 +33,7 @@ def families_preset():
 
 def read_streams(corpus, config, first_step=0, steps=None):
   """Returns the rows of every stream, joined: name -> [streams, places]."""
-  rows = loader.Rows(corpus, config, 0, 0, num_windows=1)
+  rows = TrainRows(corpus, config, 0, 0, num_windows=1)
   size = config.phases[0].batch_size
   assert rows.rows_per_epoch % size == 0
   steps = steps or rows.rows_per_epoch // size
@@ -91,7 +92,7 @@ def test_a_batch_depends_only_on_its_step():
 
 def test_epochs_differ_and_have_the_same_number_of_steps():
   corpus, config = random_corpus(40, 12, 15), make_config(4, 20)
-  rows = loader.Rows(corpus, config, 0, 0, num_windows=1)
+  rows = TrainRows(corpus, config, 0, 0, num_windows=1)
   steps = rows.rows_per_epoch // 4
   first = read_streams(corpus, config)
   second = read_streams(corpus, config, first_step=steps)
