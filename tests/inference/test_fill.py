@@ -119,7 +119,7 @@ def unigram_of_json(folder, scheme="always"):
   """Returns a tokenizer.json with a unigram model, like ALBERT's."""
   words = ["the", "cat", "saw", "dog", "ran", "and", "is", "x"]
   pieces = ["<unk>", "[MASK]", "\u2581", ",", ".", ")", *"thecasw dognri", *words,
-            *("\u2581" + word for word in words)]
+            *("\u2581" + word for word in [*words, "cow"])]  # No piece is "cow".
   model = models.Unigram([(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))], 0)
   library = fast_tokenizers.Tokenizer(model)
   library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
@@ -152,7 +152,7 @@ def sentencepiece_of(folder, **options):
     functools.partial(sentencepiece_of, remove_extra_whitespaces=False)])
 def test_no_space_comes_after_a_mask_that_the_text_does_not_have(tmp_path, make):
   tokenizer = make(tmp_path)
-  for text in ("the [MASK]. is", "the [MASK] is", "[MASK], the [MASK].", "[MASK]."):
+  for text in ("the [MASK]. is", "the [MASK] is", "[MASK], the [MASK].", "[MASK].", "a [MASK]cow."):
     ids = fill.encode_template(tokenizer, text).tolist()
     spelled = "".join(tokenizer.pieces[i] for i in ids)
     spelled = spelled.replace("\u2581", " ").replace("\u0120", " ")

@@ -182,9 +182,11 @@ def outline(spec: str) -> str:
 def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]]) -> str:
   digest = hashlib.sha256()
   for source in parse(spec):
-    digest.update(f"{source.kind} {source.split} {source.field} {source.weight}\n".encode())
+    about = f"{source.kind} {source.split} {source.field} {source.weight}\n"
+    # A command line in another encoding leaves surrogates.
+    digest.update(about.encode(errors="surrogateescape"))
     for line in READERS[source.kind].identify(source, hash_files):
-      digest.update(line.encode() + b"\n")
+      digest.update(line.encode(errors="surrogateescape") + b"\n")
   return digest.hexdigest()
 
 

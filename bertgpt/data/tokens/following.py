@@ -35,7 +35,7 @@ def encode_after(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]
   for text, begin, ids in zip(texts, begins, tokenizer.encode(texts), strict=True):
     if len(ids) and begin != tokenizer.spell(text).startswith(space):
       ids = (_after_letter(tokenizer, text) if begin else
-             _without_space(ids, tokenizer.pieces[ids[0]].removeprefix(space), id_of))
+             _without_space(tokenizer, text, ids, space, id_of))
     encoded.append(ids)
   return encoded
 
@@ -46,11 +46,29 @@ def _follow(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _after_letter(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """Returns the ids of a text that begins with a space, which the tokenizer would remove."""
+  """Returns the ids of a text after a letter, without those of the letter."""
   before, whole = tokenizer.encode([_LETTER, _LETTER + text])
   return whole[len(before):]
 
 
-def _without_space(ids: np.ndarray, rest: str, id_of: dict[str, int]) -> np.ndarray:
-  """Returns ids whose first piece is replaced with `rest`, if there is a piece for it."""
-  return np.array([id_of.get(rest, ids[0]), *ids[1:]], np.int32) if rest else ids[1:]
+def _without_space(tokenizer: Tokenizer, text: str, ids: np.ndarray, space: str,
+                   id_of: dict[str, int]) -> np.ndarray:
+  """Returns the ids of a text without the space that the tokenizer puts before it.
+
+  Args:
+    tokenizer: the tokenizer.
+    text: the text, which begins without a space.
+    ids: its ids, of which the first begins with a space.
+    space: how pieces spell a space.
+    id_of: piece -> id.
+  """
+  rest = tokenizer.pieces[ids[0]].removeprefix(space)
+  if not rest:
+    return ids[1:]
+  if rest in id_of:
+    return np.array([id_of[rest], *ids[1:]], np.int32)
+  # No piece is the same without the space, so the first word is cut into others. They are those
+  # after a letter, unless the letter is in one piece with the start of the text.
+  cut = _after_letter(tokenizer, text)
+  is_whole = "".join(tokenizer.pieces[i] for i in cut) == _follow(tokenizer, text)
+  return cut if is_whole else ids

@@ -135,10 +135,26 @@ def choose_names(names: dict[str, str], pieces: Collection[str], found: dict[str
     unknown: unknown piece of the library, if there is one.
   """
   known = set(pieces)
+  names = {role: name for role, name in names.items() if name in known}
   used = {(found | names).get(role) for role in ("cls", "sep", "mask", "eod")}
   refused = {"pad": used, "unk": known if unknown in known else used}
   return {role: name for role, name in sorted(names.items())
-          if name in known - refused.get(role, set()) and name != found.get(role)}
+          if name not in refused.get(role, set()) and name != found.get(role)}
+
+
+def describe_absent(hf: HfFiles, pieces: Collection[str]) -> str:
+  """Returns a note on the special tokens of a folder that the vocabulary lacks, or ''.
+
+  Args:
+    hf: files of the folder.
+    pieces: the vocabulary.
+  """
+  absent = sorted(hf.roles - set(pieces))
+  if hf.is_saved or not absent:
+    return ""
+  names = ", ".join(map(repr, absent))
+  return (f"{hf.folder}: its vocabulary lacks the special tokens {names}, so they are not used "
+          "(transformers appends them)")
 
 
 # --------------------------------------------------------------- tokenizer.json

@@ -350,5 +350,6 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
         f"yields the special token {leak.name}. Give a tokenizer whose special tokens are not part "
         "of texts" if leak.name else
         "yields no token. Give a tokenizer with an unknown token or byte fallback"))
-  tokenizer.note = note
+  absent = reading.describe_absent(hf, tokenizer.pieces)
+  tokenizer.note = ". ".join(filter(None, (note, absent)))
   return tokenizer

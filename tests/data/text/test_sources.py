@@ -156,6 +156,15 @@ def test_glob_without_files_is_an_error_before_reading(tmp_path):
     sources.open_source(f"text:{tmp_path}/none*")
 
 
+def test_a_field_in_another_encoding_is_not_found(tmp_path):
+  """A terminal that is not in UTF-8 leaves a surrogate in the name of the field."""
+  path = write(tmp_path / "a.jsonl", b'{"text": "same"}\n')
+  spec = f"jsonl:{path}#titr\udce9"
+  assert sources.identity(spec, tmp_path) != sources.identity(f"jsonl:{path}#titre", tmp_path)
+  with pytest.raises(DataError, match="a.jsonl"):
+    list(sources.open_source(spec))
+
+
 def test_identity_follows_the_content_and_not_the_place(tmp_path):
   (tmp_path / "x").mkdir()
   a = write(tmp_path / "a.txt", b"same")

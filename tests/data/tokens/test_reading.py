@@ -158,6 +158,22 @@ def test_the_end_of_a_document_stays_special_in_the_folder_of_gpt2(tmp_path):
   assert ours.fingerprint() == plain.fingerprint()
 
 
+@pytest.mark.parametrize("role", ["unk_token", "pad_token"])
+def test_a_name_that_the_vocabulary_lacks_is_a_note_and_changes_no_role(tmp_path, role):
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  write_json(tmp_path / "vocab.json", {c: i for i, c in enumerate([*alphabet, "<|endoftext|>"])})
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  plain = tokenizers.load_tokenizer(tmp_path)
+  write_json(tmp_path / "special_tokens_map.json", {role: "<|endoftext|>", "eos_token": "</s>"})
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert "its vocabulary lacks the special tokens '</s>', so they are not used" in ours.note
+  ours.save(tmp_path / "saved")
+  saved = tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)
+  assert ours.roles == saved.roles == plain.roles and ours.eod_id == 256
+  assert ours.fingerprint() == saved.fingerprint() == plain.fingerprint()
+  assert not saved.note and not plain.note
+
+
 def test_names_that_the_vocabulary_tells_leave_one_file(tmp_path):
   folder = write_vocabulary(tmp_path / "a", ("the", "cat"), cls_token="[CLS]", mask_token="[MASK]")
   tokenizers.load_tokenizer(folder).save(tmp_path / "b")
@@ -510,6 +526,29 @@ def test_the_normalizers_of_other_models_hide_pieces_too(tmp_path, model, decode
                              else pre_tokenizers.Metaspace())
   with pytest.raises(DataError, match="tokenizer.json: no text yields (50|67)% of its pieces"):
     tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
+
+
+def test_bytes_may_come_from_the_normalizer(tmp_path):
+  """No piece with a space or an accent is found in a text before it is written in bytes."""
+  tokenizer = library.Tokenizer(models.BPE())
+  tokenizer.normalizer = normalizers.ByteLevel()
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+  tokenizer.decoder = library.decoders.ByteLevel()
+  words = [f"é{a}{b}ü" for a in "abcdefghij" for b in "klmnopqrst"]
+  tokenizer.train_from_iterator([" ".join(words)] * 3, library.trainers.BpeTrainer(
+      vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+  ours = tokenizers.load_tokenizer(write_json_tokenizer(tmp_path, tokenizer))
+  assert not ours.note
+  assert encode(ours, ["éakü"])[0] == tokenizer.encode("éakü").ids
+
+
+def test_a_setting_of_the_normalizer_may_be_missing(tmp_path):
+  folder = write_json_tokenizer(tmp_path, json_of(("the", "cat"), normalizers.BertNormalizer()),
+                                tokenizer_class="PreTrainedTokenizerFast")
+  content = json.loads((folder / "tokenizer.json").read_text())
+  del content["normalizer"]["strip_accents"]
+  write_json(folder / "tokenizer.json", content)
+  assert pieces_of(tokenizers.load_tokenizer(folder), "The cat") == ["the", "cat"]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "gpt1_bpe", "unigram"])
