@@ -105,15 +105,15 @@ def find_problems(config: ConfigDict) -> list[str]:
   problems = [f"{field}={values[field]}: must be at least {low}"
               for field, low in AT_LEAST.items() if not values[field] >= low]
   # The seed is part of the batch, as int32.
-  if not config.seeds or not all(isinstance(seed, int) and 0 <= seed < 2**31
-                                 for seed in config.seeds):
+  if not config.seeds or not all(type(seed) is int and 0 <= seed < 2**31 for seed in config.seeds):
     problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, such as 0,1,2")
   rates = config.learning_rates
-  if not rates or not all(isinstance(r, (int, float)) and 0 < r < math.inf for r in rates):
+  if not rates or not all(isinstance(r, (int, float)) and type(r) is not bool and 0 < r < math.inf
+                          for r in rates):
     problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, such as "
                     "2e-5,5e-5")
   for field in ("seeds", "learning_rates"):
-    if len(set(config[field])) < len(config[field]):
+    if len(set(map(repr, config[field]))) < len(config[field]):
       problems.append(f"{field}={config[field]} names a run twice")
   if not 0 <= config.warmup_fraction <= 1:
     problems.append(f"warmup_fraction={config.warmup_fraction}: must be between 0 and 1")

@@ -79,12 +79,14 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   is_first = jax.process_index() == 0  # The other processes compute and write nothing.
   if is_first:
     trackers.check(config)
-  pretrained, task = open_task(config, pretrained)
+  opened = pretrained
+  pretrained, task = open_task(config, opened)
   with workdir.make_and_lock(path, is_first):
-    identity = results_lib.identify(init, pretrained, task)
+    identity = results_lib.identify(init, opened, task)
     results = results_lib.read_results(path, config, identity)
     check_agreement(identity, task, results)
-    tuning = open_tuning(config, init, pretrained, task, path, resume.digest(identity, config))
+    tuning = open_tuning(config, init, pretrained, task, path,
+                         resume.digest(identity, pretrained.tokenizer, config))
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
@@ -152,6 +154,7 @@ def check_agreement(identity: dict[str, Any], task: rows_lib.Task,
   done = [(run["learning_rate"], run["seed"]) for run in results["runs"]]
   rows = identity["rows"] | results_lib.fingerprint_unlabeled(task)
   peers.check_agreement({"weights of --init": init, "rows of task.data": rows,
+                         "labels of task.data": identity["gold"],
                          "completed runs in --workdir": done})
 
 

@@ -1,6 +1,7 @@
 """Results of a fine-tuning workdir: results.json, the medians, the table.
 
     {"task", "init": what the runs start from, "rows": what they are trained and scored on,
+     "gold": what scores compare with, if the labels of the rows are not all of it,
      "runs": [{"learning_rate", "seed", "folder", "steps", "seconds", "dev": {"f1": 0.9}},
               {"learning_rate", "seed", "folder", "diverged": true}],
      "predicted": {folder of a run: {"test": fingerprint of its rows}}, of sets without labels,
@@ -8,6 +9,7 @@
 """
 
 import hashlib
+import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
@@ -41,13 +43,13 @@ def run_name(rate: float, seed: int) -> str:
 
 
 def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, Any]:
-  """Returns `init` and `rows` of results.json, which identify the start and the data of every run.
+  """Returns `init`, `rows` and `gold` of results.json: the start and the data of every run.
 
   Only `init.workdir` depends on where files are.
 
   Args:
     init: folder of the pretrained run.
-    pretrained: model in that folder.
+    pretrained: model in that folder, before it has learned words of the task.
     task: task with its rows.
   """
   digest = hashlib.sha256()
@@ -55,9 +57,11 @@ def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, A
     digest.update(f"{name} {x.dtype} {x.shape}".encode())
     digest.update(x.tobytes())
   scored = {s.name: s.rows.fingerprint() for s in task.evals if s.score}
+  gold = {s.name: hashlib.sha256(json.dumps(s.gold).encode()).hexdigest()
+          for s in task.evals if s.score and s.gold is not None}
   return {"init": {"workdir": str(init), "step": pretrained.step, "corpus": pretrained.corpus,
                    "tokenizer": pretrained.tokenizer.fingerprint(), "params": digest.hexdigest()},
-          "rows": {"train": task.train.fingerprint(), **scored}}
+          "rows": {"train": task.train.fingerprint(), **scored}, "gold": gold}
 
 
 def fingerprint_unlabeled(task: Task) -> dict[str, str]:
@@ -99,12 +103,15 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   if (path / "results.json").exists():
     results = files.read_json(path / "results.json", "Restore it from a backup, or delete it to "
                               "repeat its runs")
-    results.setdefault("predicted", {})  # Earlier versions did not write it.
-    for flag, field in (("--init", "init"), ("task.data", "rows")):
+    # Earlier versions did not write these.
+    results = {"predicted": {}, "gold": identity["gold"]} | results
+    changed: dict[str, dict[str, None]] = {"--init": {}, "task.data": {}}
+    for flag, field in (("--init", "init"), ("task.data", "rows"), ("task.data", "gold")):
       old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
-      names = [n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n)]
-      if names:
-        lines.append(f"{flag}: different from the earlier start: {', '.join(names)}")
+      changed[flag] |= dict.fromkeys(
+          n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n))
+    lines += [f"{flag}: different from the earlier start: {', '.join(names)}"
+              for flag, names in changed.items() if names]
   if lines:
     raise ConfigError(f"--workdir {path} holds different fine-tuning runs:\n  " + "\n  ".join(lines)
                       + "\nUse another --workdir")
@@ -144,9 +151,11 @@ def describe_unpredicted(results: dict[str, Any], task: Task, path: pathlib.Path
   for name, fingerprint in fingerprint_unlabeled(task).items():
     count = sum(sets.get(name) != fingerprint for sets in results["predicted"].values())
     if count:
+      # `bertgpt predict` reads only local folders.
+      place = "COPY_ON_A_DISK" if files.is_remote(path) else path
       yield (f"{count} of {len(results['predicted'])} completed runs did not predict {name}, which "
-             f"is new or has changed. `bertgpt predict --workdir {path} --input FILE` predicts it, "
-             "if weights were saved")
+             f"is new or has changed. `bertgpt predict --workdir {place} --input FILE` predicts "
+             "it, if weights were saved")
 
 
 def write_results(path: pathlib.Path, results: dict[str, Any]) -> None:

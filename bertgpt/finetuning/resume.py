@@ -15,20 +15,23 @@ from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.runs import checkpoint, manifest, workdir
 
 FOLDER = "unfinished"
 KEEP = 2  # Checkpoints that are kept: if the newest is damaged, the one before it is used.
 
 
-def digest(identity: dict[str, Any], config: ConfigDict) -> str:
-  """Returns a SHA-256 (hex) of what all runs of a fine-tuning workdir depend on.
+def digest(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDict) -> str:
+  """Returns a SHA-256 (hex) of what the weights of all runs of a fine-tuning workdir depend on.
 
   Args:
     identity: result of `results.identify`.
+    tokenizer: tokenizer of the runs, with the words that an ELMo has learned.
     config: fine-tuning config.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
+  init["tokenizer"] = tokenizer.fingerprint()
   fields = {field: value for field, value in config_lib.leaves(config)
             if not any(field == name or field.startswith(f"{name}.")
                        for name in finetune_config.RESUMABLE)}

@@ -188,6 +188,7 @@ def test_a_fine_tuning_that_set_a_field_without_effect_continues(tuned, tuning, 
   assert run(tuning, finished_bert, out, "--config.task.stride=64") == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_gpt_learns_them_too(tuning, finished_gpt, tmp_path):
   """A GPT gets new tokens, and the language-model loss is added to the task's."""
   assert run(tuning, finished_gpt, tmp_path / "out") == 0
@@ -208,6 +209,7 @@ def short(tuning, finished_bert, tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_words_are_labeled(tuning, finished_bert, tmp_path):
   """The second word of every sentence and the last one are entities."""
   lines = []
@@ -224,6 +226,7 @@ def test_words_are_labeled(tuning, finished_bert, tmp_path):
   assert [line.replace(" ", "\t").rsplit("\t", 1)[0] for line in written.splitlines()] == lines
 
 
+@pytest.mark.slow
 def test_questions_are_answered(tuning, finished_bert, tmp_path):
   """The answer is the second word, in one of two windows."""
   paragraphs = []

@@ -149,7 +149,8 @@ def test_dropout_depends_on_the_runs_seed(family):
   assert loss(1) == loss(1) and loss(1) != loss(2)
 
 
-@pytest.mark.parametrize("family, kind", [("encoder", "tokens"), ("decoder", "classes")])
+@pytest.mark.parametrize("family, kind", [
+    ("encoder", "tokens"), pytest.param("decoder", "classes", marks=pytest.mark.slow)])
 def test_gradients_do_not_depend_on_micro_batches(family, kind):
   _, module, objective, params = make_head(family, kind)
   config = tiny.make_config()

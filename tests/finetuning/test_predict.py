@@ -146,6 +146,15 @@ def test_a_tab_in_a_text_is_an_error(tuned, tmp_path, capsys):
   assert "line 2: has more than 2 columns" in capsys.readouterr().err
 
 
+def test_the_columns_of_cola_need_no_header_if_labels_stand_there(tmp_path):
+  path = tmp_path / "a.tsv"
+  path.write_text("gj04\t1\t\tA fine film.\nbc01\t0\t*\tFilm a fine.\n")
+  assert [e.texts for e in texts.read(path, "cola")] == [("A fine film.",), ("Film a fine.",)]
+  path.write_text("id\tSentence\tauthor\tyear\n7\tA fine film.\tAnna\t1999\n")
+  with pytest.raises(DataError, match="a.tsv: lacks the column sentence"):
+    list(texts.read(path, "cola"))
+
+
 def test_lines_of_a_text_file_are_texts(tuned, sentences, tmp_path, capsys):
   (tmp_path / "a.txt").write_text("\n".join([sentences[0], " ", sentences[1]]))
   assert run(tuned, tmp_path / "a.txt", "--format=jsonl") == 0
@@ -253,6 +262,7 @@ def test_a_gpt_predicts_too(tuning, finished_gpt, glue, tmp_path, capsys):
   assert [f"{p['id']}\t{['negative', 'positive'].index(p['label'])}" for p in found] == written
 
 
+@pytest.mark.slow
 def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys):
   (tmp_path / "STS-B").mkdir()
   for name in ("train", "dev"):

@@ -1,7 +1,9 @@
 """Medians, the best run and the table of invented runs."""
 
+import json
 import types
 
+import numpy as np
 import pytest
 
 from bertgpt.config import finetuning as finetune_config
@@ -9,12 +11,14 @@ from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.results import (
   flatten,
+  identify,
   read_results,
   report,
   run_name,
   runs_of,
   summarize,
 )
+from bertgpt.finetuning.tasks import rows as rows_lib
 
 
 def make_config(rates, seeds=(0, 1, 2)):
@@ -29,6 +33,30 @@ def make_runs(values):
       {"diverged": True} if value is None else
       {"seconds": 1.0, "dev": {"f1": value, "accuracy": value / 2}})}
           for rate, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
+
+
+def test_what_scores_compare_with_is_part_of_the_identity(tmp_path):
+  """A question has only one label, but several right answers."""
+  model = types.SimpleNamespace(params={}, step=1, corpus="", tokenizer=types.SimpleNamespace(
+      fingerprint=lambda: ""))
+  rows = rows_lib.Rows([], [], np.zeros(0, np.int32))
+
+  def make(gold):
+    sets = (rows_lib.EvalSet("dev", rows, dict, print, gold=gold),
+            rows_lib.EvalSet("test", rows, None, print))
+    return identify(tmp_path, model, rows_lib.Task("squad", "spans", (), rows, sets, {}))
+
+  one, two = make([["Bob"]]), make([["Bob", "Bob Smith"]])
+  assert one["rows"] == two["rows"] and one["gold"].keys() == {"dev"}
+  config = make_config((1e-5,))
+  (tmp_path / "config.json").write_text(to_json(config))
+  (tmp_path / "results.json").write_text(json.dumps({"runs": [], **one}))
+  assert read_results(tmp_path, config, one)["gold"] == one["gold"]
+  with pytest.raises(ConfigError, match="task.data: different from the earlier start: dev\n"):
+    read_results(tmp_path, config, two)
+  del one["gold"]  # An earlier version wrote it.
+  (tmp_path / "results.json").write_text(json.dumps({"runs": [], **one}))
+  assert read_results(tmp_path, config, two)["gold"] == two["gold"]
 
 
 def test_medians_and_the_best_run():

@@ -77,9 +77,9 @@ def compute(mesh, micro_batches):
 
 
 @pytest.mark.parametrize("mesh, micro_batches", [
-    ((8, 1, 1), 2), ((2, 2, 2), 4), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in (
-        ((1, 1, 1), 4), ((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1), ((1, 8, 1), 4),
-        ((1, 1, 4), 1), ((1, 1, 4), 4)))], ids=str)
+    ((2, 2, 2), 4), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in (
+        ((8, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1),
+        ((1, 8, 1), 4), ((1, 1, 4), 1), ((1, 1, 4), 4)))], ids=str)
 def test_loss_gradients_and_states_do_not_depend_on_the_layout(mesh, micro_batches):
   grads, (loss, sums, carry) = compute(mesh, micro_batches)
   expected_grads, (expected_loss, expected_sums, expected_carry) = compute((1, 1, 1), 1)
@@ -131,6 +131,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(finished_e
   assert found["leaves"]["carry/cell"][0] == "float32[8,2,2,32]"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_with_words_of_its_own(finished_elmo, elmo_recipe, tmp_path):
   """The other words are lower-case and have other ids. Known words keep their output rows."""
   path = tmp_path / "run"
@@ -218,6 +219,32 @@ def test_a_task_learns_the_mix_and_its_own_words(finished_elmo, glue, tmp_path, 
   capsys.readouterr()
   assert cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / "out")]) == 2
   assert "transformers has no such model for tasks" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_set_without_labels_may_come_later(finished_elmo, glue, tmp_path, capsys):
+  """Its words are learned too, after those of the sets that have labels."""
+  recipe, data, work = tmp_path / "tune.py", tmp_path / "data", tmp_path / "tuned"
+  shutil.copytree(glue, data)
+  test = data / "SST-2" / "test.tsv"
+  test.unlink()
+  recipe.write_text(small_runs.TUNING.format(data=data))
+
+  def tune(seeds):
+    return cli.main(["finetune", f"--config={recipe}", f"--init={finished_elmo}", "--workdir",
+                     str(work), "--config.epochs=1", f"--config.seeds={seeds}"])
+
+  assert tune("0,") == 0
+  test.write_text("index\tsentence\n0\tA quokka sees a numbat .\n")
+  capsys.readouterr()
+  assert tune("0,1") == 0
+  assert "1 of 2 completed runs did not predict test" in capsys.readouterr().out
+  assert len(json.loads((work / "results.json").read_text())["runs"]) == 2
+  dev = data / "SST-2" / "dev.tsv"
+  dev.write_text(dev.read_text().replace("The", "A", 1))
+  assert tune("0,1,2") == 2
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if "earlier start" in x]
+  assert line == "  task.data: different from the earlier start: dev"
 
 
 @pytest.mark.slow

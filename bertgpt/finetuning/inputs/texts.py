@@ -60,7 +60,8 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     return
   first = next(lines, (1, ""))
   header, wanted = first[1].split("\t"), _find_names(first[1].split("\t"), name)
-  if not wanted and len(header) == len(task.header):  # No header line, as in CoLA's train.tsv.
+  if not wanted and len(header) == len(task.header) and (
+      header[task.header.index(task.label)] in task.labels):  # No header line: CoLA's train.tsv.
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
   lines = glue.check_columns(lines, path, len(header))
   is_named = not set(ID_KEYS).isdisjoint(header)

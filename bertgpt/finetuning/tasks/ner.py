@@ -61,6 +61,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   sets["dev"] = sets["dev"][:config.max_dev_examples or None]
   # O is class 0, because missing labels are 0 and must not be an entity.
   tags = ["O", *sorted({tag for s in train for tag in s.tags} - {"O"})]
+  # An ELMo learns words in the order of these calls; those of a set without tags come last.
+  train_rows = make_rows([train[i] for i in chosen], tags, text_format).rows
   evals, baseline, unknown = [], {}, 0
   for name, sentences in sets.items():
     if not sentences:
@@ -70,12 +72,12 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     evals.append(EvalSet(
         name, labeled.rows,
         functools.partial(score_outputs, sentences, labeled.places, tags) if has_tags else None,
-        functools.partial(write, sentences, labeled.places, tags, name)))
+        functools.partial(write, sentences, labeled.places, tags, name),
+        gold=[s.tags for s in sentences] if has_tags else None))
     if has_tags:
       unknown += sum(tag not in tags for s in sentences for tag in s.tags)
       baseline[name] = score([s.tags for s in sentences], [["O"] * len(s.tags) for s in sentences])
   notes = (f"{unknown} words have tags that the training file lacks",) if unknown else ()
-  train_rows = make_rows([train[i] for i in chosen], tags, text_format).rows
   return Task(config.name, "tokens", tuple(tags), train_rows, tuple(evals), baseline, notes)
 
 

@@ -67,12 +67,14 @@ class EvalSet(NamedTuple):
     rows: rows of the set.
     score: outputs of all rows, in order -> official metrics by name; None if labels are unknown.
     write: (outputs, folder) -> None; writes the predictions in the official format.
+    gold: what `score` compares with, as JSON, if the labels of the rows are not all of it.
   """
 
   name: str
   rows: Rows
   score: Callable[[Any], dict[str, float]] | None
   write: Callable[[np.ndarray, Any], None]
+  gold: Any = None
 
 
 class Task(NamedTuple):

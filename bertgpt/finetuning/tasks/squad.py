@@ -43,6 +43,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   train = _read_set(config, "train", version)
   train = [train[i] for i in
            files.choose_examples(len(train), config.max_train_examples, is_random=True)]
+  # An ELMo learns words in the order of these calls; those of a set without answers come last.
+  train_rows = make_rows(train, config, text_format)[0]
   evals, baseline = [], {}
   for name in ("dev", "test"):
     questions = _read_set(config, name, version)
@@ -56,11 +58,11 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     evals.append(EvalSet(
         name, rows,
         functools.partial(_score_outputs, questions, predict, config.name) if labeled else None,
-        functools.partial(write, name, predict, config.name == "squad2")))
+        functools.partial(write, name, predict, config.name == "squad2"),
+        gold=[(q.id, q.answers, q.is_impossible) for q in questions] if labeled else None))
     if labeled:
       baseline[name] = score(questions, {question.id: "" for question in questions}, config.name)
-  return Task(config.name, "spans", ("start", "end"), make_rows(train, config, text_format)[0],
-              tuple(evals), baseline)
+  return Task(config.name, "spans", ("start", "end"), train_rows, tuple(evals), baseline)
 
 
 def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:

@@ -95,7 +95,7 @@ def expected_texts(name):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_files_are_read(tmp_path, text_format, name):
   task = open_task(name, write_official(tmp_path, name), text_format)
-  sets = ["dev", "test", "dev_mismatched", "test_mismatched"] if name == "mnli" else ["dev", "test"]
+  sets = ["dev", "dev_mismatched", "test", "test_mismatched"] if name == "mnli" else ["dev", "test"]
   assert [s.name for s in task.evals] == sets
   assert all(texts_of(rows, text_format) == expected_texts(name)
              for rows in (task.train, *(s.rows for s in task.evals)))

@@ -140,6 +140,18 @@ def test_a_test_set_without_tags_is_predicted(tmp_path, text):
   assert (tmp_path / "test.conll").read_text().splitlines() == expected
 
 
+def test_rows_without_labels_are_made_last(tmp_path, monkeypatch):
+  """An ELMo learns new words in this order, so the others keep their ids if a test set comes."""
+  made, make_rows = [], ner.make_rows
+  monkeypatch.setattr(ner, "make_rows", lambda sentences, *arguments: (
+      made.append(sentences[0].tags is not None), make_rows(sentences, *arguments))[1])
+  for name in ("train", "dev"):
+    (tmp_path / f"{name}.txt").write_text(CONLL)
+  (tmp_path / "test.txt").write_text("Anna\nflew\n")
+  open_task(tmp_path, make_text_format())
+  assert made == [True, True, False]
+
+
 @pytest.mark.parametrize("text, message", [
     ("Anna B-person\nflew\n", "train.txt, line 2: has no tag ('flew')"),
     ("Anna PER\n", "train.txt, line 1: tag 'PER' is none of O, B-TYPE, I-TYPE"),

@@ -205,6 +205,17 @@ def test_a_task_from_files_to_predictions(tmp_path):
   assert not (tmp_path / "null_odds.json").exists()
 
 
+def test_all_answers_of_a_scored_set_are_kept_for_its_identity(tmp_path):
+  several = question("The cat")._replace(answers=((0, "The cat"), (4, "cat")))
+  write_json(tmp_path / "train-v1.1.json", question("a dog"))
+  golds = []
+  for dev in (question("The cat"), several):
+    write_json(tmp_path / "dev-v1.1.json", dev)
+    (found,) = squad.open_task(make_config(data=str(tmp_path)), make_text_format()).evals
+    golds.append(found.gold)
+  assert golds[0] != golds[1]
+
+
 def test_questions_without_answers(tmp_path):
   for name in ("train", "dev"):
     write_json(tmp_path / f"{name}-v2.0.json", question(""), is_impossible=True,
