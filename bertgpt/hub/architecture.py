@@ -11,7 +11,7 @@ matrices are [in, out], with the layers stacked on a leading axis. "Theirs": of 
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,6 +247,15 @@ class Architecture(NamedTuple):
     """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
 
+  def ignores(self, key: str, fresh: Collection[str]) -> bool:
+    """Returns whether a model computes the same for any value of a setting.
+
+    Args:
+      key: key of `fixed`.
+      fresh: heads that the folder lacks, or that are left out.
+    """
+    return key in OF_HEADS and bool(fresh) or key in TIED and not self.tied
+
   def can_train(self, hf_config: Mapping[str, Any]) -> bool:
     """Returns whether a model has the segments that the objective of the architecture needs.
 
@@ -292,7 +301,7 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
 
 
 TIED = {"tie_word_embeddings": True}
-OF_HEADS = (*TIED, "classifier_bias")  # Settings that only heads read.
+OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
 GELU = EXACT_GELU | {"gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")}
 

@@ -15,7 +15,7 @@ from bertgpt import trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
-from bertgpt.hub.architecture import BODY, OF_HEADS, STORAGES, Architecture, Rule, draw, find_sizes
+from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, draw, find_sizes
 
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
@@ -377,8 +377,7 @@ def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
   hf_config = {**hf_config, **{key: hf_config[alias] for alias, key in architecture.aliases.items()
                                if alias in hf_config}}
   for key, value in architecture.fixed.items():
-    is_free = key in OF_HEADS and fresh  # The head is not in the folder, or is left out.
-    if hf_config.get(key, value) != value and not is_free:
+    if hf_config.get(key, value) != value and not architecture.ignores(key, fresh):
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")
   fields = dict(architecture.ours)

@@ -28,8 +28,9 @@ _ESCAPED = {char: _ESCAPE + chr(0xFDE0 + i) for i, char in enumerate(
     (_ESCAPE, _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL))}
 _FIRST_SYMBOL = 0xF0000  # Private use; after `_SYMBOL`, it stands for a symbol that is kept as is.
 
-# Characters that continue a grapheme: marks, joiners, half-width voiced sound marks, LF after CR.
-_INSIDE = r"(?=[\p{M}\p{Cf}\uff9e\uff9f\n])"
+# Characters that continue a grapheme: marks, joiners, half-width voiced sound marks, LF after CR,
+# Thai and Lao AM, the colors of emoji.
+_INSIDE = r"(?=[\p{M}\p{Cf}\uff9e\uff9f\n\u0e33\u0eb3\x{1f3fb}-\x{1f3ff}])"
 _GREEK_MARKS = "\u0300\u0301\u0308\u0313\u0314\u0340-\u0343"
 
 

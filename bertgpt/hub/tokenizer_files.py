@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from bertgpt import files
 from bertgpt.data.tokens import marks, reach
@@ -251,7 +251,12 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
   fast.normalizer = precompiled.make_normalizer(rules, symbols, _normalizer(data))
   # The text is not split at words: pieces are chosen for the whole text, and may span words.
   scheme = "always" if rules.add_dummy_prefix else "never"
-  fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+  if rules.add_dummy_prefix and not rules.remove_extra_whitespaces:
+    # Before a text that begins with a space, `Metaspace` puts no second one.
+    fast.normalizer = normalizers.Sequence([fast.normalizer, normalizers.Prepend(SPACE)])
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+  else:
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
   if symbols:  # As added tokens, they would be cut out first, with the spaces around them.
     pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     fast.pre_tokenizer = pre_tokenizers.Sequence([

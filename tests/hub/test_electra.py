@@ -89,6 +89,11 @@ def test_a_discriminator_alone_gets_a_random_generator():
   assert {path: x.shape for path, x in named_leaves(back.params).items()} == expected
 
 
+def test_a_discriminator_has_no_output_table_that_could_be_untied():
+  (tensors, settings), _ = there(*make())
+  assert not conversion.convert(tensors, settings | {"tie_word_embeddings": False}).fresh
+
+
 def test_the_random_generator_fits_any_width():
   whole, _ = there(*make(width=516))
   fields = submodels.add(conversion.convert(*whole), {}).fields

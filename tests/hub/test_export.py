@@ -101,6 +101,7 @@ def test_an_imported_model_scores_as_the_one_it_comes_from(both, tmp_path, capsy
     assert float(scores[1][name]) == pytest.approx(float(value), abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_imported_model(recipe, exported_gpt, tmp_path, capsys):
   assert cli.main(["import", f"--from={exported_gpt}", f"--workdir={tmp_path / 'w'}"]) == 0
   capsys.readouterr()
@@ -191,6 +192,7 @@ def exported_tuned_gpt(tuned_gpt, tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_gpt_is_a_classifier(exported_tuned_gpt, tuned_gpt):
   """The exported tokenizer makes the same rows as fine-tuning, from one text or two."""
   assert {path.name for path in exported_tuned_gpt.iterdir()} == ENCODER_FILES

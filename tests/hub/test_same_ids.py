@@ -39,6 +39,8 @@ def train(rule="nmt_nfkc", **options):
     {}, {"model_type": "bpe"}, {"user_defined_symbols": SYMBOLS},
     {"user_defined_symbols": SYMBOLS, "model_type": "bpe"},
     {"remove_extra_whitespaces": False, "add_dummy_prefix": False},
+    {"remove_extra_whitespaces": False},
+    {"remove_extra_whitespaces": False, "model_type": "bpe", "user_defined_symbols": SYMBOLS},
     {"vocab_size": 1500, "byte_fallback": True}], ids=str)
 def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
   tokenizer = train(rule, **options)
