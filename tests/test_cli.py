@@ -135,7 +135,7 @@ def test_the_example_of_a_field_is_one_of_the_command(capsys, command, make_base
   changed = override(make_base(), [example])
   assert to_json(changed) != to_json(make_base())
   if command == "evaluate":
-    evaluate.check_same_model(make_base(), changed)
+    evaluate.check_same_model(make_base(), changed, 0)
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "localhost,2,0", "localhost:x,2,0", "h:1,2,2",

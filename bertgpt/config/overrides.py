@@ -65,8 +65,9 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
 def _quote_names(argument: str, default: Any) -> str:
   """Returns an argument whose list of names, as in `data,fsdp`, is a tuple in Python's syntax."""
   flag, _, value = argument.partition("=")
-  are_names = isinstance(default, tuple) and default and all(type(x) is str for x in default)
-  if not are_names or set(value) & set("'\"()[]"):
+  # An empty list does not say what it holds, but that of an axis holds names.
+  is_list = isinstance(default, tuple) and (default or flag.startswith("--config.mesh.axes."))
+  if not is_list or any(type(x) is not str for x in default) or set(value) & set("'\"()[]"):
     return argument
   return f"{flag}={tuple(filter(None, map(str.strip, value.split(','))))!r}"
 

@@ -214,8 +214,7 @@ def base() -> ConfigDict:
   # differentiation needs) | products (results of matmuls, sums and softmax) | dots (results of
   # matmuls) | full (only the inputs of layers) | auto (products on TPUs, none elsewhere).
   model.remat = "auto"
-  # Layers per iteration of the loop over layers; 0: all, so no loop; -1: all on GPUs, or their
-  # largest divisor up to 24 if there are more; 1 elsewhere.
+  # Layers per iteration of their loop; 0: all, so no loop; -1: at most 24 on GPUs, 1 elsewhere.
   model.scan_unroll = -1
   # Generator of dropout masks. hash: hash of the element's index, nearly free, never in memory.
   # threefry: JAX's default, 20 to 50 times slower. rbg: JAX's fast generator; every device draws

@@ -37,10 +37,14 @@ def find_steps(root: pathlib.Path) -> list[int]:
     root: folder of the checkpoints, which may be absent. On a disk, empty folders are left out; in
       a bucket, those without a manifest.
   """
-  if files.is_remote(root):
-    has_content = lambda path: (path / MANIFEST).is_file()
-  else:
-    has_content = lambda path: path.is_dir() and any(path.iterdir())
+  def has_content(path: pathlib.Path) -> bool:
+    if files.is_remote(root):
+      return (path / MANIFEST).is_file()
+    try:
+      return path.is_dir() and any(path.iterdir())
+    except FileNotFoundError:  # The run has deleted it meanwhile.
+      return False
+
   return [int(path.name) for path in named_like_steps(root) if has_content(path)]
 
 

@@ -207,7 +207,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
     process.say_once(f"note: {path}: random weights in what the imported model lacks: "
                      f"{', '.join(families.HEADS[head] for head in trained.fresh)}")
   config = override(trained.config, overrides)
-  check_same_model(trained.config, config)
+  phase_index = _find_phase(trained, config)
+  check_same_model(trained.config, config, phase_index)
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
     config.tokenizer.path = str(path / "tokenizer")  # One trained on other text is another one.
@@ -231,7 +232,6 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   evaluator = make_evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
   params = jax.device_put(trained.params, sharding.shard_state(
       trained.params, trained.params, mesh, config, models.axes_of(config)))
-  phase_index = _find_phase(trained, config)
   weights = f"step {trained.step}" if trained.step else "imported weights"
   num_rows = loader.count_eval_rows(held_out, config, phase_index)
   process.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
@@ -268,18 +268,19 @@ def _other_text(trained, config):
   return [field for field in corpora.TEXT_FIELDS if old[field] != new[field]]
 
 
-def check_same_model(trained: ConfigDict, config: ConfigDict) -> None:
+def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int) -> None:
   """Checks that a config evaluates the model of a run, with the objective of the run.
 
-  The last phase may have rows of another length.
+  The phase that is evaluated may have rows of another length.
 
   Args:
     trained: config of the run.
     config: config of the evaluation.
+    phase_index: index of this phase.
   Raises:
     ConfigError: fields outside `MAY_DIFFER` differ; the message has one line per field.
   """
-  rows = f"phases[{len(trained.phases) - 1}].seq_len"
+  rows = f"phases[{phase_index}].seq_len"
   if lines := resuming.differences(trained, config, (*MAY_DIFFER, rows)):
     raise ConfigError("\n".join(
         f"--config.{line}: evaluate scores the run as it was trained. Leave the field out"

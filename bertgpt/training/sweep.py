@@ -60,10 +60,10 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   runs = recipes.load_sweep(recipe)
   flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
   check_unset(overrides, runs)
-  overrides = [*overrides, *group_of(recipe, path, overrides)]
+  shared = [*overrides, *group_of(recipe, path, overrides)]
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   configs = check_runs(recipes.load(recipe), folders,
-                       [[*overrides, *arguments] for arguments in flags])
+                       [[*shared, *arguments] for arguments in flags])
   workdir.check_unused(path, SWEEP_FILES)
   check_table(path / "sweep.json")
   chosen = range(share[0], len(runs), share[1])
@@ -88,7 +88,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     print(names[i], flush=True)
     with collect_diverged(diverged):
       if not is_done(folders[i], configs[i]):
-        train([f"--config={recipe}", f"--workdir={folders[i]}", *overrides, *flags[i]], i)
+        train([f"--config={recipe}", f"--workdir={folders[i]}", *shared, *flags[i]], i)
     write_table()
   path.mkdir(parents=True, exist_ok=True)  # A share may have no runs.
   write_table()
@@ -357,26 +357,29 @@ def train(arguments: Sequence[str], number: int) -> None:
 
 @contextlib.contextmanager
 def passed_on(started: Sequence[subprocess.Popen]) -> Iterator[Callable[[], bool]]:
-  """Passes SIGTERM on to processes inside the context.
+  """Passes SIGTERM and SIGHUP on to processes inside the context.
 
   Args:
     started: the processes; more may be added.
   Yields:
-    A function that returns whether SIGTERM has arrived.
+    A function that returns whether one of them has arrived.
   """
   is_stopped = False
 
-  def stop(*_) -> None:
+  def stop(number: int, _) -> None:
     nonlocal is_stopped
     is_stopped = True
     for child in started:
-      child.terminate()
+      child.send_signal(number)  # A process that gets it twice, as one of a group, ignores one.
 
-  handler = signal.signal(signal.SIGTERM, stop)
+  # A program that was started with `nohup` ignores SIGHUP.
+  numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+  handlers = {number: signal.signal(number, stop) for number in numbers}
   try:
     yield lambda: is_stopped
   finally:
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
 
 
 def check_end(name: str, code: int, is_stopped: bool) -> None:
@@ -393,8 +396,8 @@ def check_end(name: str, code: int, is_stopped: bool) -> None:
   ended_by_signal = code in (0, INTERRUPTED, -signal.SIGINT)
   if code == Preempted.exit_code or (is_stopped and ended_by_signal):
     raise Preempted(f"stopped in {name}. The same command resumes it")
-  if is_stopped and code == -signal.SIGTERM:  # For example before it had installed its handlers.
-    raise Preempted(f"stopped in {name}, which SIGTERM ended before it saved its work. The same "
+  if is_stopped and -code in (signal.SIGTERM, signal.SIGHUP):  # It had no handlers yet, perhaps.
+    raise Preempted(f"stopped in {name}, which the signal ended before it saved its work. The same "
                     "command resumes it from its last checkpoint")
   if code:
     error = UserError(f"{name} ended with exit code {code}. Fix its problem and start the same "

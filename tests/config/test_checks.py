@@ -146,6 +146,8 @@ def test_rows_are_divided_only_among_the_axes_of_the_batch():
     (["--config.mesh.data=4", "--config.mesh.tensor=4"], 8, "= 16 devices, but there are 8"),
     (["--config.phases[0].batch_size=12"], 8, "a micro-batch of 12 rows cannot be divided"),
     (["--config.phases[0].micro_batches=64"], 8, "a micro-batch of 4 rows cannot be divided"),
+    (["--config.mesh.axes.batch=fsdp", "--config.phases[0].micro_batches=64"], 8,
+     "a micro-batch of 4 rows cannot be divided among mesh.data=8 replicas"),
     (["--config.eval.batch_size=12"], 8, "eval.batch_size=12 cannot be divided"),
     (["--config.mesh.tensor=2", "--config.mesh.axes.batch=('data','fsdp','tensor')",
       "--config.phases[0].batch_size=12"], 8, "among data x fsdp x tensor = 8 devices"),

@@ -43,6 +43,12 @@ def test_override_sets_the_field_in_its_type(argument, group, name, value):
   assert type(result) is type(value)
 
 
+def test_a_list_that_is_empty_may_become_names():
+  config = override(config_lib.base(), ["--config.mesh.axes.embed=",
+                                        "--config.mesh.axes.embed=fsdp,tensor"])
+  assert config.mesh.axes.embed == ("fsdp", "tensor")
+
+
 def test_override_leaves_its_argument_as_it_was():
   config = config_lib.base()
   before = to_json(config)

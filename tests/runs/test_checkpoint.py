@@ -569,6 +569,21 @@ def check_kills(workdir, kills, seed):
     assert not list((workdir / "checkpoints").glob("damaged-*")), "a kill damages nothing"
 
 
+def test_a_step_that_is_deleted_while_it_is_listed_is_left_out(tmp_path, monkeypatch):
+  for step in (5, 7):
+    (tmp_path / str(step)).mkdir()
+    (tmp_path / str(step) / "file").touch()
+  iterdir = pathlib.Path.iterdir
+
+  def deleting(path):
+    if path.name == "5":
+      shutil.rmtree(path)
+    return iterdir(path)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", deleting)
+  assert checkpoint.find_steps(tmp_path) == [7]
+
+
 def test_kill_during_a_save_leaves_the_step_before(tmp_path):
   check_kills(tmp_path, 2, seed=0)
 

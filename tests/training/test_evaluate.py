@@ -186,7 +186,16 @@ def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
     "system.xla_options=none", "phases[0].seq_len=8"])
 def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
   config = override(trained.config, [f"--config.{field}"])
-  evaluate.check_same_model(trained.config, config)
+  evaluate.check_same_model(trained.config, config, 0)
+
+
+def test_only_the_phase_that_is_evaluated_may_have_rows_of_another_length():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(seq_len=16), config_lib.phase(seq_len=32))
+  changed = override(config, ["--config.phases[0].seq_len=8"])
+  evaluate.check_same_model(config, changed, 0)
+  with pytest.raises(ConfigError, match=r"phases\[0\].seq_len"):
+    evaluate.check_same_model(config, changed, 1)
 
 
 def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_scores, tmp_path):

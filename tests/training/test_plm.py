@@ -49,6 +49,14 @@ def corrupt(batch, seed=0, row_ids=None, **objective):
   return jax.device_get(function(batch, jax.random.key(seed), row_ids))
 
 
+def test_the_rate_of_the_whole_config_may_be_0():
+  """Every phase then has its own, which is in the config of the phase."""
+  config = config_lib.base()
+  config.objective.update(name="plm", mask_prob=0.0)
+  config.phases = (config_lib.phase(seq_len=LENGTH, mask_prob=0.25),)
+  objectives.make_objective(config, make_vocabulary())
+
+
 def targets_of(drawn):
   """Returns which tokens are predicted, bool [B, L]."""
   is_target = np.zeros(drawn["tokens"].shape, bool)

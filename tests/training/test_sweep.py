@@ -359,6 +359,32 @@ def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
     sweep.train([], 3)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_sweep_alone_reaches_its_run(monkeypatch, tmp_path, number):
+  run, wait, name = tmp_path / "run", subprocess.Popen.wait, number.name[3:]
+  run.write_text(f"#!/bin/sh\ntrap 'exit {Preempted.exit_code}' {name}\n"
+                 f"until [ -e {tmp_path}/waits ]; do sleep 0.01; done\nkill -{name} $PPID\n"
+                 "for i in $(seq 3000); do sleep 0.01; done\n")
+  run.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(run))
+  monkeypatch.setattr(subprocess.Popen, "wait", lambda child: (
+      (tmp_path / "waits").touch(), wait(child))[1])
+  with pytest.raises(Preempted, match="stopped in run 2 of the sweep. The same"):
+    sweep.train([], 2)
+
+
+def test_parts_of_a_sweep_get_the_flags_that_were_given(recipe, tmp_path, monkeypatch):
+  """Each of them adds the group of the trackers itself, which the runs may set too."""
+  path, parts = tmp_path / "sweep.py", []
+  path.write_text(f"from bertgpt.config.recipes import load\n"
+                  f"def get_config():\n  config = load({str(recipe)!r})\n"
+                  "  config.log.trackers = 'wandb'\n  return config\n"
+                  "get_sweep = lambda: [{'log.group': 'a'}, {'log.group': 'b'}]\n")
+  monkeypatch.setattr(sweep, "train_parts", lambda arguments, path: parts.extend(arguments))
+  sweep.run(str(path), tmp_path / "runs", ["--config.seed=3"], max_parallel=2)
+  assert [part[2:] for part in parts] == [["--config.seed=3", f"--run={i}/2"] for i in range(2)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch, tmp_path, number):
   done, wait = tmp_path / "done", subprocess.Popen.wait
