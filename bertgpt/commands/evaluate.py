@@ -22,7 +22,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--stride", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: tokens scored per window; default: half of --window")
   parser.add_argument("--limit", type=flags.number(int, 0), default=0, metavar="N",
-                      help="for --suite: number of windows, passages, lines or pairs; default: all")
+                      help="for --suite: number of windows, passages, pairs, or, for a BERT, lines "
+                           "or parts of lines; default: all")
   parser.add_argument("--out", type=flags.local_path, metavar="FILE",
                       help="for --suite: new .jsonl file for the scores of every text; if the work "
                            "is interrupted, the same command resumes it")

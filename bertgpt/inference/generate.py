@@ -80,7 +80,8 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   for i, (text, ids) in enumerate(zip(prompts, tokens, strict=True), 1):
     check_prompt(trained, generator, f"prompt {i}", text, len(ids), max_tokens)
   repeated = [ids for ids in tokens for _ in range(num_samples)]
-  limits = [max_tokens or default_tokens(trained, generator.count(ids)) for ids in repeated]
+  limits = [default_tokens(trained, generator.count(ids)) if max_tokens is None else max_tokens
+            for ids in repeated]
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
@@ -114,12 +115,13 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
     raise ConfigError(f"{name}: is empty, and the tokenizer has no end-of-document token to begin "
                       "a document with. Give a text to continue")
   length, positions = generator.count(range(num_tokens)), trained.config.model.max_positions
-  if length + (max_tokens or 1) > positions:
+  num_added = 1 if max_tokens is None else max_tokens
+  if length + num_added > positions:
     count = generator.num_marks
     around = f", {count} mark{'s' * (count > 1)}" * (count > 0)
     length -= generator.num_marks
     raise ConfigError(f"{name}, {text[:40]!r}: its {length} token{'s' * (length != 1)}{around} and "
-                      f"{max_tokens or 1} more exceed the model's {positions} positions. "
+                      f"{num_added} more exceed the model's {positions} positions. "
                       "Shorten it or --max_tokens")
 
 

@@ -33,7 +33,7 @@ class Settings(NamedTuple):
   Attributes:
     window: tokens that the model sees at a time; 0: as in training.
     stride: tokens scored with each window; 0: half a window.
-    limit: windows, passages, lines or pairs scored; 0: all.
+    limit: windows, passages, parts of lines or pairs scored; 0: all.
     batch_size: rows per batch.
   """
 

@@ -91,7 +91,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     tokens_BL = buckets.pad([whole[i] for i in which], size, batch_size)
     fill = (0, len(tokens_BL) - len(which))  # Added rows have no masks.
     slots = buckets.bucket(int(counts[which].max()), size)
-    steps_B = counts[which] if steps is None else np.minimum(counts[which], steps)
+    steps_B = np.clip(counts[which], 1, steps)  # 1: also of a row without masks.
     with trained_lib.matmul_precision(trained.config):
       batch = Rows(tokens_BL, np.pad(lengths[which], fill), np.pad(starts[which], fill),
                    np.pad(counts[which], fill), np.pad(steps_B, fill, constant_values=1),

@@ -209,6 +209,10 @@ def test_a_token_that_begins_a_text_is_put_before_prompts(gpt, prompt):
     generate.generate(begun, [prompt], max_tokens=64)
 
 
+def test_no_tokens_may_be_asked_for(gpt):
+  assert generate.generate(gpt, ["the cat", "a dog"], max_tokens=0) == ["the cat", "a dog"]
+
+
 def test_no_prompts_have_no_continuations(gpt):
   assert generate.generate(gpt, []) == generate.continue_prompts(gpt, [], 3) == []
 

@@ -96,5 +96,6 @@ SCORER = Scorer(
     score=score,
     lengths=lambda trained, window: (1, window - NUM_MARKS),
     describe=lambda rows, window, stride: (
-        f"{rows} lines of at most {window - NUM_MARKS} tokens, each token masked once"),
+        f"{rows} lines or parts of lines of at most {window - NUM_MARKS} tokens, each token masked "
+        "once"),
 )
