@@ -121,6 +121,7 @@ def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
   np.testing.assert_allclose(losses, [loss for _, loss in logged], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_clock_of_the_real_loop_sees_every_step_and_leaves_no_trace(recipe):
   before = train.make_steps
   clock = real_loop.run(recipes.load(str(recipe)), 5)

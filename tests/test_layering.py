@@ -165,17 +165,17 @@ def test_an_upward_import_is_seen_in_every_form(text):
 # ------------------------------------------------------------ JAX and Flax
 
 
-@pytest.mark.parametrize("module", [
-    m for m in MODULES if any(is_within(m, folder) for folder in WITHOUT_JAX)])
-def test_data_and_config_work_without_jax(module):
+def test_data_and_config_work_without_jax():
   """So reader processes start quickly. The test hides JAX, because Grain imports it if it can."""
   script = ("import importlib, sys\n"
-            "module, *hidden = sys.argv[1:]\n"
-            "sys.modules.update(dict.fromkeys(hidden))  # import raises ImportError\n"
-            "importlib.import_module(module)")
-  result = subprocess.run([sys.executable, "-c", script, module, *JAX], capture_output=True,
-                          text=True, check=False, cwd=REPOSITORY)
-  assert result.returncode == 0, result.stderr.strip().splitlines()[-1]
+            f"sys.modules.update(dict.fromkeys({JAX}))  # import raises ImportError\n"
+            "for module in sys.argv[1:]:\n"
+            "  print(module, file=sys.stderr)\n"
+            "  importlib.import_module(module)")
+  modules = [m for m in MODULES if any(is_within(m, folder) for folder in WITHOUT_JAX)]
+  result = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True,
+                          check=False, cwd=REPOSITORY)
+  assert len(modules) > 50 and result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("module", MODULES)

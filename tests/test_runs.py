@@ -349,6 +349,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(program, copy):
   assert curves(copy) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_begun_again_does_not_count_the_steps_of_the_former(program, copy):
   shutil.rmtree(copy / "checkpoints")
   (copy / "config.json").unlink()

@@ -207,6 +207,7 @@ def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp
   assert sorted(path.name for path in tmp_path.iterdir()) == [name, "whole"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_after_which_the_command_resumes(capsys, finished_bert, many,
                                                                  tmp_path):
   """A limit on file sizes, reached in the second chunk, stands for a full disk."""

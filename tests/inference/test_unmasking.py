@@ -61,7 +61,7 @@ def test_two_tokens_are_drawn_from_the_mean_over_both_orders(diffuser, predict):
     assert abs(counts[pair] / DRAWS - p) < 4 * np.sqrt(p / DRAWS) + 1 / DRAWS, pair
 
 
-@pytest.mark.parametrize("steps", [1, 3, None])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3, None])
 def test_greedy_reveals_the_most_certain_tokens_first(diffuser, predict, steps):
   """After step s of S, floor(s 5 / S) tokens are revealed."""
   prompt = tuple(encode(diffuser, "The bird")[0].tolist())

@@ -237,7 +237,8 @@ def test_an_empty_row_has_no_nan_with_cudnn(use_cudnn):
   assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in found)
 
 
-@pytest.mark.parametrize("objective", ["causal", pytest.param("mlm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["causal", "mlm"])
 def test_training_in_pieces_with_cudnn_equals_the_plain_one(use_cudnn, objective, monkeypatch):
   """Both train in micro-batches on a mesh; `shard_map` calls cuDNN for each replica."""
 

@@ -102,7 +102,7 @@ def make_sentences(count, seed=0):
           for _ in range(count)]
 
 
-@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("residual", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_ten_sentences_in_a_row_equal_numpy(residual):
   """Both directions keep their state from one sentence to the next."""
   config, module, params = make_model(lstm_residual=residual)

@@ -343,8 +343,9 @@ def test_gpt_sees_its_own_past_and_nothing_else(norm):
 
 
 @pytest.mark.parametrize("norm, model", [
-    ("pre", {}), ("post", {}), ("pre", {"scan_unroll": 0}), ("post", {"remat": "full"}),
-    ("pre", MODERN), ("pre", MODERN | {"global_every": 0})])
+    ("post", {}), ("pre", {"scan_unroll": 0}), ("pre", MODERN),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("pre", {}), ("post", {"remat": "full"}), ("pre", MODERN | {"global_every": 0})))])
 def test_a_cache_changes_no_logits(norm, model):
   """Tokens arrive in parts of any length, and every row begins at its own position."""
   config = make_config("gpt", **{"norm": norm, "num_layers": 2, **model})

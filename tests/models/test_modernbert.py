@@ -57,7 +57,8 @@ def make_inputs(rows=1):
 
 
 @pytest.mark.parametrize("family", NAMES)
-@pytest.mark.parametrize("layers, every", [(1, 3), (2, 0), (2, 3)])
+@pytest.mark.parametrize("layers, every", [
+    pytest.param(1, 3, marks=pytest.mark.slow), (2, 0), (2, 3)])
 def test_local_layers_see_the_window_and_global_ones_the_sequence(family, layers, every):
   """Gradients show that two local layers reach twice as far as one, and a global layer, all."""
   network, params = make(family, num_layers=layers, global_every=every)

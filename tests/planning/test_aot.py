@@ -47,7 +47,7 @@ def test_the_program_is_the_one_that_training_runs(objective):
 
 
 @pytest.mark.parametrize("objective", ["mlm_nsp", "causal"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
   """The program's FLOPs count loops by their trip counts; the formula knows only the config."""
   config = tiny.make_config(objective, num_layers=3, width=128, mlp_dim=512)
@@ -60,7 +60,7 @@ def test_compiled_flops_are_those_of_the_formula(objective, micro_batches):
   assert step.roofline.matmul_flops == pytest.approx(formula, rel=0.01)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_data_parallel_steps_send_the_gradients_once(micro_batches):
   config = tiny.make_config(mesh=(8, 1, 1), width=64, mlp_dim=256)
   config.phases[0].micro_batches = micro_batches

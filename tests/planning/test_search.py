@@ -128,7 +128,7 @@ def test_gradients_are_as_large_as_the_parameters(optimizer_bytes):
   assert estimates[1] - estimates[0] == pytest.approx(2e9 + optimizer_bytes)
 
 
-@pytest.mark.parametrize("remat", ["none", "products"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "products"])
 def test_the_estimate_is_of_the_size_of_the_program(remat):
   """The estimate is within a factor of two of the compiled step, if activations dominate."""
   config = tiny.make_config(mesh=(1, 1, 1), remat=remat, width=64, mlp_dim=256, num_layers=3,

@@ -210,8 +210,9 @@ def test_a_share_of_masks_is_refused_because_nothing_reads_it():
 
 
 @pytest.mark.parametrize("family, fields", [
-    ("modernbert", {"norm": "pre", "norm_bias": False, "use_bias": False, "position": "rope",
-                    "skip_first_norm": True}),
+    pytest.param("modernbert", {"norm": "pre", "norm_bias": False, "use_bias": False,
+                                "position": "rope", "skip_first_norm": True},
+                 marks=pytest.mark.slow),
     ("albert", {"embedding_width": 16, "layer_groups": 1})])
 def test_other_encoders_are_trained_by_it(family, fields):
   """Before the first step, the predictions are uniform."""

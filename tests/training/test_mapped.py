@@ -156,6 +156,7 @@ FOUR = [{"seed": seed, "phases[0].learning_rate": rate, "model.dropout": rate}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
+@pytest.mark.slow
 def test_runs_on_devices_of_their_own_do_not_communicate():
   config = tiny.make_config(mesh=(4, 1, 1), num_layers=1, dropout=0.1)
   text = lower(configs_of(config, FOUR)).compile().as_text()
@@ -307,6 +308,7 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
   assert cli.main(["verify", f"--workdir={swept / '001'}"]) == 0
 
 
+@pytest.mark.slow
 def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_steps(
     recipe, tmp_path, monkeypatch):
   """With a clock that an evaluation moves on by a year. The trackers of all runs end together."""

@@ -37,7 +37,7 @@ def make_steps(setup, count):
 
 
 @pytest.mark.parametrize("objective", [
-    "mlm_nsp", "causal", pytest.param("mlm", marks=pytest.mark.slow)])
+    "mlm_nsp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("causal", "mlm"))])
 def test_the_loss_of_one_batch_falls(objective):
   config = tiny.make_config(objective, dropout=0.1, attention_dropout=0.1)
   config.phases[0].learning_rate = 1e-3
@@ -85,6 +85,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(micro_batche
     assert state.bad_steps == 0 and np.isfinite(metrics["loss"][0])
 
 
+@pytest.mark.slow
 def test_frozen_layers_have_no_backward_pass_and_no_part_in_the_norm():
   programs, norms = [], []
   for freeze in ("", "^(embeddings|encoder)/"):
@@ -128,7 +129,7 @@ def test_packed_rows_have_the_loss_of_their_sequences_apart(objective):
 
 
 @pytest.mark.parametrize("objective", [
-    pytest.param(name, marks=() if name in ("plm", "rtd") else pytest.mark.slow)
+    pytest.param(name, marks=() if name == "rtd" else pytest.mark.slow)
     for name in choices.OBJECTIVES])
 def test_rows_with_nothing_to_predict_have_finite_gradients(objective):
   """A batch of padding adds nothing, and rows of one or two tokens are never NaN."""

@@ -451,6 +451,7 @@ def test_evaluation_in_several_windows_reads_every_token_once(objective, array, 
   assert not some["sequence_ids"][kept:].any()
 
 
+@pytest.mark.slow
 def test_evaluation_needs_the_memory_of_a_window(monkeypatch):
   """Two million tokens are planned in one window and in forty."""
   corpus, peaks = make_corpus([[20]] * 100_000), []
