@@ -2,7 +2,8 @@
 # Trains on all hosts of one or several Cloud TPU slices, and resumes after a preemption.
 #
 #   export TPU=my-slice ZONE=us-east5-b
-#   launch/tpu_pod.sh --config configs/bert_base.py --workdir /mnt/runs/bert_base [--config.a.b=c ...]
+#   launch/tpu_pod.sh --config configs/bert_base.py --workdir /mnt/runs/bert_base \
+#     --config.data.corpus=/mnt/corpora/bert [--config.a.b=c ...]
 #   launch/tpu_pod.sh attach    # shows the log of the first host, from any machine; Ctrl-C leaves it
 #   launch/tpu_pod.sh stop      # saves a checkpoint and ends the run
 #   launch/tpu_pod.sh delete    # gives the slices back, with what was queued
@@ -17,8 +18,8 @@
 #   SETUP="..."   command that installs bertgpt in $CODE on a new host, and mounts the storage
 #
 # CODE is the folder with this repository and its .venv on every host (`make install`, then
-# `.venv/bin/pip install -e '.[tpu]'`). --workdir and --config.data.cache_dir must be on storage that
-# all hosts share. On the hosts, log, process ID and exit code are in ~/bertgpt-run.
+# `.venv/bin/pip install -e '.[tpu]'`). The workdir, and the corpus that `bertgpt prepare` has written,
+# must be on storage that all hosts share. On the hosts, log, process ID and exit code are in ~/bertgpt-run.
 set -uo pipefail
 
 : "${TPU:?set it to the name of the slice}" "${ZONE:?set it to the zone of the slice}"
