@@ -357,7 +357,7 @@ def _mesh_problems(config, num_devices):
   devices = f"{' x '.join(axes)} = {parts} devices"
   for i, p in enumerate(config.phases):
     rows = p.batch_size // max(1, p.micro_batches)
-    if p.micro_batches > 1 and rows % data:  # Whatever axes a batch is divided along.
+    if p.micro_batches > 1 and rows % data:  # Each replica cuts its own rows.
       problems.append(f"phases[{i}]: a micro-batch of {rows} rows cannot be divided among "
                       f"mesh.data={data} replicas")
     elif rows % parts:

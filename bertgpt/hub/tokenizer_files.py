@@ -251,12 +251,12 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
   fast.normalizer = precompiled.make_normalizer(rules, symbols, _normalizer(data))
   # The text is not split at words: pieces are chosen for the whole text, and may span words.
   scheme = "always" if rules.add_dummy_prefix else "never"
-  if rules.add_dummy_prefix and not rules.remove_extra_whitespaces:
-    # Before a text that begins with a space, `Metaspace` puts no second one.
+  # `Metaspace` puts no second space before a text that begins with one.
+  keeps_spaces = rules.add_dummy_prefix and not rules.remove_extra_whitespaces
+  if keeps_spaces:
     fast.normalizer = normalizers.Sequence([fast.normalizer, normalizers.Prepend(SPACE)])
-    fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
-  else:
-    fast.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+  fast.pre_tokenizer = pre_tokenizers.Metaspace(
+      SPACE, prepend_scheme="never" if keeps_spaces else scheme, split=False)
   if symbols:  # As added tokens, they would be cut out first, with the spaces around them.
     pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     fast.pre_tokenizer = pre_tokenizers.Sequence([

@@ -359,16 +359,22 @@ def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
     sweep.train([], 3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_sweep_alone_reaches_its_run(monkeypatch, tmp_path, number):
-  run, wait, name = tmp_path / "run", subprocess.Popen.wait, number.name[3:]
-  run.write_text(f"#!/bin/sh\ntrap 'exit {Preempted.exit_code}' {name}\n"
-                 f"until [ -e {tmp_path}/waits ]; do sleep 0.01; done\nkill -{name} $PPID\n"
-                 "for i in $(seq 3000); do sleep 0.01; done\n")
+def signal_the_sweep(folder, monkeypatch, before, after):
+  """Lets a shell script stand for runs, which continues once the sweep waits for it."""
+  run, wait = folder / "run", subprocess.Popen.wait
+  run.write_text(f"#!/bin/sh\n{before}\n"
+                 f"until [ -e {folder}/waits ]; do sleep 0.01; done\n{after}\n")
   run.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(run))
   monkeypatch.setattr(subprocess.Popen, "wait", lambda child: (
-      (tmp_path / "waits").touch(), wait(child))[1])
+      (folder / "waits").touch(), wait(child))[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_sweep_alone_reaches_its_run(monkeypatch, tmp_path, number):
+  name = number.name[3:]
+  signal_the_sweep(tmp_path, monkeypatch, f"trap 'exit {Preempted.exit_code}' {name}",
+                   f"kill -{name} $PPID\nfor i in $(seq 3000); do sleep 0.01; done")
   with pytest.raises(Preempted, match="stopped in run 2 of the sweep. The same"):
     sweep.train([], 2)
 
@@ -387,14 +393,8 @@ def test_parts_of_a_sweep_get_the_flags_that_were_given(recipe, tmp_path, monkey
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch, tmp_path, number):
-  done, wait = tmp_path / "done", subprocess.Popen.wait
-  done.write_text("#!/bin/sh\ntrap '' TERM INT\n"
-                  f"until [ -e {tmp_path}/waits ]; do sleep 0.01; done\n"
-                  f"kill -{number.name[3:]} $PPID\nsleep 0.5\n")
-  done.chmod(0o755)
-  monkeypatch.setattr(sys, "executable", str(done))
-  monkeypatch.setattr(subprocess.Popen, "wait", lambda child: (
-      (tmp_path / "waits").touch(), wait(child))[1])
+  signal_the_sweep(tmp_path, monkeypatch, "trap '' TERM INT",
+                   f"kill -{number.name[3:]} $PPID\nsleep 0.5")
   with pytest.raises(Preempted, match="stopped in run 2 of the sweep"):
     sweep.train([], 2)
 
