@@ -247,14 +247,21 @@ class Architecture(NamedTuple):
     """True if positions begin after the id of the padding, as in RoBERTa."""
     return any(rule.storage == "positions" for rule in self.rules)
 
-  def ignores(self, key: str, fresh: Collection[str]) -> bool:
+  def ignores(self, key: str, fresh: Collection[str], names: Collection[str]) -> bool:
     """Returns whether a model computes the same for any value of a setting.
 
     Args:
       key: key of `fixed`.
       fresh: heads that the folder lacks, or that are left out.
+      names: names of the tensors in the folder.
     """
-    return key in OF_HEADS and bool(fresh) or key in TIED and not self.tied
+    if key in TIED and not self.tied:
+      return True
+    own = {rule.theirs: rule.group for rule in self.rules}
+    of_tasks = {rule.theirs for task in self.tuned.values() for rule in task.rules} - own.keys()
+    # Without a task's head, these tensors are a pretraining head that lacks its sign.
+    is_cut = of_tasks.isdisjoint(names) and any(own.get(name) in fresh for name in names)
+    return key in OF_HEADS and bool(fresh) and not is_cut
 
   def can_train(self, hf_config: Mapping[str, Any]) -> bool:
     """Returns whether a model has the segments that the objective of the architecture needs.

@@ -206,7 +206,7 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
   candidates = candidates or find_candidates(hf_config)
   names = _rename(tensors, candidates)
   architecture, dropped = _choose_architecture(names, candidates, hf_config)
-  fields = _read_fields(architecture, hf_config, _missing_heads(architecture, names))
+  fields = _read_fields(architecture, hf_config, names)
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
   sizes = find_sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
@@ -373,11 +373,12 @@ def _take_tied(tensors, names, architecture):
                       "them are supported. Choose a model with tie_word_embeddings=true")
 
 
-def _read_fields(architecture, hf_config, fresh) -> dict[str, Any]:
+def _read_fields(architecture, hf_config, names) -> dict[str, Any]:
   hf_config = {**hf_config, **{key: hf_config[alias] for alias, key in architecture.aliases.items()
                                if alias in hf_config}}
+  fresh = _missing_heads(architecture, names)
   for key, value in architecture.fixed.items():
-    if hf_config.get(key, value) != value and not architecture.ignores(key, fresh):
+    if hf_config.get(key, value) != value and not architecture.ignores(key, fresh, names):
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")
   fields = dict(architecture.ours)

@@ -133,3 +133,21 @@ def test_a_fine_tuned_decoder_opens_without_its_head(kind):
     if name == "decoder":
       params[name]["layers"]["attention_norm"]["scale"][0] = 1  # Not used, and not written.
     jax.tree.map(np.testing.assert_array_equal, layers, params[name])
+
+
+@pytest.mark.parametrize("kind", ["classes", ""])
+@pytest.mark.parametrize("architecture", [modernbert.MASKED_LM, modernbert_decoder.CAUSAL_LM])
+def test_only_a_head_that_is_there_needs_its_bias(architecture, kind):
+  """Some tensors of this head have the names of those of a task's head."""
+  config, params = make_folder(architecture)
+  tuned = {"body": params, "head": {"kernel": np.ones((32, 2), np.float32),
+                                    "bias": np.ones(2, np.float32)}}
+  tensors = conversion.to_hugging_face(tuned if kind else params, config, kind=kind)
+  hf_config = conversion.to_hugging_face_config(
+      config, kind=kind, labels=("a", "b") if kind else ()) | {"decoder_bias": False}
+  tensors.pop("decoder.bias", None)
+  if kind:
+    assert conversion.convert(tensors, hf_config).fresh
+  else:
+    with pytest.raises(DataError, match="decoder_bias"):
+      conversion.convert(tensors, hf_config)
