@@ -1,4 +1,4 @@
-"""Lines on stderr whose failure does not stop the work; standard streams that are closed."""
+"""Lines whose failure does not stop the work; standard streams that are closed."""
 
 import contextlib
 import io
@@ -58,6 +58,21 @@ def say(line: str) -> None:
     line: text without its line end.
   """
   write(f"{line}\n")
+
+
+def print_progress(text: str) -> None:
+  """Writes to stdout. If its reader has gone, as `head` does, stdout is discarded from then on.
+
+  Args:
+    text: text without its last line end.
+  """
+  try:
+    print(text, flush=True)
+  except BlockingIOError:
+    pass  # See `write`.
+  except OSError:
+    with contextlib.suppress(OSError, ValueError):
+      _discard(sys.stdout)
 
 
 def _discard(stream) -> None:

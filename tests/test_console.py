@@ -40,3 +40,12 @@ def test_a_full_pipe_that_does_not_block_costs_only_what_is_written_meanwhile(mo
     file.read()
     console.say("seen")
     assert b"seen" in file.read()
+
+
+def test_progress_is_discarded_when_its_reader_has_gone(monkeypatch):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(writer, "w") as stream:
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.print_progress("lost")
+    print("lost, too", flush=True)

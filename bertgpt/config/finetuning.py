@@ -85,7 +85,7 @@ def base() -> ConfigDict:
 
 # Fields that may affect which runs there are, but not the result of a run.
 RESUMABLE = ("learning_rates", "seeds", "save", "mesh", "eval", "checkpoint", "log", "system",
-             "task.data")
+             "task.data", "task.test")
 
 AT_LEAST = {
     "batch_size": 1, "micro_batches": 1, "epochs": 1, "task.max_length": 8,

@@ -105,7 +105,7 @@ def _make_class(core: Any) -> type:
           place = _name_place(path, args, kwargs)
           if (reason := find_transient(e)) is None:
             raise make_os_error(e, place) from e
-          wait = random.uniform(0.5, 1) * min(FIRST_WAIT * 2**tries, LONGEST_WAIT)
+          wait = random.uniform(0.5, 1) * find_wait(tries)
           if time.monotonic() - start + wait > limit:
             raise OSError(errno.EIO, f"the storage does not answer ({reason}), tried for "
                           f"{time.monotonic() - start:.0f} s", place) from e
@@ -113,6 +113,11 @@ def _make_class(core: Any) -> type:
         tries += 1
 
   return Storage
+
+
+def find_wait(tries: int) -> float:
+  """Returns the seconds to wait after a number of tries."""
+  return min(FIRST_WAIT * 2**min(tries, 30), LONGEST_WAIT)  # No float has 2**1025.
 
 
 def find_transient(error: Exception) -> str | None:
@@ -185,7 +190,7 @@ def tensorstore_retries() -> dict[str, Any]:
   """
   waits, total = 0, 0.0
   while total < give_up_seconds():
-    total += min(FIRST_WAIT * 2**waits, LONGEST_WAIT)
+    total += find_wait(waits)
     waits += 1
   return {"max_retries": max(1, waits), "initial_delay": f"{FIRST_WAIT}s",
           "max_delay": f"{LONGEST_WAIT}s"}

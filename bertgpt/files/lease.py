@@ -83,7 +83,7 @@ class _Lease:
   """A lock that this process takes, renews and releases."""
 
   def __init__(self, path: BucketPath):
-    self._path, self._generation = path, ""
+    self._path, self._generation, self._awaited = path, "", ""
     self._key = secrets.token_hex(8)
     self._ends, self._mutex = threading.Event(), threading.Lock()
     self._thread = threading.Thread(target=self._renew_until_released, daemon=True)
@@ -128,8 +128,10 @@ class _Lease:
 
   def _is_silent(self, generation: str, holder: str) -> bool:
     """Returns whether the lock is not renewed for EXPIRY_SECONDS."""
-    console.say(f"note: {self._path} is held by {holder}. Waiting {EXPIRY_SECONDS:.0f} s to see "
-                "whether it is alive")
+    if holder != self._awaited:  # The same holder is asked for again after every renewal.
+      console.say(f"note: {self._path} is held by {holder}. Waiting {EXPIRY_SECONDS:.0f} s to see "
+                  "whether it is alive")
+    self._awaited = holder
     end = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < end:
       time.sleep(POLL_SECONDS)

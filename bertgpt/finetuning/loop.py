@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from bertgpt import files, models, trees
+from bertgpt import console, files, models, trees
 from bertgpt.config import ConfigDict, finetuning, resuming
 from bertgpt.config.stored import to_json
 from bertgpt.devices import peers, process, sharding, watchdog
@@ -251,13 +251,14 @@ def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Ca
     raise Preempted(f"stopped before run {name}. The same command continues with this run")
   is_first = jax.process_index() == 0
   if is_first:
-    print(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}", flush=True)
+    console.print_progress(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
     resume.clear(folder, tuning.fingerprint)
   try:
     state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
   except DivergedError:
     if is_first:
-      print(f"{name} diverged: loss or gradient not finite. The run is left out", flush=True)
+      console.print_progress(
+          f"{name} diverged: loss or gradient not finite. The run is left out")
     return row | {"diverged": True}, None
   if is_first:
     evaluation.write_predictions(tuning.task, outputs, folder / "predictions")

@@ -211,8 +211,11 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
     suite: the protocol.
     totals: totals of all passages.
     settings: result of `resolve`.
+  Raises:
+    ConfigError: there are none.
   """
   del trained
+  _check_scored(totals)
   count = totals["scored"]
   return {"protocol": f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}",
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
@@ -248,6 +251,11 @@ def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], set
 # ------------------------------------------------------------------------ pairs
 
 
+def _check_scored(totals):
+  if not totals.get("scored"):
+    raise ConfigError("--suite: there is nothing to score. Give texts that are not blank")
+
+
 def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], settings: Settings,
               totals: Totals) -> list[Record]:
   """Compares the sentences of pairs, as a whole, and adds to the totals.
@@ -263,6 +271,7 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
   Raises:
     ConfigError: see `encode_pairs`.
   """
+  pairs = [pair for pair in pairs if any(map(str.strip, pair))]
   encoded = encode_pairs(trained, suite, pairs[:room(settings, totals)], settings)
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
@@ -300,7 +309,10 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
     trained: the model.
     suite, settings: not used.
     totals: totals of all pairs.
+  Raises:
+    ConfigError: there are none.
   """
   del suite, settings
+  _check_scored(totals)
   return {"protocol": f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}",
           "accuracy": totals["correct"] / totals["scored"]}

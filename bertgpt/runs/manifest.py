@@ -106,7 +106,9 @@ def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
     hashes = _hash_files(path, names)
   except OSError as e:
     files.raise_if_unanswered(e)
-    if e.errno in (errno.EIO, errno.ENOENT):
+    # A bucket, or another client of NFS, has deleted the step meanwhile.
+    is_deleted = e.errno == errno.ESTALE and not (path / MANIFEST).is_file()
+    if e.errno in (errno.EIO, errno.ENOENT) or is_deleted:
       raise Damaged(f"{e.filename} cannot be read ({e.strerror})") from e
     raise StorageError(f"{e.filename}: cannot be read ({e.strerror})") from e
   for name in names:

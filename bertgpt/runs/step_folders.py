@@ -76,9 +76,9 @@ def clean(root: pathlib.Path) -> None:
   # Renamed first: after a failed save, writers in this process may still be adding files.
   if unfinished.is_dir():
     unfinished.rename(root / f"discarded-{secrets.token_hex(4)}")
-  unfinished.mkdir(parents=True)
-  for discarded in root.glob("discarded-*"):
+  for discarded in root.glob("discarded-*"):  # A full disk may have no room for a folder before.
     shutil.rmtree(discarded, ignore_errors=True)
+  unfinished.mkdir(parents=True)
 
 
 def find_place(root: pathlib.Path, step: int) -> pathlib.Path:

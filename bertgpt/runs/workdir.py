@@ -110,12 +110,17 @@ def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
     workdir: folder of the run, which exists.
   Yields:
     The key; '' if no other process looks for it.
+  Raises:
+    StorageError: it cannot be written.
   """
   if jax.process_count() == 1 or files.is_remote(workdir):
     yield ""
     return
   key, path = secrets.token_hex(8), workdir / SHARED
-  path.write_text(key)
+  try:
+    path.write_text(key)
+  except OSError as e:  # Of a full disk, without the name of the file.
+    raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
   try:
     yield key
   finally:

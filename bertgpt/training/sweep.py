@@ -79,13 +79,13 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
                     *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
     chosen = range(0)
   elif train_mapped:
-    print("\n".join(names[i] for i in chosen), flush=True)
+    console.print_progress("\n".join(names[i] for i in chosen))
     if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
       with collect_diverged(diverged):
         train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
     chosen = range(0)
   for i in chosen:
-    print(names[i], flush=True)
+    console.print_progress(names[i])
     with collect_diverged(diverged):
       if not is_done(folders[i], configs[i]):
         train([f"--config={recipe}", f"--workdir={folders[i]}", *shared, *flags[i]], i)
@@ -191,7 +191,7 @@ def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
   with passed_on(started) as was_stopped, contextlib.ExitStack() as stack:
     for k, part in enumerate(parts):
       log = stack.enter_context(open_log(path / f"part-{k}.log"))
-      print(f"part {k}: see {log.name}", flush=True)
+      console.print_progress(f"part {k}: see {log.name}")
       started.append(children.start([sys.executable, "-m", "bertgpt", "sweep", *part],
                                     share_of_gpus(k, len(parts)), log))
       if was_stopped():  # The signal arrived before there was a child to pass it to.
@@ -393,7 +393,8 @@ def check_end(name: str, code: int, is_stopped: bool) -> None:
     UserError: it failed; has its exit code.
     Preempted: a signal stopped it or the sweep, even if it had just finished.
   """
-  ended_by_signal = code in (0, INTERRUPTED, -signal.SIGINT)
+  # A run that diverges at that moment is stopped, too: the same command tries it again.
+  ended_by_signal = code in (0, INTERRUPTED, -signal.SIGINT, DivergedError.exit_code)
   if code == Preempted.exit_code or (is_stopped and ended_by_signal):
     raise Preempted(f"stopped in {name}. The same command resumes it")
   if is_stopped and -code in (signal.SIGTERM, signal.SIGHUP):  # It had no handlers yet, perhaps.

@@ -339,3 +339,8 @@ def test_tensorstore_gives_up_after_about_the_same_time(monkeypatch):
   first, longest = (float(retries[k][:-1]) for k in ("initial_delay", "max_delay"))
   waits = [min(first * 2**i, longest) for i in range(retries["max_retries"])]
   assert 120 <= sum(waits) < 120 + longest
+
+
+def test_any_time_of_tries_has_its_waits(monkeypatch):
+  monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "1e6")
+  assert gcs.tensorstore_retries()["max_retries"] > 50_000

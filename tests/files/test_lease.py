@@ -51,7 +51,7 @@ def test_a_second_holder_is_refused_and_a_killed_one_is_replaced(bucket):
   assert not path.exists()
 
 
-def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch):
+def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch, capsys):
   monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
   path = bucket / ".lock"
   other = {"holder": "process 7 on far", "machine": "far", "pid": os.getpid()}
@@ -65,8 +65,20 @@ def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch
 
   renewal = threading.Thread(target=renew)
   renewal.start()
-  with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, refuse):
+  for _ in range(2):
+    with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, refuse):
+      pass
+  asked = []
+
+  def wait(holder):
+    asked.append(holder)
+    if len(asked) == 3:
+      refuse(holder)
+
+  capsys.readouterr()
+  with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, wait):
     pass
+  assert capsys.readouterr().err.count("note: ") == 1  # Not again after every renewal.
   is_over.set()
   renewal.join()
   monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.5)

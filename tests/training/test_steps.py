@@ -267,7 +267,8 @@ def unpack(batch):
 # ------------------------------------------------------- other platforms
 
 
-@pytest.mark.parametrize("platform, lowered", [("tpu", "tpu"), ("gpu", "cuda")])
+@pytest.mark.parametrize("platform, lowered", [
+    ("tpu", "tpu"), pytest.param("gpu", "cuda", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_lowers_for_tpu_and_gpu(recipe, platform, lowered):
   """The step lowers for 64 x 4 devices, without a device: on TPUs with the kernel of 'auto'.

@@ -447,3 +447,9 @@ def test_the_search_of_the_page_finds_the_best_and_ends_runs_that_are_behind(rec
     assert trial.value == points[-1][1] or trial.state.name == "PRUNED"
   assert study.best_value == min(trial.value for trial in study.trials[:2])
   assert checkpoint.committed_steps(tmp_path / "runs/optuna/002")  # SIGTERM saved one.
+
+
+def test_a_run_that_diverges_while_the_sweep_is_stopped_ends_the_sweep():
+  """Otherwise the next run would begin after the signal that asked to stop."""
+  with pytest.raises(Preempted):
+    sweep.check_end("run 0", DivergedError.exit_code, True)

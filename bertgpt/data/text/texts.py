@@ -120,7 +120,7 @@ def iterate_columns(path: pathlib.Path, flag: str,
     For every row, the values of `columns` in that order.
   Raises:
     ConfigError: there is no such file, or it lacks a column.
-    DataError: see `read_text`; or a line has too few values.
+    DataError: see `read_text`; or a line has too few values, or more than the first line.
   """
   lines = (line.removesuffix("\n") for line in iterate_lines(path, flag))
   header = next(lines, "").split("\t")
@@ -132,7 +132,7 @@ def iterate_columns(path: pathlib.Path, flag: str,
     if not line.strip():
       continue
     row = line.split("\t")
-    if len(row) <= max(places):
+    if len(row) <= max(places) or any(map(str.strip, row[len(header):])):
       raise DataError(f"{flag} {path}: line {i} has {len(row)} values, but the first line has "
                       f"{len(header)}. Repair it")
     yield tuple(row[place] for place in places)

@@ -64,7 +64,7 @@ def find_given(folder: str, given: str, field: str, names: Sequence[str], *,
   """
   if given:
     is_name = (files.expand(folder) / given).is_file()
-    names_given = [given] if is_name else map(str.strip, given.split(","))
+    names_given = [given] if is_name else filter(None, map(str.strip, given.split(",")))
     return [find(folder, [name]) for name in names_given]
   remedy = f"give its folder, or name your own file with {field}=FILE"
   path = find(folder, names, needed=needed, remedy=remedy)

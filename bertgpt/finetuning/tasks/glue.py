@@ -92,7 +92,8 @@ class Row(NamedTuple):
   Attributes:
     line: number of its line in the file, from 1.
     place: position of the row in the file, from 0.
-    id: value of the column that names the rows; without such a column, `place` as text.
+    id: value of the column that names the rows, '' if the line lacks it; without such a column,
+      `place` as text.
     values: values of the wanted columns; None: the line lacks columns, and is to be skipped.
   """
 
@@ -264,7 +265,7 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
       columns[-1][-1] = _parse_label(glue, row.values[-1], f"{path}, line {row.line}")
   if not rows:
     raise DataError(f"{path}: holds no examples. Give the official {glue.folder} file")
-  ids = [row.id for row in rows]
+  ids = [row.id or str(row.place) for row in rows]
   if len(set(ids)) < len(ids):
     ids = [str(row.place) for row in rows]
   if is_test:
@@ -324,7 +325,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
                         f"Repair the line ({' '.join(line.split())[:40]!r})")
       yield Row(number, number - first, "", None)
       continue
-    id_ = cells[named] if named is not None and named < len(cells) else str(number - first)
+    id_ = str(number - first) if named is None else "".join(cells[named:named + 1])
     yield Row(number, number - first, id_, [cells[i] for i in places])
 
 

@@ -468,3 +468,15 @@ def test_answers_of_real_files_come_back(data_dir, name, count):
   exact = np.mean([squad.normalize(answers[q.id]) == squad.normalize(q.answers[0][1])
                    for q in questions])
   assert exact > 0.985
+
+
+def test_a_test_set_of_2_0_has_all_answers_or_none(tmp_path):
+  """A question without the key would be scored as one that has no answer."""
+  for name in ("train", "dev", "test"):
+    write_json(tmp_path / f"{name}-v2.0.json", question("a dog"), question("a bird", "q7"))
+  path = tmp_path / "test-v2.0.json"
+  content = json.loads(path.read_text())
+  del content["data"][0]["paragraphs"][0]["qas"][0]["answers"]
+  path.write_text(json.dumps(content))
+  with pytest.raises(DataError, match="test-v2.0.json: not in SQuAD's JSON .*answers"):
+    squad.open_task(make_config(name="squad2", data=str(tmp_path)), make_text_format())
