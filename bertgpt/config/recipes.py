@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +50,12 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
+  of_base = {field for field, _ in leaves(make_base())}
+  given = {field for field, _ in leaves(config)}
+  if wrong := sorted(field for field in given ^ of_base if not field.startswith("phases")):
+    problem = "an unknown field" if wrong[0] in given else "no field"
+    raise ConfigError(f"--config {path}: its config has {problem} {wrong[0]}. Change only values "
+                      "of the fields that base() has")
   if empty := [field for field, value in leaves(config) if value is None]:
     raise ConfigError("\n".join(f"--config {path}: {checks.describe_empty(f)}" for f in empty))
   config.lock()
@@ -95,7 +101,8 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
   Raises:
     ConfigError: see `load`.
   """
-  runs = list(_call(path, "get_sweep") or ())
+  found = _call(path, "get_sweep")
+  runs = list(found) if isinstance(found, Iterable) else []
   if not runs or not all(isinstance(overrides, dict) for overrides in runs):
     raise ConfigError(f"--config {path}: get_sweep() must return a dict of FIELD: VALUE per run")
   return runs
@@ -177,7 +184,8 @@ def _call(path: str, function: str) -> Any:
       raise ConfigError(f"--config {name}: the file defines no {function}(). For an example, see "
                         "the recipe wiki_mini")
     _check_argument(getattr(module, function), name, argument)
-    return getattr(module, function)(*argument)
+    result = getattr(module, function)(*argument)
+    return list(result) if inspect.isgenerator(result) else result  # Its errors are the recipe's.
   except UserError:
     raise
   except Exception as e:

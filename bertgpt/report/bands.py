@@ -182,7 +182,8 @@ def limits(reference: Compared, tag: str) -> tuple[list[float], list[float]]:
 def course(run: Compared, reference: Compared) -> Course:
   """Returns whether the losses of a run, in training and held out, are those of a reference.
 
-  A run is on course if at least nine of ten points of each of its losses are in the band.
+  A run is on course if at least nine of ten points of each of its losses are in the band, and if
+  none is NaN or infinite.
 
   Args:
     run: a run, finished or not.
@@ -198,7 +199,7 @@ def course(run: Compared, reference: Compared) -> Course:
                                      *limits(reference, tag), strict=True)
               if point[1] is not None]
     outside = [point for point in points if not point[2] <= point[1] <= point[3]]
-    if len(outside) > OUTSIDE * len(points):
+    if len(outside) > OUTSIDE * len(points) or not all(math.isfinite(p[1]) for p in outside):
       left.append((tag, outside, len(points)))
     if points:
       step, value, low, high = points[-1]

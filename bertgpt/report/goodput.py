@@ -13,6 +13,7 @@ from bertgpt.training.progress_line import format_duration
 # From the last event of an attempt to the start of the next one, unless the run was finished.
 BETWEEN = "between"
 UNKNOWN = "no last event: it was killed, or its host was lost"
+NEWEST = "no last event yet: it is running, was killed, or its host was lost"
 
 
 @dataclasses.dataclass
@@ -123,7 +124,8 @@ def report(workdir: pathlib.Path) -> list[str]:
   lines.append("")
   for i, attempt in enumerate(summary.attempts, 1):
     end = "" if attempt.code is None else f"exit code {attempt.code}"
-    why = ": ".join(part for part in (end, attempt.message) if part)
+    is_open = attempt.message == UNKNOWN and i == len(summary.attempts)
+    why = ": ".join(part for part in (end, NEWEST if is_open else attempt.message) if part)
     lines.append(f"  attempt {i}: {format_duration(sum(attempt.seconds.values()))}, steps "
                  f"{attempt.first_step} to {attempt.last_step}; {why}")
   return lines

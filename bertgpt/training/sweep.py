@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import console, files
@@ -246,7 +247,7 @@ def medians_over_seeds(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
   for row in table:
     groups.setdefault(repr({name: row[name] for name in row if is_field(name)}), []).append(row)
   return [{**{name: rows[0][name] for name in rows[0] if is_field(name)}, "seeds": len(rows),
-           **{name: statistics.median(row[name] for row in rows) for name in rows[0]
+           **{name: float(np.median([row[name] for row in rows])) for name in rows[0]
               if name.startswith("eval/") and all(name in row for row in rows)}}
           for rows in groups.values() if len(rows) > 1 and "seed" in rows[0]]
 

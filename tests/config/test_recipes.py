@@ -24,6 +24,11 @@ def problems_of(call, *args) -> list[str]:
      "  config.sead = 1\n  return config", "sead"),
     ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
      "  config.data.source = None\n  return config", "data.source=None"),
+    ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
+     "  config.data.unlock()\n  config.data.foo = 1\n  return config", "unknown field data.foo"),
+    ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
+     "  config.data.unlock()\n  del config.data.language\n  return config",
+     "no field data.language"),
 ])
 def test_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, expected):
   path = tmp_path / "recipe.py"
@@ -68,6 +73,15 @@ def test_get_sweep_gets_the_argument_or_refuses_it(tmp_path):
   path.write_text("def get_sweep(seed='1'):\n  return [{'seed': int(seed)}]\n")
   assert recipes.load_sweep(f"{path}:5") == [{"seed": 5}]
   assert recipes.load_sweep(str(path)) == [{"seed": 1}]
+
+
+@pytest.mark.parametrize("body, words", [
+    ("yield {'seed': 0}; yield {'seed': 1 / 0}", ", line 2: "), ("return 3", "must return a dict")])
+def test_an_error_of_get_sweep_is_one_line(tmp_path, body, words):
+  path = tmp_path / "recipe.py"
+  path.write_text(f"def get_sweep():\n  {body}\n")
+  (line,) = problems_of(recipes.load_sweep, str(path))
+  assert str(path) in line and words in line
 
 
 def test_missing_recipe_is_named(tmp_path):

@@ -193,6 +193,12 @@ def test_a_loss_that_is_not_a_number_is_off_course():
   assert found.is_on is False and "nan" in found.line
 
 
+def test_one_loss_that_is_not_a_number_is_enough():
+  losses = np.array(a_run(5).curves[TAGS[0]].value)
+  losses[-1] = np.inf
+  assert bands.course(a_run(5, losses), of_seeds(0, 1, 2)).is_on is False
+
+
 def test_a_run_that_has_just_begun_is_not_compared():
   begun = a_run(0)._replace(curves={})
   found = bands.course(begun, of_seeds(0, 1, 2))

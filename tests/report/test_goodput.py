@@ -77,3 +77,10 @@ def test_a_run_without_events_is_one_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert goodput.line(path) == ""
+
+
+def test_the_newest_attempt_may_still_run(workdir):
+  path = workdir / events.FILE
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+  first, last = goodput.report(workdir)[-2:]
+  assert "no last event: it was killed" in first and "no last event yet: it is running" in last

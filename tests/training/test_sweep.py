@@ -3,7 +3,9 @@
 
 import ast
 import contextlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -453,3 +455,11 @@ def test_a_run_that_diverges_while_the_sweep_is_stopped_ends_the_sweep():
   """Otherwise the next run would begin after the signal that asked to stop."""
   with pytest.raises(Preempted):
     sweep.check_end("run 0", DivergedError.exit_code, True)
+
+
+def test_the_median_of_what_is_not_a_number_is_none():
+  """Its place among the others would depend on the order of the seeds."""
+  rows = [{"workdir": f"w{i}", "optimizer.b2": 0.9, "seed": i, "eval/loss": loss}
+          for i, loss in enumerate((math.nan, 3.0, 4.0))]
+  assert all(math.isnan(row["eval/loss"]) for order in itertools.permutations(rows)
+             for row in sweep.medians_over_seeds(order))

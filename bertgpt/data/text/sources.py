@@ -257,6 +257,9 @@ def _parse_one(part: str) -> Source:
 def _correct(part: str) -> str:
   """Returns the end of a message: what to write instead of a part without a valid kind."""
   match = _WEIGHTED.fullmatch(part)
+  weight, star, kind = match["kind"].rpartition("*")
+  if star and kind.strip() in READERS:
+    return f"Its weight, {weight.strip()!r}, must be a number such as 2 or 0.5"
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")
