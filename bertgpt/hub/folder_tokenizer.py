@@ -52,8 +52,9 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
     source: the folder.
   """
   hf = hf_files.read_hf_files(source / "tokenizer.json")
-  is_read = (hf.tokenizer_class in reading.BYTE_BPE_CLASSES
-             or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
+  is_read = hf.model_type not in reading.GENERIC_TYPES and (
+      hf.tokenizer_class in reading.BYTE_BPE_CLASSES
+      or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
   if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
     return tokenizer
   content = json.loads(tokenizer.data)
@@ -81,7 +82,10 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
   if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
       or "eod" in hf_files.read_hf_files(source / "tokenizer.json").names):
     return tokenizer
-  names = tokenizer.names | {"eod": tokenizer.pieces[end]}
+  # Padding and unknown words have no token that is another role's, see `reading.choose_names`.
+  names = {role: name for role, name in tokenizer.names.items()
+           if role not in ("pad", "unk") or name != tokenizer.pieces[end]}
+  names["eod"] = tokenizer.pieces[end]
   data = tokenizer.data
   if not isinstance(tokenizer, tokenizers.SentencePiece):
     content = json.loads(data)
@@ -181,8 +185,10 @@ def describe_template(template: list[int], folder: pathlib.Path, config: ConfigD
   """
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
   if family.kind == "encoder":
-    name = hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class
-    if name not in hf_files.GENERIC_CLASSES:  # Other classes have marks of their own.
+    hf = hf_files.read_hf_files(folder / "tokenizer.json")
+    # Other classes have marks of their own. For some models, transformers reads no class.
+    if (hf.model_type not in reading.GENERIC_TYPES
+        and hf.tokenizer_class not in hf_files.GENERIC_CLASSES):
       return ""
     ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
   else:

@@ -261,6 +261,11 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
     pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
     fast.pre_tokenizer = pre_tokenizers.Sequence([
         fast.pre_tokenizer, pre_tokenizers.Split(Regex(pattern), "isolated")])
+  if trainer.byte_fallback and trainer.model_type == proto_lib.TrainerSpec.UNIGRAM:
+    # In SentencePiece, no text becomes the piece of a byte by looking like its name, <0x41>.
+    fast.pre_tokenizer = pre_tokenizers.Sequence([
+        fast.pre_tokenizer,
+        pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")])
   fast.decoder = decoders.Sequence([decoders.ByteFallback(),
                                     decoders.Metaspace(SPACE, prepend_scheme=scheme)])
   fast.add_tokens([AddedToken(p.piece, normalized=False, special=True)

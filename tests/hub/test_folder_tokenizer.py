@@ -92,3 +92,32 @@ def test_a_text_ends_where_the_config_says_if_the_tokenizer_names_no_end(names, 
   line = folder_tokenizer.describe_ends(after, tmp_path, settings)
   assert line == (f"transformers ends a text at {own.pieces[8]}, bertgpt at {own.pieces[3]}"
                   if names else "")
+
+
+@pytest.mark.parametrize("role", ["pad", "unk"])
+def test_padding_that_is_the_end_of_the_model_is_saved_and_read_the_same(role, tmp_path):
+  own = train("bpe")
+  write(own, tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text("{}")
+  content = json.loads((tmp_path / "tokenizer.json").read_text())
+  content["added_tokens"] = [{
+      "id": i, "content": own.pieces[i], "single_word": False, "lstrip": False, "rstrip": False,
+      "normalized": False, "special": True} for i in range(9)]
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  data = (tmp_path / "tokenizer.json").read_bytes()
+  before = tokenizers.ByteBPE(data, {role: own.pieces[7]})
+  after = folder_tokenizer.obey_end(before, tmp_path, {"eos_token_id": 7})
+  assert after.names == {"eod": own.pieces[7]}
+
+
+def test_marks_of_a_model_for_which_transformers_reads_no_class_are_compared(tmp_path):
+  """Its tokenizer is that of tokenizer.json, whatever class is named."""
+  own = train("bpe")
+  write(own, tmp_path)
+  (tmp_path / "config.json").write_text('{"model_type": "modernbert"}')
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+      {"tokenizer_class": "LlamaTokenizer", "cls_token": own.pieces[own.cls_id],
+       "sep_token": own.pieces[own.sep_id]}))
+  (text,) = own.encode(["a"])
+  line = folder_tokenizer.describe_template([7, *text, 8], tmp_path, config_lib.base(), own, -1)
+  assert line.startswith("for the text 'a', transformers gives the model ")

@@ -18,7 +18,7 @@ from bertgpt.inference import fill
 
 ODD = ["", " ", "  two  spaces\tand a tab ", "naïve Äpfel\u00a0İstanbul 力加勝北区ᴵᴺᵀᵃছজটডণত",
        "Tabs\u200b and 😀👍🏽", "x" * 300, "e\u0301 \ufb01 ½ Å ｆｕｌｌ",
-       "日本語のテキスト、です。", "नमस्ते दुनिया", "👨‍👩‍👧 at home"]
+       "日本語のテキスト、です。", "नमस्ते दुनिया", "👨‍👩‍👧 at home", "a <0x41> b <0x0A>"]
 MODELS = {
     "unigram": {"kind": "sentencepiece", "vocab_size": 400},
     "unigram, with bytes": {"kind": "sentencepiece", "vocab_size": 4096},

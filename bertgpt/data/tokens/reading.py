@@ -41,7 +41,7 @@ _WORDPIECE_TYPES = frozenset({
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert",
     "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
 # Model types for which transformers takes the generic class.
-_GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
+GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
 _GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
@@ -262,7 +262,7 @@ def _obeys_settings(hf: HfFiles) -> bool:
   The folders of the first BERTs name no class. transformers then takes that of the model. For a
   ModernBERT, it reads tokenizer.json alone, whatever class the folder names.
   """
-  is_generic = hf.model_type in _GENERIC_TYPES and not hf.is_saved
+  is_generic = hf.model_type in GENERIC_TYPES and not hf.is_saved
   return hf.tokenizer_class in {"", *_WORDPIECE_CLASSES} and not is_generic
 
 
