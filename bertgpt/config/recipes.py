@@ -54,8 +54,8 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   given = {field for field, _ in leaves(config)}
   if wrong := sorted(field for field in given ^ of_base if not field.startswith("phases")):
     problem = "an unknown field" if wrong[0] in given else "no field"
-    raise ConfigError(f"--config {path}: its config has {problem} {wrong[0]}. Change only values "
-                      "of the fields that base() has")
+    raise ConfigError(f"--config {path}: its config has {problem} {wrong[0]}. Set "
+                      "only fields that base() has, and remove none")
   if empty := [field for field, value in leaves(config) if value is None]:
     raise ConfigError("\n".join(f"--config {path}: {checks.describe_empty(f)}" for f in empty))
   config.lock()

@@ -259,7 +259,7 @@ class Architecture(NamedTuple):
       return True
     own = {rule.theirs: rule.group for rule in self.rules}
     of_tasks = {rule.theirs for task in self.tuned.values() for rule in task.rules} - own.keys()
-    # Without a task's head, these tensors are a pretraining head that lacks its sign.
+    # Without tensors of a task, those of a fresh head are a pretraining head that lacks its sign.
     is_cut = of_tasks.isdisjoint(names) and any(own.get(name) in fresh for name in names)
     return key in OF_HEADS and bool(fresh) and not is_cut
 

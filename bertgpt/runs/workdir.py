@@ -118,10 +118,10 @@ def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
     return
   key, path = secrets.token_hex(8), workdir / SHARED
   try:
-    path.write_text(key)
-  except OSError as e:  # Of a full disk, without the name of the file.
-    raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
-  try:
+    try:
+      path.write_text(key)
+    except OSError as e:  # That of a full disk does not name the file.
+      raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
     yield key
   finally:
     path.unlink(missing_ok=True)

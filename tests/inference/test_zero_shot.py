@@ -31,7 +31,8 @@ def run(capsys, *argv):
 def files(tmp_path):
   (tmp_path / "a.txt").write_text(TEXT)
   (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in PASSAGES))
-  rows = [("good", "bad"), *PAIRS[:3]]
+  rows = [("good", "bad", "id"), (*PAIRS[0], "1"), ("", "", "2"),  # A blank pair does not count.
+          *((*pair, "3") for pair in PAIRS[1:3])]
   (tmp_path / "a.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
   (tmp_path / "b.tsv").write_text("good\tworse\na\tb\n")
   (tmp_path / "empty.txt").write_text("\n")

@@ -259,7 +259,7 @@ def _correct(part: str) -> str:
   match = _WEIGHTED.fullmatch(part)
   weight, star, kind = match["kind"].rpartition("*")
   if star and kind.strip() in READERS:
-    return f"Its weight, {weight.strip()!r}, must be a number such as 2 or 0.5"
+    return f"Its weight is {weight.strip()!r}. Write a number such as 2 or 0.5"
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")

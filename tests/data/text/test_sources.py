@@ -141,8 +141,8 @@ def test_an_invalid_source_is_a_config_error_before_reading(spec):
     ("file:own.txt", "Write text:own.txt"), ("csv:own.csv", "CSV and TSV are not read. Convert"),
     ("own.tsv.gz#text", "CSV and TSV are not read. Convert"),
     ("2*csv:*.csv", "CSV and TSV are not read. Convert"),
-    ("1e3*text:own.txt", "Its weight, '1e3', must be a number such as 2 or 0.5"),
-    ("-1 * text:own.txt", "Its weight, '-1', must be a number"),
+    ("1e3*text:own.txt", "Its weight is '1e3'. Write a number such as 2 or 0.5"),
+    ("-1 * text:own.txt", "Its weight is '-1'. Write a number"),
     ("own.csv.txt", "Write text:own.csv.txt"),
     ("none.txt", "Start it with one of pydocs, text:GLOB")])
 def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, remedy):
