@@ -1,11 +1,13 @@
 """Fixtures that several test files share."""
 
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 
 import numpy as np
@@ -39,6 +41,28 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler),
 
 # Tracing makes so many objects that the usual thresholds take a tenth of the suite's time.
 gc.set_threshold(50_000, 20, 50)
+
+
+# Fixtures that train a run take as long as all tests of many files. Files that use the same ones are
+# tested by the same worker: {group of files: what a file of it names}.
+_GROUPS = {"processes": re.compile(r"\bfinished_run\b"),
+           "trained": re.compile(r"\bfinished(_bert|_gpt|_diffusion)?\b|\btuned\b")}
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+  from xdist import scheduler
+
+  @functools.cache
+  def group_of(file: str) -> str:
+    text = (config.rootpath / file).read_text()
+    return next((name for name, uses in _GROUPS.items() if uses.search(text)), file)
+
+  class Groups(scheduler.LoadFileScheduling):
+
+    def _split_scope(self, nodeid: str) -> str:
+      return group_of(super()._split_scope(nodeid))
+
+  return Groups(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

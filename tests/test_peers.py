@@ -48,6 +48,7 @@ def test_a_locked_workdir_ends_both_with_2(program, tmp_path):
   assert "is in use by" in results[0].stderr and "is in use by" in results[1].stderr
 
 
+@pytest.mark.slow
 def test_a_workdir_that_the_hosts_do_not_share_ends_both_with_2(program, tmp_path):
   """As on two hosts, the same path leads to two folders."""
   port, both = program_lib.free_port(), []

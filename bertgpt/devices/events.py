@@ -121,6 +121,20 @@ class Recorder:
       self._write("end", code=code, **details)
       self._files = {}
 
+  def end_runs(self, workdirs: Sequence[pathlib.Path]) -> None:
+    """Writes the last event of runs that are done, whatever becomes of those beside them.
+
+    Args:
+      workdirs: their folders, which have been opened.
+    """
+    self.flush()  # The time counts for all runs.
+    others, self._files = self._files, {}
+    for path in (workdir / FILE for workdir in workdirs):
+      if path in others:
+        self._files[path] = others.pop(path)
+    self.end(0)
+    self._files = others
+
   def _spend(self) -> None:
     now = time.monotonic()
     self._seconds[self._kinds[-1]] += now - self._clock
@@ -196,6 +210,12 @@ def begin_step(step: int, *, compiles: bool) -> None:
   """Counts the time from here on as that of a step; see `Recorder.begin_step`."""
   if _recorder is not None:
     _recorder.begin_step(step, compiles=compiles)
+
+
+def end_runs(workdirs: Sequence[pathlib.Path]) -> None:
+  """Writes the last event of runs that are done; see `Recorder.end_runs`."""
+  if _recorder is not None:
+    _recorder.end_runs(workdirs)
 
 
 @contextlib.contextmanager

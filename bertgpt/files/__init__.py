@@ -20,6 +20,7 @@ from bertgpt.files.paths import (
     download_tree,
     expand,
     find_problem,
+    is_matched,
     is_remote,
     make_path,
     match_objects,

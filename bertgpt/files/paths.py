@@ -141,21 +141,26 @@ def match_objects(pattern: str) -> dict[str, Info]:
     return {}
   folder = BucketPath("/".join(parts[:literal]))
   return {f"{folder}/{name}": info for name, info in sorted(folder.list_tree().items())
-          if _is_matched(name.split("/"), parts[literal:])}
+          if is_matched(name.split("/"), parts[literal:])}
 
 
-def _is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:
-  """Returns whether the parts of a name match the parts of a glob, by the rules of `glob`."""
+def is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:
+  """Returns whether the parts of a name match the parts of a glob, by the rules of `glob`.
+
+  Args:
+    names: the parts of the name of a file, as in ("a", "b.txt").
+    patterns: the parts of the glob; "**" stands for any number of folders.
+  """
   if not names or not patterns:
     return not names and not patterns
   is_hidden = names[0].startswith(".")
   if patterns[0] == "**":
     return (len(names) == 1 == len(patterns) and not is_hidden
-            or _is_matched(names, patterns[1:])
-            or not is_hidden and len(names) > 1 and _is_matched(names[1:], patterns))
+            or is_matched(names, patterns[1:])
+            or not is_hidden and len(names) > 1 and is_matched(names[1:], patterns))
   return (fnmatch.fnmatchcase(names[0], patterns[0])
           and (not is_hidden or patterns[0].startswith("."))
-          and _is_matched(names[1:], patterns[1:]))
+          and is_matched(names[1:], patterns[1:]))
 
 
 def copy_locally(path: pathlib.Path,

@@ -168,6 +168,9 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
     Preempted: a signal was received.
   """
   config, kept = tuning.config, None
+  if jax.process_index() == 0:
+    for run in results["runs"]:  # A start that was killed may have left the state of its last run.
+      resume.remove(tuning.path / run["folder"])
   unlabeled = results_lib.fingerprint_unlabeled(tuning.task)
   with process.catch_signals() as should_stop:
     for rate in config.learning_rates:

@@ -230,6 +230,7 @@ def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
       with events.during("report"):
         report(run)
     if errors:
+      events.end_runs([run.path for run in finished])
       raise errors[0]
 
 

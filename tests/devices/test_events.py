@@ -94,6 +94,21 @@ def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
   assert (last["event"], last["code"], last["message"]) == ("end", code, message)
 
 
+def test_runs_that_are_done_do_not_get_the_exit_code_of_those_beside_them(tmp_path, clock):
+  for name in "ab":
+    (tmp_path / name).mkdir()
+  with pytest.raises(DivergedError), events.recording():
+    events.open_in(0, tmp_path / "a", tmp_path / "b")
+    events.begin_step(1, compiles=False)
+    clock(3)
+    events.end_runs([tmp_path / "b"])
+    raise DivergedError("step 1")
+  done, diverged = (events.read(tmp_path / name) for name in "ba")
+  assert (done[-1]["event"], done[-1]["code"]) == ("end", 0) and "message" not in done[-1]
+  assert (diverged[-1]["event"], diverged[-1]["code"]) == ("end", 70)
+  assert done[1]["seconds"] == diverged[1]["seconds"] == {"steps": 3}
+
+
 def test_a_file_that_cannot_be_written_costs_one_line(tmp_path, capsys):
   (tmp_path / events.FILE).mkdir()
   with events.recording():

@@ -23,6 +23,7 @@ from bertgpt.devices import peers, sharding
 from bertgpt.errors import DataError
 from bertgpt.finetuning import loop as finetune
 from bertgpt.finetuning import objectives as task_objectives
+from bertgpt.finetuning import resume
 from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import Program, Tuning
@@ -139,10 +140,13 @@ def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, cap
   """A seed may be added."""
   out = tmp_path / "out"
   shutil.copytree(tuned, out)
+  left = out / "lr0.01-seed1" / resume.FOLDER  # As if it had been killed after its last line.
+  left.mkdir()
   before = (out / "lr0.01-seed0" / "metrics.jsonl").stat().st_mtime_ns
   assert run(tuning, finished_bert, out, "--config.seeds=0,1,2") == 0
   assert (out / "lr0.01-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
   assert [run["seed"] for run in results_of(out)["runs"]] == [0, 1, 2]
+  assert not left.exists()
   assert "median" in capsys.readouterr().out
 
 
@@ -436,6 +440,7 @@ def start_two(tuning, init, out, *arguments, differing=((), ())):
           for i in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_path):
   """Each process has half of the examples, and only the first one writes and prints."""
   out = tmp_path / "out"

@@ -183,8 +183,9 @@ def many(tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, layer", [
-    ("a.npy", "mean"), pytest.param("a.safetensors", "last", marks=pytest.mark.slow)])
+    ("a.npy", "mean"), ("a.safetensors", "last")])
 def test_work_that_was_killed_resumes_to_the_same_bytes(finished_bert, many, tmp_path, name, layer):
   (tmp_path / "whole").mkdir()
   whole = program.finish(start(finished_bert, many, tmp_path / "whole" / name, f"--layer={layer}"))

@@ -59,8 +59,8 @@ def alone():
 
 
 @pytest.mark.parametrize("mesh, micro_batches", [
-    ((1, 1, 1), 4), ((2, 2, 2), 4), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in (
-        ((8, 1, 1), 1), ((1, 8, 1), 2)))], ids=str)
+    ((2, 2, 2), 4), *(pytest.param(*layout, marks=pytest.mark.slow) for layout in (
+        ((1, 1, 1), 4), ((8, 1, 1), 1), ((1, 8, 1), 2)))], ids=str)
 def test_a_row_meets_its_own_carry_in_every_layout(alone, mesh, micro_batches):
   with Carrying(mesh) as setup:
     state, losses = setup.run(setup.init(), range(STEPS), micro_batches)

@@ -103,34 +103,38 @@ class TextCleaner:
       text = raw.decode(errors="replace")
     return self._finish(text, path, offset)
 
-  def clean(self, text: str, path: str, offset: int) -> str | None:
+  def clean(self, text: str, path: str, offset: int, *, is_escaped: bool = False) -> str | None:
     """Returns text without NULs and lone surrogates, with LF line ends; None if it must be skipped.
 
     Args:
       text: a document.
       path: file of the document.
       offset: byte of the decompressed file where the document starts.
+      is_escaped: whether the file holds it with escapes, whose lengths are not known: errors then
+        name only its start.
     Raises:
       DataError: the text is not clean, and the mode is 'error'.
     """
     try:
       text.encode()
     except UnicodeEncodeError:
-      text = self._replace("lone surrogate", text, path, offset)
-    return text and self._finish(text, path, offset)
+      text = self._replace("lone surrogate", text, path, offset, is_escaped)
+    return text and self._finish(text, path, offset, is_escaped)
 
-  def _finish(self, text: str, path: str, offset: int) -> str | None:
+  def _finish(self, text: str, path: str, offset: int, is_escaped: bool = False) -> str | None:
     """Returns valid text without NULs and with unified line ends."""
-    clean = self._replace("NUL character", text, path, offset) if "\0" in text else text
+    clean = (self._replace("NUL character", text, path, offset, is_escaped) if "\0" in text
+             else text)
     if clean is None or "\r" not in clean:
       return clean
     self.counts["carriage returns removed"] += clean.count("\r")
     return unify_line_ends(clean)
 
-  def _replace(self, problem: str, text: str, path: str, offset: int) -> str | None:
+  def _replace(self, problem: str, text: str, path: str, offset: int,
+               is_escaped: bool) -> str | None:
     pattern = _DIRT[problem]
-    before = text[:pattern.search(text).start()].encode(errors="surrogatepass")
-    self.reject(problem, path, offset + len(before))
+    before = "" if is_escaped else text[:pattern.search(text).start()]
+    self.reject(problem, path, offset + len(before.encode(errors="surrogatepass")))
     return None if self.mode == "skip" else pattern.sub("\ufffd", text)
 
 

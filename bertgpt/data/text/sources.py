@@ -333,7 +333,7 @@ def _read_jsonl(span: Span, field: str, cleaner: TextCleaner) -> Iterator[Docume
       continue
     record = cleaner.decode(line.rstrip(b"\r\n"), path, offset)
     text = record and _json_field(record, field, path, offset, cleaner)
-    text = text and cleaner.clean(text, path, offset)
+    text = text and cleaner.clean(text, path, offset, is_escaped=True)
     if text is not None:
       yield from make_documents(Document(text, False, path, offset), cleaner.counts)
 

@@ -1,11 +1,12 @@
 """A path that exists is read, whatever characters are in it; otherwise, it is a glob."""
 
+import glob
 import os
 
 import pytest
 from source_files import paragraphs, write
 
-from bertgpt.data.text import sources
+from bertgpt.data.text import paths, sources
 from bertgpt.errors import DataError
 
 NAMES = ["[a].txt", "a*.txt", "a?.txt", "a, b.txt", "a,text:b.txt", "a,pydocs,b.txt", "2*text:a",
@@ -50,6 +51,37 @@ def test_a_glob_may_be_in_a_folder_of_any_name(folder, name):
     assert paragraphs(f"jsonl:{name}/**/*.jsonl#text") == [("[y].jsonl"[-7:],), ("z.jsonl"[-7:],),
                                                            ("x.jsonl",)]
   assert paragraphs(f"jsonl:{name}/sub/[y].jsonl") == [("[y].jsonl"[-7:],)]
+
+
+@pytest.mark.parametrize("pattern", [
+    "**", "**/*", "**/*.txt", "**/**/a.txt", "x/**", "x/**/a.txt", "x//**//a.txt", "*/**/y/*",
+    "x/**/y/**/*.txt", "[xz]/**/a*", "**/.h/*", "**/.*", ".h/**", "x/**/.h/**/*", "a.txt/**",
+    "nothing/**", "/**", "y**/a.txt"])
+def test_a_glob_finds_what_the_globs_of_python_find(tmp_path, monkeypatch, pattern):
+  monkeypatch.chdir(tmp_path)
+  for name in ("a.txt", ".b.txt", "x/a.txt", "x/y/a.txt", "x/y/z/a.txt", "x/y/z/ab.c", ".h/a.txt",
+               "x/.h/a.txt", "x/.h/y/a.txt", "z/a.txt", "elsewhere/y/a.txt"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path / name, b"x")
+  (tmp_path / "z" / "link").symlink_to("../elsewhere")
+  (tmp_path / "z" / "a2.txt").symlink_to("a.txt")
+  if pattern.startswith("/"):
+    pattern = f"{tmp_path}{pattern}"
+  expected = {os.path.normpath(path) for path in glob.glob(pattern, recursive=True)
+              if os.path.isfile(path)}
+  assert paths.exists(pattern) == bool(expected)
+  if expected:
+    assert {os.path.normpath(path) for path in paths.find_files(pattern)} == expected
+
+
+def test_links_to_folders_above_do_not_repeat_a_text(folder):
+  (folder / "x" / "y").mkdir(parents=True)
+  write(folder / "x" / "y" / "b.txt", b"x")
+  for name in ("x/back", "x/y/back"):
+    (folder / name).symlink_to(folder)
+  (folder / "x" / "y" / "self").symlink_to(".")
+  assert list(paths.find_files("x/**/b.txt")) == ["x/y/b.txt"]
+  assert list(paths.find_files(f"{folder}/**/b.txt")) == [f"{folder}/x/y/b.txt"]
 
 
 def test_a_mark_in_the_name_of_a_file_comes_before_a_field(folder):
