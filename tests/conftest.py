@@ -43,12 +43,13 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler),
 gc.set_threshold(50_000, 20, 50)
 
 
-# Fixtures that train a run take as long as all tests of many files. Files that use the same ones are
-# tested by the same worker: {group of files: what a file of it names}.
+# Fixtures that train a run take as long as all tests of many files, so files that use the same ones
+# are tested by the same worker. {group: pattern that the text of its files matches}.
 _GROUPS = {"processes": re.compile(r"\bfinished_run\b"),
-           "trained": re.compile(r"\bfinished(_bert|_gpt|_diffusion)?\b|\btuned\b")}
+           "trained": re.compile(r"\bfinished_(bert|gpt|diffusion)\b|[(,] *(finished|tuned)[,)]")}
 
 
+@pytest.hookimpl(optionalhook=True)  # Without xdist, there is no such hook.
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
   from xdist import scheduler
 

@@ -122,18 +122,20 @@ class Recorder:
       self._files = {}
 
   def end_runs(self, workdirs: Sequence[pathlib.Path]) -> None:
-    """Writes the last event of runs that are done, whatever becomes of those beside them.
+    """Writes the last event of runs that are done, whatever happens to the other runs.
 
     Args:
-      workdirs: their folders, which have been opened.
+      workdirs: their folders, which `open` was given.
     """
     self.flush()  # The time counts for all runs.
     others, self._files = self._files, {}
     for path in (workdir / FILE for workdir in workdirs):
       if path in others:
         self._files[path] = others.pop(path)
-    self.end(0)
-    self._files = others
+    try:
+      self.end(0)
+    finally:
+      self._files = others
 
   def _spend(self) -> None:
     now = time.monotonic()

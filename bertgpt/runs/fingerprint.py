@@ -46,7 +46,7 @@ def _make_sum(sharding: NamedSharding | None) -> Callable[[list[Any]], jax.Array
   return jax.jit(lambda leaves: jnp.stack([_sum_leaf(x) for x in leaves]), out_shardings=sharding)
 
 
-@jax.jit  # So that leaves of the same shape are traced and lowered once.
+@jax.jit  # So that leaves of the same shape and type are traced and lowered once.
 def _sum_leaf(x: jax.Array) -> jax.Array:
   """Returns the fingerprint of an array: a scalar, uint32. Each axis in turn is summed up."""
   bits = _to_bits(x)

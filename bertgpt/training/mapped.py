@@ -229,8 +229,8 @@ def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
     for run in finished:
       with events.during("report"):
         report(run)
+      events.end_runs([run.path])
     if errors:
-      events.end_runs([run.path for run in finished])
       raise errors[0]
 
 

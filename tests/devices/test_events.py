@@ -94,7 +94,7 @@ def test_the_last_event_has_the_exit_code(tmp_path, error, code, message):
   assert (last["event"], last["code"], last["message"]) == ("end", code, message)
 
 
-def test_runs_that_are_done_do_not_get_the_exit_code_of_those_beside_them(tmp_path, clock):
+def test_runs_that_are_done_do_not_get_the_exit_code_of_the_others(tmp_path, clock):
   for name in "ab":
     (tmp_path / name).mkdir()
   with pytest.raises(DivergedError), events.recording():

@@ -63,7 +63,7 @@ FAULTS = (
            RUNS="a_signal_saves_the_step_and_exits_with_75", CLI="interrupt_is_one_line",
            PROCESS="the_first_ctrl_c_is_noted_and_the_second_is_not"),
     _fault("a closed terminal (SIGHUP)", "like SIGTERM; the lost terminal is no error",
-           RUNS="a_signal_saves_the_step_and_exits_with_75"),
+           RUNS="a_closed_terminal_stops_a_run_as_a_signal_does"),
     _fault("kill -9 of one of several processes",
            "the others end with 69 within seconds, even in a save",
            RUNS="a_lost_peer_ends_the_other_with_69_and_both_resume",

@@ -110,8 +110,8 @@ class TextCleaner:
       text: a document.
       path: file of the document.
       offset: byte of the decompressed file where the document starts.
-      is_escaped: whether the file holds it with escapes, whose lengths are not known: errors then
-        name only its start.
+      is_escaped: whether the file holds the text with escapes, as JSON does. Bytes in it cannot be
+        counted then, and errors name `offset`.
     Raises:
       DataError: the text is not clean, and the mode is 'error'.
     """

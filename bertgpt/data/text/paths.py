@@ -89,42 +89,49 @@ def _match(pattern: str) -> dict[str, Any]:
 
 
 def _expand(pattern: str) -> Iterator[str]:
-  """Yields the paths that a glob matches, as `glob.glob` does, except for links that lead back.
+  """Yields the paths of files that a glob matches, by the rules of `glob`.
 
-  With a link to a folder above it, `glob.glob` finds files 40 times, and with two it does not end.
+  After `**`, a link to a folder that it is in is not followed. `glob` follows one such link 40
+  times, and does not end with two of them.
   """
   parts = pattern.split("/")
-  if "**" not in parts:
-    yield from glob.glob(pattern)
-    return
-  first = parts.index("**")
+  first = parts.index("**") if "**" in parts else len(parts)
   tail = [part for part in parts[first:] if part]
-  for folder in glob.glob("/".join([*parts[:first], ""])) if first else [""]:
-    for names in _list_tree(folder or ".", frozenset()):
-      if files.is_matched(names, tail):
-        yield os.path.join(folder, *names)
+  if not tail or {".", ".."} & {*tail}:
+    yield from glob.glob(pattern, recursive=True)
+  elif parts[-1]:  # Otherwise, the pattern matches folders only.
+    root = "/" if pattern.startswith("/") else ""
+    head = root + "".join(f"{part}/" for part in parts[:first] if part)
+    for folder in glob.glob(head) if head else [""]:
+      for name in _list_tree(folder, any(part.startswith(".") for part in tail)):
+        if files.is_matched(name.split("/"), tail):
+          yield os.path.join(folder, name)
 
 
-def _list_tree(folder: str, above: frozenset[str]) -> Iterator[tuple[str, ...]]:
-  """Yields the parts of the names of all files in a folder.
+def _list_tree(top: str, with_hidden: bool) -> Iterator[str]:
+  """Yields the names, relative to a folder, of all files in it and in its folders.
 
   Args:
-    folder: its path. Links to folders are followed, but not into a folder of `above`.
-    above: real paths of the folders that lead to it.
+    top: the folder; '': the current one.
+    with_hidden: whether names that begin with a dot are among them.
   """
-  real = os.path.realpath(folder)
-  if real in above:
-    return
-  try:
-    entries = sorted(os.listdir(folder))
-  except OSError:  # It is no folder, or cannot be listed: `glob` leaves both out.
-    return
-  for name in entries:
-    path = os.path.join(folder, name)
-    if os.path.isdir(path):
-      yield from ((name, *rest) for rest in _list_tree(path, above | {real}))
-    else:
-      yield (name,)
+  real = os.path.realpath(top) if top or os.path.exists(".") else ""
+  waiting = [("", real, frozenset(map(str, pathlib.PurePath(real).parents)))]
+  while waiting:
+    prefix, real, above = waiting.pop()
+    above |= {real}
+    try:
+      with os.scandir(os.path.join(top, prefix) or ".") as scan:
+        entries = [entry for entry in scan if with_hidden or not entry.name.startswith(".")]
+    except OSError:  # It is no folder, or cannot be listed: `glob` leaves both out.
+      continue
+    for entry in entries:
+      if not os.path.isdir(entry) if entry.is_symlink() else not entry.is_dir():
+        yield prefix + entry.name
+        continue
+      target = os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)
+      if target not in above:
+        waiting.append((f"{prefix}{entry.name}/", target, above))
 
 
 def _is_broken(path: str) -> bool:
