@@ -28,7 +28,8 @@ import small_runs  # noqa: E402
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
-_BESIDE = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+_THIS = pathlib.Path(__file__).resolve()
+_BESIDE = _THIS.parent.parent.parent / "shared" / "data"
 
 
 # Shells make programs that they start in the background ignore Ctrl-C, and `nohup` makes programs
@@ -44,9 +45,10 @@ gc.set_threshold(50_000, 20, 50)
 
 
 # Fixtures that train a run take as long as all tests of many files, so files that use the same ones
-# are tested by the same worker. {group: pattern that the text of its files matches}.
-_GROUPS = {"processes": re.compile(r"\bfinished_run\b"),
-           "trained": re.compile(r"\bfinished_(bert|gpt|diffusion)\b|[(,] *(finished|tuned)[,)]")}
+# are tested by the same worker. {group: pattern that the text of a file, or of the conftest.py next
+# to it, matches}.
+_GROUPS = {"trained": re.compile(r"\bfinished_(bert|gpt|diffusion)\b|[(,] *(finished|tuned)\b"),
+           "processes": re.compile(r"\bfinished_run\b")}
 
 
 @pytest.hookimpl(optionalhook=True)  # Without xdist, there is no such hook.
@@ -55,7 +57,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
   @functools.cache
   def group_of(file: str) -> str:
-    text = (config.rootpath / file).read_text()
+    path = (config.rootpath / file).resolve()
+    files = [path, *(p for p in [path.with_name("conftest.py")] if p.exists() and p != _THIS)]
+    text = "\n".join(p.read_text() for p in files)
     return next((name for name, uses in _GROUPS.items() if uses.search(text)), file)
 
   class Groups(scheduler.LoadFileScheduling):
