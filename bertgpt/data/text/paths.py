@@ -126,11 +126,12 @@ def _list_tree(top: str, with_hidden: bool) -> Iterator[str]:
     except OSError:  # It is no folder, or cannot be listed: `glob` leaves both out.
       continue
     for entry in entries:
-      if not os.path.isdir(entry) if entry.is_symlink() else not entry.is_dir():
+      is_link = entry.is_symlink()
+      is_folder = os.path.isdir(entry) if is_link else entry.is_dir()
+      target = os.path.realpath(entry) if is_link else os.path.join(real, entry.name)
+      if not is_folder:
         yield prefix + entry.name
-        continue
-      target = os.path.realpath(entry) if entry.is_symlink() else os.path.join(real, entry.name)
-      if target not in above:
+      elif target not in above:
         waiting.append((f"{prefix}{entry.name}/", target, above))
 
 
