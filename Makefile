@@ -17,7 +17,8 @@
 
 BIN := .venv/bin
 STAMP := .venv/installed
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Modules are compiled when they are first imported; compiling all takes a third of the installation.
+PIP_INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 UV ?= uv
 HF_STAMP := .venv/installed-hf
 PLAN_STAMP := .venv/installed-plan
@@ -42,6 +43,9 @@ demo: $(STAMP)
 demo-gpt: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
 
+# Files that use a marker: importing the others takes longer than many of these tests.
+files_with = $$(grep -rl --include='test_*.py' 'mark\.$(1)\b' tests)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not hf" $(ARGS)
 
@@ -61,13 +65,13 @@ recovery: $(STAMP)
 # Without PyTorch these tests would be skipped, so the import of PyTorch comes first.
 test-hf: $(HF_STAMP)
 	$(BIN)/python -c "import torch, transformers"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m hf $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "hf and not slow" $(call files_with,hf) $(ARGS)
 
 test-tpu: $(PLAN_STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(call files_with,libtpu) $(ARGS)
 
 test-gpu: $(GPU_STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(call files_with,cuda) $(ARGS)
 
 test-gcs: $(GCS_STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/files tests/data/corpus/test_remote.py tests/test_buckets.py \
@@ -108,44 +112,44 @@ $(STAMP): requirements.lock setup.cfg setup.py pyproject.toml
 	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "Installing the locked dependencies into .venv, once; this takes a minute or two ..."
 	@$(PYTHON) -m venv --clear .venv
-	@$(PIP) install --require-hashes --requirement requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP_INSTALL) --require-hashes --requirement requirements.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # PyTorch comes last, so that its index is used for nothing else. If the index cannot be reached,
 # pip may find a wheel elsewhere, as it is configured.
 $(HF_STAMP): $(STAMP) requirements-hdf5.lock requirements-hf.lock requirements-torch.lock
 	@echo "Installing PyTorch and transformers into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-hf.lock \
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-hf.lock \
 	  --requirement requirements-hdf5.lock
-	@$(PIP) install --require-hashes --extra-index-url $(TORCH_INDEX) --retries 2 \
+	@$(PIP_INSTALL) --require-hashes --extra-index-url $(TORCH_INDEX) --retries 2 \
 	  --requirement requirements-torch.lock
 	@touch $@
 
 # Without a TPU, JAX_PLATFORMS=cpu keeps the rest of JAX from looking for one.
 $(PLAN_STAMP): $(STAMP) requirements-plan.lock
 	@echo "Installing the compiler for TPUs into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-plan.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-plan.lock
 	@touch $@
 
 $(GPU_STAMP): $(STAMP) requirements-cuda.lock
 	@echo "Installing JAX for CUDA into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-cuda.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-cuda.lock
 	@touch $@
 
 $(GCS_STAMP): $(STAMP) requirements-gcs.lock
 	@echo "Installing gcsfs into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-gcs.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-gcs.lock
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP) requirements-docs.lock
 	@echo "Installing Sphinx into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-docs.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-docs.lock
 	@touch $@
 
 $(LINT_STAMP): $(STAMP) requirements-lint.lock
 	@echo "Installing the type checker into .venv, once ..."
-	@$(PIP) install --require-hashes --requirement requirements-lint.lock
+	@$(PIP_INSTALL) --require-hashes --requirement requirements-lint.lock
 	@touch $@
 
 # One lock for all platforms, resolved for the oldest Python, with markers for newer ones. The locks

@@ -20,14 +20,20 @@ pytestmark = pytest.mark.cuda
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("finetune"))
-# Only sizes differ from those of a recipe that is always compiled.
+# Programs of the other recipes differ from these in the sizes of arrays, or hardly at all.
+COMPILED = {"albert_base", "bert_base", "bert_large_lamb", "diffusion_mini", "electra_small",
+            "elmo_original", "ettin_17m", "gpt1", "gpt2_small", "modernbert_base", "roberta_base",
+            "wiki_mini", "xlnet_base"}
+# Only sizes differ from those of a recipe that is always traced.
 OTHER_SIZES = {"bert_small", "bert_medium", "electra_large", "ettin_32m", "ettin_68m", "ettin_150m",
                "ettin_400m", "ettin_1b", "gpt2_medium", "gpt2_large", "modernbert_large",
                "roberta_large", "xlnet_large"}
-assert set(NAMES) >= OTHER_SIZES
-RECIPES = [pytest.param(name, marks=pytest.mark.slow if name in OTHER_SIZES else ())
-           for name in NAMES]
+assert set(NAMES) >= COMPILED | OTHER_SIZES
 MACHINES = ("h100:1", "h100:8", "h200:2x8", "a100:8")
+
+
+def slow_unless(is_fast):
+  return () if is_fast else pytest.mark.slow
 
 
 def read_recipe(name, **changes):
@@ -58,8 +64,10 @@ def set_phase(config, **fields):
   return config
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", RECIPES)
+# Recipes take turns with the machines; `make test-all` traces every one for every machine.
+@pytest.mark.parametrize("name, machine", [
+    pytest.param(name, machine, marks=slow_unless(name not in OTHER_SIZES and turn == i % 4))
+    for i, name in enumerate(NAMES) for turn, machine in enumerate(MACHINES)])
 def test_every_phase_of_every_recipe_is_traced(name, machine):
   config = read_recipe(name)
   for i, phase in enumerate(config.phases):
@@ -68,7 +76,8 @@ def test_every_phase_of_every_recipe_is_traced(name, machine):
       assert "func.func public @main" in lower(config, machine, i).program.as_text()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless(name in COMPILED))
+                                  for name in NAMES])
 def test_every_recipe_compiles(name):
   """Programs have the attention kernel that the log announces."""
   config = read_recipe(name)
@@ -96,6 +105,7 @@ VARIANTS = {
     "gpt, isolated": ("gpt2_small", {"data__isolate_documents": True}),
     "gpt, dropout": ("gpt2_small", {"model__attention_dropout": 0.1}),
 }
+FOUR_PIECES = {"gpt", "gpt, isolated"}
 
 
 def make_variant(variant, pieces, mesh):
@@ -115,8 +125,10 @@ def test_every_kernel_is_traced_on_every_mesh(variant, pieces, mesh):
   assert ("flash_attention_backward" in text) == ("dropout" in variant)
 
 
-@pytest.mark.parametrize("pieces", [1, 4])
-@pytest.mark.parametrize("variant", VARIANTS)
+# With four pieces, a program takes three times as long: one with masks and one without.
+@pytest.mark.parametrize("variant, pieces", [
+    pytest.param(variant, pieces, marks=slow_unless(pieces == 1 or variant in FOUR_PIECES))
+    for variant in VARIANTS for pieces in (1, 4)])
 def test_every_kernel_compiles(variant, pieces):
   """With micro-batches and without, cuDNN gets a mask only if rows may hold several sequences."""
   config = make_variant(variant, pieces, (2, 2, 2))
