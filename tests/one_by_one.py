@@ -1,18 +1,11 @@
 """Log-probabilities from logits, one token per pass: the oracle of scorers and measures."""
 
-import functools
-
-import jax
 import numpy as np
+import tiny
 
 from bertgpt.models import Inputs
 
 ROOM = 64  # Positions of the models in `small_runs`.
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, params, inputs):
-  return model.apply({"params": params}, inputs)
 
 
 def log_softmax(logits):
@@ -24,7 +17,7 @@ def after(gpt, tokens):
   """Returns the log-probabilities of the token after `tokens`: [vocab_size]."""
   row = np.zeros((1, ROOM), np.int32)
   row[0, :len(tokens)] = tokens
-  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
+  logits = tiny.apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([ROOM])))
   return log_softmax(logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size])
 
 
@@ -36,8 +29,8 @@ def instead(bert, tokens, at):
   row[0, at + 1] = tokenizer.mask_id
   is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
   inputs = Inputs.of_texts(row, is_text.sum(1))
-  logits, _ = apply(bert.model, bert.params,
-                    inputs._replace(predict_positions_BK=np.array([[at + 1]])))
+  logits, _ = tiny.apply(bert.model, bert.params,
+                         inputs._replace(predict_positions_BK=np.array([[at + 1]])))
   return log_softmax(logits[0, 0, :tokenizer.vocab_size])
 
 

@@ -1,5 +1,7 @@
 """Models and batches that compile in a second, for many tests."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -68,6 +70,17 @@ def make_batch(config, seed=0, rows=ROWS):
               f"{name}_weights": np.concatenate([np.ones_like(cut), rng.integers(0, 2, cut.shape)],
                                                 1).astype(np.float32)}
   return batch
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def apply(model, params, *arguments, method=None, rngs=None):
+  """Returns `model.apply`, compiled as one program: operation by operation takes ten times as long.
+
+  Arguments:
+    model: a Flax module; `method` is its method, or a function of the module and the arguments.
+    params: its parameters.
+  """
+  return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
 
 def devices_of(config):

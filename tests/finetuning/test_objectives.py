@@ -114,7 +114,7 @@ def test_the_language_model_of_a_gpt_counts_half():
   rows = make_rows("classes")
   batch = collate(rows, 8, 16)
   sums = evaluate(objective, module, params, batch)
-  outputs, prediction = module.apply({"params": params}, objective.init_inputs(batch))
+  outputs, prediction = tiny.apply(module, params, objective.init_inputs(batch))
   log_p = log_softmax(np.asarray(prediction.logits(), np.float64))
   lm = [-log_p[row, i, tokens[i + 1]] for row, tokens in enumerate(rows.tokens)
         for i in range(len(tokens) - 1)]
@@ -127,10 +127,10 @@ def test_a_gpt_classifies_by_its_last_token():
   _, module, objective, params = make_head("decoder", "classes")
   rows = make_rows("classes")
   batch = collate(rows, 6, 16)
-  gradient = jax.grad(lambda table: module.apply(
+  gradient = jax.jit(jax.grad(lambda table: module.apply(
       {"params": {**params, "body": {**params["body"], "embeddings": {
           **params["body"]["embeddings"], "position": {"embedding": table}}}}},
-      objective.init_inputs({k: v[:1] for k, v in batch.items()}))[0].sum())(
+      objective.init_inputs({k: v[:1] for k, v in batch.items()}))[0].sum()))(
           params["body"]["embeddings"]["position"]["embedding"])
   read = np.flatnonzero(np.abs(gradient).sum(1))
   assert read.tolist() == list(range(len(rows.tokens[0])))

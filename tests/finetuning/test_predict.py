@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 from bertgpt import cli
 from bertgpt.config import finetuning as finetune_config
@@ -82,7 +83,7 @@ def test_probabilities_are_the_softmax_of_the_head(tuned, sentences):
   for prediction, ids in zip(found, tokenizer.encode(sentences), strict=True):
     row = np.array([[tokenizer.cls_id, *ids, tokenizer.sep_id]], np.int32)
     inputs = Inputs.of_texts(row, np.array([row.shape[1]], np.int32))
-    pooled = model.apply({"params": body}, inputs, method=lambda m, x: m.pool(m.features(x)[:, 0]))
+    pooled = tiny.apply(model, body, inputs, method=lambda m, x: m.pool(m.features(x)[:, 0]))
     logits = np.asarray(pooled, np.float64)[0] @ head["kernel"] + head["bias"]
     chances = np.exp(logits) / np.exp(logits).sum()
     assert list(prediction["probabilities"].values()) == pytest.approx(chances.tolist(), abs=1e-5)

@@ -192,7 +192,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
     return objectives.total_loss(sums, objective.weights(batch))
 
   inputs = Inputs.of(batch)
-  prediction, _ = model.apply({"params": back.params}, inputs, method="predict")
+  prediction, _ = tiny.apply(model, back.params, inputs, method="predict")
   tokens, is_replaced = rtd.replace(batch, sampling.sample(prediction, batch["sample_words"]))
   assert 0 < is_replaced.sum() <= batch["predict_targets"].size
 
@@ -210,7 +210,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
   slots = np.asarray(batch["predict_positions"])[..., None]
   check_close("the generator's logits", prediction.logits()[..., :tiny.VOCAB],
               np.take_along_axis(mlm.logits.detach().numpy(), slots, 1))
-  logits = model.apply({"params": back.params}, inputs._replace(tokens_BL=tokens), method="detect")
+  logits = tiny.apply(model, back.params, inputs._replace(tokens_BL=tokens), method="detect")
   is_text = np.asarray(batch["sequence_ids"]) > 0
   check_close("the discriminator's logits", np.asarray(logits)[is_text],
               detected.logits.detach().numpy()[is_text])

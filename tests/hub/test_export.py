@@ -380,13 +380,13 @@ def test_transformers_reads_what_was_exported(both):
     output = model(**encoded)
   inputs = Inputs.of_texts(np.array([ids]), np.array([len(ids)]))
   if is_bert:
-    expected, nsp = trained.model.apply({"params": trained.params}, inputs._replace(
+    expected, nsp = tiny.apply(trained.model, trained.params, inputs._replace(
         pair_positions_BP=np.zeros((1, 1), int)))
     found = output.prediction_logits
     np.testing.assert_allclose(output.seq_relationship_logits.numpy(), nsp[:, 0], rtol=0,
                                atol=1e-4)
   else:
-    expected = trained.model.apply({"params": trained.params}, inputs)
+    expected = tiny.apply(trained.model, trained.params, inputs)
     found = output.logits
   np.testing.assert_allclose(found.numpy(), expected[..., :found.shape[-1]], rtol=0, atol=1e-4)
 

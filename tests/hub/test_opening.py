@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+import tiny
 import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import pre_tokenizers, processors
@@ -105,8 +106,8 @@ def assert_same_features(theirs, ours, atol=1e-4):
   """Compares the hidden states of the last layer."""
   tokens, lengths = make_rows(theirs, ours.tokenizer.vocab_size)
   expected = run_theirs(theirs.base_model, tokens, lengths).last_hidden_state.float().numpy()
-  found = ours.model.apply({"params": ours.params}, Inputs.of_texts(tokens, lengths),
-                           method="features")
+  found = tiny.apply(ours.model, ours.params, Inputs.of_texts(tokens, lengths),
+                     method="features")
   is_text = np.arange(tokens.shape[1]) < lengths[:, None]
   np.testing.assert_allclose(np.asarray(found)[is_text], expected[is_text], rtol=0, atol=atol)
 
@@ -120,9 +121,9 @@ def assert_same_logits(theirs, ours, atol=1e-4):
     inputs = inputs._replace(
         predict_positions_BK=jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1)),
         pair_positions_BP=jnp.zeros((len(tokens), 1), int) if "pooler" in ours.params else None)
-    logits, pairs = ours.model.apply({"params": ours.params}, inputs)
+    logits, pairs = tiny.apply(ours.model, ours.params, inputs)
   else:
-    logits = ours.model.apply({"params": ours.params}, inputs)
+    logits = tiny.apply(ours.model, ours.params, inputs)
   expected = getattr(output, "prediction_logits", None)
   expected = output.logits if expected is None else expected
   is_text, size = np.arange(tokens.shape[1]) < lengths[:, None], ours.tokenizer.vocab_size

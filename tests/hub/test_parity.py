@@ -151,8 +151,8 @@ def our_logits(config, params, batch):
   model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
   inputs = Inputs.of(batch)
   if config.objective.name == "causal":
-    return model.apply({"params": params}, inputs), None
-  return model.apply({"params": params}, inputs._replace(
+    return tiny.apply(model, params, inputs), None
+  return tiny.apply(model, params, inputs._replace(
       predict_positions_BK=every,
       pair_positions_BP=batch.get("nsp_positions", batch.get("sop_positions"))))
 
@@ -329,7 +329,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
                                                             len(labels))
   batch = make_batch(config)
   inputs = Inputs.of(batch)
-  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
   params = jax.tree.map(
       lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
@@ -345,7 +345,7 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
     output = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids"), **segments)
   expected = (torch.stack([output.start_logits, output.end_logits], -1) if kind == "spans"
               else output.logits).numpy()
-  found = np.asarray(model.apply({"params": params}, inputs))
+  found = np.asarray(tiny.apply(model, params, inputs))
   assert found.shape == expected.shape
   if kind in ("tokens", "spans"):
     is_text = np.asarray(batch["sequence_ids"]) > 0
@@ -366,7 +366,7 @@ def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
                                                             len(labels))
   batch = make_batch(config)
   inputs = Inputs.of(batch)
-  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
   params = jax.tree.map(
       lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
   params["head"]["bias"] = jnp.linspace(-2.0, 3.0, len(labels))
@@ -384,7 +384,7 @@ def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
   tensor = lambda name: torch.tensor(np.asarray(batch[name]), dtype=torch.long)
   with torch.no_grad():
     expected = theirs(input_ids=tensor("tokens"), attention_mask=tensor("sequence_ids")).logits
-  found = np.asarray(model.apply({"params": params}, inputs)[0])
+  found = np.asarray(tiny.apply(model, params, inputs)[0])
   np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
 
 

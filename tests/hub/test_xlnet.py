@@ -131,10 +131,10 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
   segments = np.stack([np.where(np.arange(16) == n - 1, 2, np.arange(16) > 4) for n in lengths])
   is_text = np.arange(16) < np.array(lengths)[:, None]
   inputs = Inputs(tokens, is_text.astype(np.int32), np.tile(np.arange(16), (3, 1)), segments)
-  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
   params = jax.tree.map(
       lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-  found = np.asarray(model.apply({"params": params}, inputs))
+  found = np.asarray(tiny.apply(model, params, inputs))
 
   hf_config = conversion.to_hugging_face_config(config, kind=kind, labels=labels)
   cls = getattr(transformers, hf_config["architectures"][0])

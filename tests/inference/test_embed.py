@@ -52,7 +52,7 @@ def last_layer(bert, text):
   """Returns the features of one text, in a row of exactly its length: [N, D]."""
   row = encode(bert, text)[None].astype(np.int32)
   inputs = Inputs.of_texts(row, np.array([row.shape[1]]))
-  return bert.model.apply({"params": bert.params}, inputs, method="features")[0]
+  return tiny.apply(bert.model, bert.params, inputs, method="features")[0]
 
 
 def test_features_are_those_of_each_text_alone_in_order(capsys, bert, finished_bert, source,

@@ -2,12 +2,12 @@
 position.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from bertgpt import cli
 from bertgpt.data.tokens.tokenizers import load_tokenizer
@@ -101,16 +101,11 @@ PROMPTS = ("The cat sees", "A", "The dog likes the river near a stone. The bird"
            "The cloud " * 15, "The tree")  # Lengths of two buckets.
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, params, inputs):
-  return model.apply({"params": params}, inputs)
-
-
 def next_logits(gpt, tokens):
   """Returns the logits of the token after `tokens`, without a cache; padding comes after it."""
   row = np.zeros((1, 32), np.int32)
   row[0, :len(tokens)] = tokens
-  logits = apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([32])))
+  logits = tiny.apply(gpt.model, gpt.params, Inputs.of_texts(row, np.array([32])))
   return logits[0, len(tokens) - 1, :gpt.tokenizer.vocab_size]
 
 

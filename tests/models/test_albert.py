@@ -73,12 +73,12 @@ def test_layers_that_share_drop_different_elements():
   config = tiny.make_config("mlm_sop", num_layers=4, layer_groups=1, dropout=0.5, norm="pre")
   model = models.make_model(config)
   inputs = Inputs.of(tiny.make_batch(config, rows=8))
-  params = model.init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
   layers = jax.tree.map(jnp.zeros_like, params["encoder"]["layers"])
   layers["mlp"]["down"]["bias"] = jnp.ones_like(layers["mlp"]["down"]["bias"])
-  _, kept = model.apply({"params": params | {"encoder": {"layers": layers}}}, inputs,
-                        method="features", mutable=["intermediates"],
-                        rngs={"dropout": jax.random.key(1)})
+  _, kept = jax.jit(lambda params: model.apply(
+      {"params": params}, inputs, method="features", mutable=["intermediates"],
+      rngs={"dropout": jax.random.key(1)}))(params | {"encoder": {"layers": layers}})
   outputs = np.asarray(layer_outputs(kept["intermediates"]["encoder"]))
   masks = np.round(np.diff(outputs, axis=0) / 2)
   np.testing.assert_allclose(masks.mean(axis=(1, 2, 3)), 0.5, atol=0.03)
@@ -90,7 +90,7 @@ def test_layers_that_share_drop_different_elements():
 def test_unrolling_leaves_no_loop_over_layers_that_share():
   config = tiny.make_config("mlm_sop", num_layers=4, layer_groups=1, scan_unroll=0)
   model, inputs = models.make_model(config), Inputs.of(tiny.make_batch(config, rows=8))
-  params = model.init(jax.random.key(0), inputs)
+  params = jax.jit(model.init)(jax.random.key(0), inputs)
   encode = lambda p: model.apply(p, inputs, method="features")
   assert " while(" not in jax.jit(encode).lower(params).compile().as_text()
 

@@ -81,10 +81,10 @@ def test_the_discriminator_of_gdes_starts_with_the_generators_tables():
   config = make_config(embedding_sharing="gdes")
   inputs = Inputs.of(tiny.make_batch(config, rows=4))
   model = models.make_model(config)
-  params = model.init(jax.random.key(0), inputs)["params"]
-  found = model.apply({"params": params}, inputs, method="features")
+  params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
+  found = tiny.apply(model, params, inputs, method="features")
   tables = {name: params["generator_embeddings"][name] for name in ("token", "position", "segment")}
   params = {**params, "embeddings": params["embeddings"] | tables}
   other = models.make_model(make_config(embedding_sharing="none"))
-  expected = other.apply({"params": params}, inputs, method="features")
+  expected = tiny.apply(other, params, inputs, method="features")
   np.testing.assert_array_equal(found, expected)

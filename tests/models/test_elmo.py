@@ -208,7 +208,7 @@ def test_words_that_are_not_predicted_never_win():
   _, module, params = make_model(target_words=12)
   assert params["lm"]["bias"].shape == (128,)
   inputs = Inputs.of_texts(np.array([[tiny.CLS, 7, 30, tiny.SEP]], np.int32), np.array([4]))
-  logits, _ = module.apply({"params": params}, inputs)
+  logits, _ = tiny.apply(module, params, inputs)
   assert logits.shape == (1, 4, 128)
   assert (logits[..., 12:] < -1e8).all() and (logits[..., :12] > -100).all()
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from bertgpt import config as config_lib
 from bertgpt import models
@@ -48,7 +49,7 @@ def make_text_inputs(tokens):
 def init(config, inputs, seed=0):
   """Returns random parameters, even for biases and norms, so that none hides an error."""
   model = models.make_model(config)
-  params = model.init(jax.random.key(seed), inputs)["params"]
+  params = jax.jit(model.init)(jax.random.key(seed), inputs)["params"]
   keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
   return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
 
@@ -121,7 +122,7 @@ def test_bert_equals_numpy(norm, activation):
   inputs = make_inputs(np.random.default_rng(0))
   tokens, sequence_ids, positions, segments, predict, cls, *_ = inputs
   model, params = init(config, inputs)
-  mlm, nsp = model.apply({"params": params}, inputs)
+  mlm, nsp = tiny.apply(model, params, inputs)
 
   p = to_float64(params)
   e = p["embeddings"]
@@ -145,7 +146,7 @@ def test_gpt_equals_numpy(norm):
   inputs = make_inputs(np.random.default_rng(0))
   tokens, sequence_ids, positions, *_ = inputs
   model, params = init(config, inputs)
-  logits = model.apply({"params": params}, inputs)
+  logits = tiny.apply(model, params, inputs)
 
   p = to_float64(params)
   e = p["embeddings"]
@@ -195,7 +196,7 @@ def test_later_layers_equal_numpy_in_every_family(family, fields):
   inputs = make_inputs(np.random.default_rng(0))
   tokens, sequence_ids, positions, segments, *_ = inputs
   model, params = init(config, inputs)
-  found = model.apply({"params": params}, inputs, method="features")
+  found = tiny.apply(model, params, inputs, method="features")
 
   p = to_float64(params)
   e = p["embeddings"]
@@ -215,11 +216,11 @@ def test_layers_that_share_their_parameters_have_kinds_of_their_own():
   config.model.family, config.objective.name = "albert", "mlm_sop"
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
-  found = model.apply({"params": params}, inputs, method="features")
+  found = tiny.apply(model, params, inputs, method="features")
   layers = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), params["encoder"]["layers"])
   config.model.layer_groups = 0
-  expected = models.make_model(config).apply(
-      {"params": params | {"encoder": {"layers": layers}}}, inputs, method="features")
+  params = params | {"encoder": {"layers": layers}}
+  expected = tiny.apply(models.make_model(config), params, inputs, method="features")
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -282,7 +283,7 @@ def test_gpt_sizes_are_the_published_ones(preset, vocab_size, size):
 def test_one_rotation_leads_from_every_sinusoid_position_to_the_next(family):
   config = make_config(family, norm="post", position_init="sinusoid", position_init_std=0.05)
   inputs = make_inputs(np.random.default_rng(0))
-  params = models.make_model(config).init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(models.make_model(config).init)(jax.random.key(0), inputs)["params"]
   table = np.asarray(params["embeddings"]["position"]["embedding"], np.float64)
   turned = table[:, :16] + 1j * table[:, 16:]  # (sin, cos) of one frequency as one complex number.
   steps = turned[1:] / turned[:-1]
@@ -298,7 +299,7 @@ def test_gpt2_residual_projections_start_smaller():
   config = make_config("gpt", "pre", scale_residual_init=True, truncated_init=False, num_layers=8,
                        width=128)
   inputs = make_text_inputs(jnp.zeros((1, 8), jnp.int32))
-  params = models.make_model(config).init(jax.random.key(0), inputs)["params"]
+  params = jax.jit(models.make_model(config).init)(jax.random.key(0), inputs)["params"]
   layers = params["decoder"]["layers"]
   for kernel in (layers["attention"]["out"]["kernel"], layers["mlp"]["down"]["kernel"]):
     assert float(kernel.std()) == pytest.approx(0.02 / 4, rel=0.02)
@@ -320,10 +321,10 @@ def influence(config, inputs):
     moved = params | {"embeddings": params["embeddings"] | {
         "token": {"embedding": table.at[: tokens.shape[1]].add(offset_LD)}}}
     row = jax.tree.map(lambda x: x[:1], inputs)._replace(tokens_BL=places)
-    return model.apply({"params": moved}, row, method="features")[0]
+    return tiny.apply(model, moved, row, method="features")[0]
 
   jacobian = jax.jacrev(lambda x: features(x) @ jax.random.normal(jax.random.key(3), (32,)))
-  return np.abs(jacobian(jnp.zeros((tokens.shape[1], 32)))).sum(-1)
+  return np.abs(jax.jit(jacobian)(jnp.zeros((tokens.shape[1], 32)))).sum(-1)
 
 
 def test_bert_sees_its_whole_sequence_and_nothing_else():
@@ -354,19 +355,19 @@ def test_a_cache_changes_no_logits(norm, model):
   positions = np.tile(np.arange(length), (rows, 1))
   whole = make_text_inputs(tokens)
   gpt, params = init(config, whole)
-  expected = gpt.apply({"params": params}, whole)
+  expected = tiny.apply(gpt, params, whole)
 
   # Each row has its own prompt; later tokens do not see the slots after it.
   prompts = np.array([7, 4, 1])
   start = np.where(np.arange(7) < prompts[:, None], tokens[:, :7], 299)
   cache = make_cache(config.model, rows, 24)
-  _, cache = gpt.apply({"params": params}, start, positions[:, :7], cache, method="extend")
+  _, cache = tiny.apply(gpt, params, start, positions[:, :7], cache, method="extend")
   at, found = prompts.copy(), np.zeros((rows, length, VOCAB))
   for part in (1, 1, 3, 1, 7):
     where = at[:, None] + np.arange(part)
-    x, cache = gpt.apply({"params": params}, np.take_along_axis(tokens, where, 1), where, cache,
+    x, cache = tiny.apply(gpt, params, np.take_along_axis(tokens, where, 1), where, cache,
                          method="extend")
-    logits = gpt.apply({"params": params}, x, method="logits")
+    logits = tiny.apply(gpt, params, x, method="logits")
     np.put_along_axis(found, where[:, :, None], np.asarray(logits)[:, :, :VOCAB], 1)
     at += part
   for row, (first, last) in enumerate(zip(prompts, at, strict=True)):
@@ -379,7 +380,7 @@ def test_padded_ids_never_win_and_take_no_probability():
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
   params["mlm"]["bias"] = params["mlm"]["bias"].at[VOCAB:].set(1e6)
-  mlm, _ = model.apply({"params": params}, inputs)
+  mlm, _ = tiny.apply(model, params, inputs)
   assert mlm.shape[-1] == 384
   assert (mlm.argmax(-1) < VOCAB).all()
   assert float(jax.nn.softmax(mlm)[..., VOCAB:].sum()) == 0
@@ -390,9 +391,9 @@ def test_bfloat16_compute_keeps_float32_where_it_matters():
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-  mlm, nsp = model.apply({"params": params}, inputs)
+  mlm, nsp = tiny.apply(model, params, inputs)
   assert mlm.dtype == nsp.dtype == jnp.float32
-  exact, _ = models.make_model(make_config()).apply({"params": params}, inputs)
+  exact, _ = tiny.apply(models.make_model(make_config()), params, inputs)
   np.testing.assert_allclose(mlm[..., :VOCAB], exact[..., :VOCAB], atol=0.15)
   text = jax.jit(model.apply).lower({"params": params}, inputs).as_text()
   assert all("f32" in line for line in text.splitlines() if "stablehlo.exponential" in line)
@@ -402,7 +403,7 @@ def test_dropout_is_on_only_with_a_key():
   config = make_config()
   inputs = make_inputs(np.random.default_rng(0))
   model, params = init(config, inputs)
-  apply = lambda **kw: np.asarray(model.apply({"params": params}, inputs, **kw)[0])
+  apply = lambda **kw: np.asarray(tiny.apply(model, params, inputs, **kw)[0])
   np.testing.assert_array_equal(apply(), apply())
   one, two = (apply(rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
   assert np.abs(one - apply()).max() > 0.1 and np.abs(one - two).max() > 0.1

@@ -43,7 +43,7 @@ def make(family, **model):
   config = tiny.make_config(families.FAMILIES[family].objectives[0], **{
       **families.FAMILIES[family].presets["base"], **tiny.SIZE, "window": 3, **model})
   network = models.make_model(config)
-  params = network.init(jax.random.key(0), make_inputs())["params"]
+  params = jax.jit(network.init)(jax.random.key(0), make_inputs())["params"]
   keys = iter(jax.random.split(jax.random.key(1), 99))
   return network, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
 
@@ -69,10 +69,10 @@ def test_local_layers_see_the_window_and_global_ones_the_sequence(family, layers
     table = params["embeddings"]["token"]["embedding"].at[:tiny.LENGTH].add(offset_LD)
     moved = params | {"embeddings": params["embeddings"] | {"token": {"embedding": table}}}
     places = inputs._replace(tokens_BL=jnp.arange(tiny.LENGTH)[None])
-    return network.apply({"params": moved}, places, method="features")[0]
+    return tiny.apply(network, moved, places, method="features")[0]
 
   jacobian = jax.jacrev(lambda x: features(x) @ jax.random.normal(jax.random.key(3), (32,)))
-  seen = np.abs(jacobian(jnp.zeros((tiny.LENGTH, 32)))).sum(-1) > 0
+  seen = np.abs(jax.jit(jacobian)(jnp.zeros((tiny.LENGTH, 32)))).sum(-1) > 0
   ids, at = inputs.sequence_ids_BL[0], np.arange(tiny.LENGTH)
   expected = ids[:, None] == ids
   if every == 0:
@@ -100,11 +100,11 @@ def test_packed_texts_are_as_each_alone(family):
   """Positions restart at each text, and no layer sees the other text."""
   network, params = make(family)
   inputs = make_inputs()
-  packed = network.apply({"params": params}, inputs, method="features")
+  packed = tiny.apply(network, params, inputs, method="features")
   for part in (slice(0, 12), slice(12, 27)):
     alone = Inputs.of_texts(jnp.asarray(inputs.tokens_BL[:, part]),
                             jnp.array([part.stop - part.start]))
-    found = network.apply({"params": params}, alone, method="features")
+    found = tiny.apply(network, params, alone, method="features")
     np.testing.assert_allclose(packed[:, part], found, rtol=0, atol=1e-5)
 
 
@@ -115,10 +115,10 @@ def test_nothing_reads_the_norm_before_the_first_layer(family):
   stack = {"mlm": "encoder", "causal": "decoder"}[objective]
 
   def total(params):
-    x = network.apply({"params": params}, make_inputs(), method="features")
+    x = tiny.apply(network, params, make_inputs(), method="features")
     return (x * jnp.arange(x.size).reshape(x.shape)).sum()
 
-  grads = jax.grad(total)(params)[stack]["layers"]
+  grads = jax.jit(jax.grad(total))(params)[stack]["layers"]
   assert set(grads) == {"attention", "attention_norm", "mlp", "mlp_norm"}
   assert not grads["attention_norm"]["scale"][0].any()
   assert grads["attention_norm"]["scale"][1:].all() and grads["mlp_norm"]["scale"].all()
@@ -132,10 +132,10 @@ def test_dropout_is_only_after_attention():
   out = params["encoder"]["layers"]["attention"]["out"]
   silent = jax.tree.map(lambda x: x, params)
   silent["encoder"]["layers"]["attention"]["out"] = jax.tree.map(jnp.zeros_like, out)
-  apply = functools.partial(network.apply, method="features")
   rngs = {"dropout": jax.random.key(2)}
   for tree, is_same in ((silent, True), (params, False)):
-    one, two = (apply({"params": tree}, make_inputs(), **kw) for kw in ({}, {"rngs": rngs}))
+    one, two = (tiny.apply(network, tree, make_inputs(), method="features", **kw)
+                for kw in ({}, {"rngs": rngs}))
     assert np.array_equal(one, two) == is_same
 
 

@@ -49,7 +49,7 @@ def make_inputs(seed=0, memory=0, layers=2, width=32):
 def small():
   """Returns (config, parameters) of a model without parameters of 0 or 1."""
   config = tiny.make_config("plm")
-  params = models.make_model(config).init(jax.random.key(0), make_inputs())["params"]
+  params = jax.jit(models.make_model(config).init)(jax.random.key(0), make_inputs())["params"]
   return config, jax.tree.map(
       lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
@@ -130,8 +130,8 @@ def test_logits_and_memory_are_those_of_transformers(small, memory):
   config, params = small
   inputs = make_inputs(seed=3, memory=memory)
   output, _ = run_theirs(config, params, inputs)
-  prediction, found = models.make_model(config).apply(
-      {"params": params}, inputs, 8, 6, method="predict_and_remember")
+  prediction, found = jax.jit(lambda params: models.make_model(config).apply(
+      {"params": params}, inputs, 8, 6, method="predict_and_remember"))(params)
   check_close("logits", prediction.logits()[..., :tiny.VOCAB], output.logits.numpy())
   for ours, theirs in zip(found, output.mems, strict=True):
     check_close("memory", ours.swapaxes(0, 1), theirs.numpy())
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_transformers(small, memory):
     logits, _ = models.make_model(config).apply({"params": params}, inputs)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), goal[..., None], 2).mean()
 
-  value, grads = jax.value_and_grad(our_loss)(params)
+  value, grads = jax.jit(jax.value_and_grad(our_loss))(params)
   check_close("loss", value, loss.item())
   check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
 
@@ -193,10 +193,10 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
       sums, carry = objectives.compute_sums_and_carry(objective, bound, batch)
       return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
-    logits, _ = model.apply({"params": params}, Inputs.of(batch)._replace(
+    logits, _ = tiny.apply(model, params, Inputs.of(batch)._replace(
         memory_YBMD=jnp.moveaxis(carry["memory"], 1, 0), is_memory_BM=carry["is_memory"]))
     check_close("logits", logits[..., :tiny.VOCAB], output.logits.detach().numpy())
-    (value, carry), grads = jax.value_and_grad(our_loss, has_aux=True)(params)
+    (value, carry), grads = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(params)
     check_close("loss", value, loss.item())
     check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
     assert carry["is_memory"].sum(1).tolist() == [past.shape[2]] * ROWS
@@ -215,7 +215,7 @@ def test_features_of_tokens_are_those_of_transformers(small):
     expected = theirs.transformer(
         input_ids=tensor(inputs.tokens_BL).long(), token_type_ids=tensor(inputs.segment_ids_BL),
         attention_mask=tensor(inputs.sequence_ids_BL).float()).last_hidden_state.numpy()
-  found = models.make_model(config).apply({"params": params}, inputs, method="features")
+  found = tiny.apply(models.make_model(config), params, inputs, method="features")
   is_text = inputs.sequence_ids_BL > 0
   check_close("features", found[is_text], expected[is_text])
 

@@ -143,9 +143,10 @@ def test_rates_of_any_consecutive_rows_are_spread_evenly(first):
 def test_masks_of_a_row_do_not_depend_on_the_batch_around_it():
   config, objective, _ = make_model()
   batch = tiny.make_batch(config)
-  whole = jax.device_get(objective.corrupt(batch, jax.random.key(5), np.arange(tiny.ROWS)))
-  part = jax.device_get(objective.corrupt({name: x[8:12] for name, x in batch.items()},
-                                          jax.random.key(5), np.arange(8, 12)))
+  corrupt = jax.jit(objective.corrupt)
+  whole = jax.device_get(corrupt(batch, jax.random.key(5), np.arange(tiny.ROWS)))
+  part = jax.device_get(corrupt({name: x[8:12] for name, x in batch.items()},
+                                jax.random.key(5), np.arange(8, 12)))
   for name, x in part.items():
     np.testing.assert_array_equal(x, whole[name][8:12])
 
@@ -155,7 +156,7 @@ def test_padding_and_the_first_token_of_a_sequence_are_never_masked():
   batch = tiny.make_batch(config)
   is_masked = np.zeros((tiny.ROWS, tiny.LENGTH), bool)
   for seed in range(20):
-    masked = objective.corrupt(batch, jax.random.key(seed), np.arange(tiny.ROWS))
+    masked = jax.jit(objective.corrupt)(batch, jax.random.key(seed), np.arange(tiny.ROWS))
     is_masked |= np.asarray(masked["predict_weights"]) > 0
     np.testing.assert_array_equal(np.asarray(masked["tokens"]) == tiny.MASK,
                                   np.asarray(masked["predict_weights"]) > 0)
@@ -168,8 +169,8 @@ def test_padding_and_the_first_token_of_a_sequence_are_never_masked():
 def test_an_empty_row_adds_nothing():
   _, objective, bound = make_model()
   blank = {name: np.zeros_like(x) for name, x in make_row(None).items()}
-  masked = objective.corrupt(blank, jax.random.key(0), np.arange(1))
-  sums = objective.compute_sums(bound, masked)
+  masked = jax.jit(objective.corrupt)(blank, jax.random.key(0), np.arange(1))
+  sums = jax.jit(lambda masked: objective.compute_sums(bound, masked))(masked)
   assert np.asarray(masked["predict_weights"]).sum() == 0
   assert float(total_loss(sums, objective.weights(masked))) == 0
 
@@ -219,7 +220,8 @@ def test_other_encoders_are_trained_by_it(family, fields):
   config = tiny.make_config("diffusion", family=family, **fields)
   with tiny.Setup(config) as setup:
     bound = BoundModel(setup.model, setup.init().params, {})
-    batch = setup.objective.corrupt(tiny.make_batch(config), jax.random.key(0),
-                                    np.arange(tiny.ROWS))
-    loss = total_loss(setup.objective.compute_sums(bound, batch), setup.objective.weights(batch))
+    batch = jax.jit(setup.objective.corrupt)(tiny.make_batch(config), jax.random.key(0),
+                                             np.arange(tiny.ROWS))
+    sums = jax.jit(lambda batch: setup.objective.compute_sums(bound, batch))(batch)
+    loss = total_loss(sums, setup.objective.weights(batch))
   assert float(loss) == pytest.approx(math.log(tiny.VOCAB), rel=0.1)

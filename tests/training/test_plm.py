@@ -199,9 +199,9 @@ def test_a_prediction_depends_on_exactly_the_tokens_before_it(block):
   batch["tokens"][:, [12, 28]], batch["tokens"][:, 29] = tiny.SEP, tiny.CLS
   with tiny.Setup(config) as setup:
     params = setup.init().params
-    drawn = setup.objective.corrupt(batch, jax.random.key(3), np.arange(1))
+    drawn = jax.jit(setup.objective.corrupt)(batch, jax.random.key(3), np.arange(1))
     inputs = Inputs.of(drawn)
-    changed = np.repeat(drawn["tokens"], tiny.LENGTH, axis=0)
+    changed = np.repeat(np.asarray(drawn["tokens"]), tiny.LENGTH, axis=0)
     changed[at, at] = (changed[at, at] + 7) % tiny.VOCAB
     logits = jax.jit(lambda tokens: jax.vmap(lambda row: setup.model.apply(
         {"params": params}, inputs._replace(tokens_BL=row[None]))[0][0])(tokens))
@@ -222,7 +222,7 @@ def test_a_target_that_sees_nothing_is_predicted_from_nothing():
   first = np.zeros((2, 1), np.int32)
   inputs = Inputs(tokens, np.where(np.arange(8) < 1, 1, 2 * ones), ones, 0 * ones, first)
   with tiny.Setup(config) as setup:
-    logits, _ = setup.model.apply({"params": setup.init().params}, inputs)
+    logits, _ = tiny.apply(setup.model, setup.init().params, inputs)
   np.testing.assert_array_equal(logits[0], logits[1])
   assert np.isfinite(logits).all()
 
@@ -272,12 +272,13 @@ def test_the_memory_is_the_last_tokens_before_the_row():
   config = make_memory_config()
   with tiny.Setup(config) as setup:
     params, carry = setup.init().params, objectives.make_zero_carry(setup.objective, 4)
+    corrupt, run = jax.jit(setup.objective.corrupt), jax.jit(functools.partial(score, setup))
     tokens, is_text = [], []
     for seed in range(3):
       batch = tiny.make_batch(config, seed=seed, rows=4)
       batch["sequence_ids"][0, 5:] = 0
-      batch = setup.objective.corrupt(batch, jax.random.key(seed), np.arange(4))
-      _, carry = score(setup, params, batch, carry)
+      batch = corrupt(batch, jax.random.key(seed), np.arange(4))
+      _, carry = run(params, batch, carry)
       tokens.append(batch["tokens"][:, :8])
       is_text.append(batch["sequence_ids"][:, :8] > 0)
       filled = np.concatenate(is_text, 1)[:, -12:]

@@ -107,8 +107,8 @@ def test_frozen_layers_have_no_backward_pass_and_no_part_in_the_norm():
 def test_the_same_step_gives_the_same_bits():
   config = tiny.make_config(dropout=0.1, attention_dropout=0.1)
   with tiny.Setup(config) as setup:
-    step, batch = setup.step(4), setup.put(tiny.make_batch(config))
-    results = [jax.device_get(step(setup.init(), batch)) for _ in range(2)]
+    step, batch, state = setup.step(4), setup.put(tiny.make_batch(config)), setup.init()
+    results = [jax.device_get(step(jax.tree.map(jnp.copy, state), batch)) for _ in range(2)]
   jax.tree.map(np.testing.assert_array_equal, *results)
 
 
