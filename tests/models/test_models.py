@@ -366,7 +366,7 @@ def test_a_cache_changes_no_logits(norm, model):
   for part in (1, 1, 3, 1, 7):
     where = at[:, None] + np.arange(part)
     x, cache = tiny.apply(gpt, params, np.take_along_axis(tokens, where, 1), where, cache,
-                         method="extend")
+                          method="extend")
     logits = tiny.apply(gpt, params, x, method="logits")
     np.put_along_axis(found, where[:, :, None], np.asarray(logits)[:, :, :VOCAB], 1)
     at += part
