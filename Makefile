@@ -1,7 +1,7 @@
 # make demo       installs into .venv, trains a small BERT on text that comes with Python, reports
 # make demo-gpt   the same for a small GPT
 # make test       the fast tests;  make test-all: every test;  ARGS goes to pytest
-# make test-hf    the comparisons with PyTorch and transformers, which it installs first
+# make test-hf    the fast comparisons with PyTorch and transformers, which it installs first
 # make test-tpu   the programs that TPUs would run, compiled without one; installs the compiler
 # make test-gpu   the same for NVIDIA GPUs; installs JAX for CUDA, 3 GB
 # make test-gcs   the tests of buckets; installs gcsfs; ARGS='-m slow': runs that are killed
@@ -17,7 +17,7 @@
 
 BIN := .venv/bin
 STAMP := .venv/installed
-# Modules are compiled when they are first imported; compiling all takes a third of the installation.
+# Python compiles a module when it is first imported; compiling all takes a third of the installation.
 PIP_INSTALL := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 UV ?= uv
 HF_STAMP := .venv/installed-hf
@@ -34,6 +34,10 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
+# The files that use a marker, because importing all takes longer than many of these tests. ARGS may
+# name others.
+files_with = $(if $(filter tests/%,$(ARGS)),,$$(grep -rlw --include='test_*.py' 'mark\.$(1)' tests))
+
 .PHONY: demo demo-gpt soak recovery test test-all test-hf test-tpu test-gpu test-gcs bench-gpu lint docs lock clean install \
   install-hf install-plan install-gpu install-gcs install-docs install-lint
 
@@ -42,9 +46,6 @@ demo: $(STAMP)
 
 demo-gpt: $(STAMP)
 	$(BIN)/bertgpt train --config configs/demo_gpt.py --workdir runs/demo_gpt
-
-# Files that use a marker: importing the others takes longer than many of these tests.
-files_with = $$(grep -rl --include='test_*.py' 'mark\.$(1)\b' tests)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not hf" $(ARGS)
@@ -68,10 +69,12 @@ test-hf: $(HF_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "hf and not slow" $(call files_with,hf) $(ARGS)
 
 test-tpu: $(PLAN_STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" $(call files_with,libtpu) $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "libtpu and not slow" \
+	  $(call files_with,libtpu) $(ARGS)
 
 test-gpu: $(GPU_STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" $(call files_with,cuda) $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "cuda and not slow" \
+	  $(call files_with,cuda) $(ARGS)
 
 test-gcs: $(GCS_STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/files tests/data/corpus/test_remote.py tests/test_buckets.py \

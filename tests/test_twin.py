@@ -29,8 +29,9 @@ SIZES = {
                 "generator_mlp_dim": 24},
     "modernbert": {"window": 4},
 }
-# BERT and GPT-2 have the optimizers and schedules that most others share.
-MODELS = [name if name in ("bert", "gpt2") else pytest.param(name, marks=pytest.mark.slow)
+# BERT and GPT-2 have the optimizers and schedules of all others but ModernBERT.
+MODELS = [pytest.param(name, marks=() if name in ("bert", "gpt2", "modernbert")
+                       else pytest.mark.slow)
           for name in SIZES]
 
 # StableAdamW shortens the step of a matrix as a whole. Those of transformers hold queries, keys and

@@ -76,7 +76,10 @@ def make_batch(config, seed=0, rows=ROWS):
 def apply(model, params, *arguments, method=None, rngs=None):
   """Returns `model.apply`, compiled as one program: operation by operation takes ten times as long.
 
-  Arguments:
+  The program is kept for other calls with this model, method and mesh, so functions that it calls
+  must not be patched.
+
+  Args:
     model: a Flax module; `method` is its method, or a function of the module and the arguments.
     params: its parameters.
   """

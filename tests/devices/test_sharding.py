@@ -66,7 +66,6 @@ def test_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
   assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [((2, 2, 2), 4, "none", 1)], ids=str)
 def test_causal_loss_and_gradients_do_not_depend_on_the_layout(layout, capfd):
   check_equal("causal", *layout)

@@ -79,11 +79,12 @@ def test_probabilities_are_the_softmax_of_the_head(tuned, sentences):
   predictor = predict.open_predictor(tuned)
   body, head = (predictor.trained.params[name] for name in ("body", "head"))
   model, tokenizer = predictor.trained.model, predictor.trained.tokenizer
+  pool = lambda m, x: m.pool(m.features(x)[:, 0])
   found = list(predict.predict_records(predictor, [{"sentence": s} for s in sentences]))
   for prediction, ids in zip(found, tokenizer.encode(sentences), strict=True):
     row = np.array([[tokenizer.cls_id, *ids, tokenizer.sep_id]], np.int32)
     inputs = Inputs.of_texts(row, np.array([row.shape[1]], np.int32))
-    pooled = tiny.apply(model, body, inputs, method=lambda m, x: m.pool(m.features(x)[:, 0]))
+    pooled = tiny.apply(model, body, inputs, method=pool)
     logits = np.asarray(pooled, np.float64)[0] @ head["kernel"] + head["bias"]
     chances = np.exp(logits) / np.exp(logits).sum()
     assert list(prediction["probabilities"].values()) == pytest.approx(chances.tolist(), abs=1e-5)

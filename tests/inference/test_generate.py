@@ -2,7 +2,6 @@
 position.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -87,4 +87,4 @@ def test_the_discriminator_of_gdes_starts_with_the_generators_tables():
   params = {**params, "embeddings": params["embeddings"] | tables}
   other = models.make_model(make_config(embedding_sharing="none"))
   expected = tiny.apply(other, params, inputs, method="features")
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

@@ -136,7 +136,7 @@ def test_dropout_is_only_after_attention():
   for tree, is_same in ((silent, True), (params, False)):
     one, two = (tiny.apply(network, tree, make_inputs(), method="features", **kw)
                 for kw in ({}, {"rngs": rngs}))
-    assert np.array_equal(one, two) == is_same
+    assert np.abs(one - two).max() < 1e-6 if is_same else np.abs(one - two).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", NAMES)

@@ -154,9 +154,9 @@ def test_masks_of_a_row_do_not_depend_on_the_batch_around_it():
 def test_padding_and_the_first_token_of_a_sequence_are_never_masked():
   config, objective, _ = make_model()
   batch = tiny.make_batch(config)
-  is_masked = np.zeros((tiny.ROWS, tiny.LENGTH), bool)
+  is_masked, corrupt = np.zeros((tiny.ROWS, tiny.LENGTH), bool), jax.jit(objective.corrupt)
   for seed in range(20):
-    masked = jax.jit(objective.corrupt)(batch, jax.random.key(seed), np.arange(tiny.ROWS))
+    masked = corrupt(batch, jax.random.key(seed), np.arange(tiny.ROWS))
     is_masked |= np.asarray(masked["predict_weights"]) > 0
     np.testing.assert_array_equal(np.asarray(masked["tokens"]) == tiny.MASK,
                                   np.asarray(masked["predict_weights"]) > 0)
