@@ -130,8 +130,8 @@ def test_logits_and_memory_are_those_of_transformers(small, memory):
   config, params = small
   inputs = make_inputs(seed=3, memory=memory)
   output, _ = run_theirs(config, params, inputs)
-  prediction, found = jax.jit(lambda params: models.make_model(config).apply(
-      {"params": params}, inputs, 8, 6, method="predict_and_remember"))(params)
+  prediction, found = jax.jit(lambda params, inputs: models.make_model(config).apply(
+      {"params": params}, inputs, 8, 6, method="predict_and_remember"))(params, inputs)
   check_close("logits", prediction.logits()[..., :tiny.VOCAB], output.logits.numpy())
   for ours, theirs in zip(found, output.mems, strict=True):
     check_close("memory", ours.swapaxes(0, 1), theirs.numpy())
@@ -149,11 +149,11 @@ def test_gradients_are_those_of_transformers(small, memory):
                                            torch.tensor(goal.ravel()))
   loss.backward()
 
-  def our_loss(params):
+  def our_loss(params, inputs):
     logits, _ = models.make_model(config).apply({"params": params}, inputs)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), goal[..., None], 2).mean()
 
-  value, grads = jax.jit(jax.value_and_grad(our_loss))(params)
+  value, grads = jax.jit(jax.value_and_grad(our_loss))(params, inputs)
   check_close("loss", value, loss.item())
   check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
 
@@ -188,7 +188,7 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
              "order": inputs.order_BL, "predict_positions": inputs.predict_positions_BK,
              "predict_targets": goal, "predict_weights": np.ones((ROWS, TARGETS), np.float32)}
 
-    def our_loss(params, batch=batch, carry=carry):
+    def our_loss(params, batch, carry):
       bound = objectives.BoundModel(model, params, {}, carry)
       sums, carry = objectives.compute_sums_and_carry(objective, bound, batch)
       return sums["plm_loss"][0] / sums["plm_loss"][1], carry
@@ -196,7 +196,8 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
     logits, _ = tiny.apply(model, params, Inputs.of(batch)._replace(
         memory_YBMD=jnp.moveaxis(carry["memory"], 1, 0), is_memory_BM=carry["is_memory"]))
     check_close("logits", logits[..., :tiny.VOCAB], output.logits.detach().numpy())
-    (value, carry), grads = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(params)
+    (value, carry), grads = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(
+        params, batch, carry)
     check_close("loss", value, loss.item())
     check_gradients(conversion.to_hugging_face(grads, config), gradients_of(theirs))
     assert carry["is_memory"].sum(1).tolist() == [past.shape[2]] * ROWS
