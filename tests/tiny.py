@@ -80,8 +80,11 @@ def apply(model, params, *arguments, method=None, rngs=None):
   must not be patched.
 
   Args:
-    model: a Flax module; `method` is its method, or a function of the module and the arguments.
+    model: a Flax module.
     params: its parameters.
+    arguments: arguments of the method.
+    method: a method, or a function of the module and the arguments; None: `__call__`.
+    rngs: names -> keys, such as that of dropout.
   """
   return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
