@@ -34,8 +34,8 @@ USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-# The files that use a marker, because importing all takes longer than many of these tests. ARGS may
-# name others.
+# The files that use a marker: importing all files takes longer than many tests. If ARGS names files,
+# only these are read.
 files_with = $(if $(filter tests/%,$(ARGS)),,$$(grep -rlw --include='test_*.py' 'mark\.$(1)' tests))
 
 .PHONY: demo demo-gpt soak recovery test test-all test-hf test-tpu test-gpu test-gcs bench-gpu lint docs lock clean install \

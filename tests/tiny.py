@@ -74,10 +74,10 @@ def make_batch(config, seed=0, rows=ROWS):
 
 @functools.partial(jax.jit, static_argnames=("model", "method"))
 def apply(model, params, *arguments, method=None, rngs=None):
-  """Returns `model.apply`, compiled as one program: operation by operation takes ten times as long.
+  """Returns `model.apply`, compiled as one program; JAX would compile one for each operation.
 
-  The program is kept for other calls with this model, method and mesh, so functions that it calls
-  must not be patched.
+  Other calls with this model, method and mesh run the same program, even if a test has patched a
+  function that it calls since then.
 
   Args:
     model: a Flax module.
