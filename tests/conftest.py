@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 # JAX reads these when it is imported, so they come first. Sharding is tested on simulated devices,
-# and programs are not optimized, because hundreds of them are compiled to run once. LLVM gets each as
-# one module, because no core is left for its threads; this saves a fifth of the compiler's time.
+# and programs are not optimized, because hundreds of them are compiled to run once. LLVM gets each
+# as one module, because no core is left for its threads; this saves a fifth of the compiler's time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 _FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
