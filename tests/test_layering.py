@@ -318,7 +318,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
     "commands.goodput": "report/test_goodput.py",
     **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),
-    **dict.fromkeys(("runs.manifest", "runs.quiet"), "runs/test_checkpoint.py"),
+    **dict.fromkeys(("runs.manifest", "runs.orbax_setup"), "runs/test_checkpoint.py"),
     "runs.step_folders": "test_buckets.py",
     "data.text.datasets": "data/text/test_sources.py",
     "data.corpus.file_checks": "data/corpus/test_corpus.py",

@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from bertgpt import console, files
 from bertgpt.devices import peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
-from bertgpt.runs import quiet, replicas, retention, step_folders
+from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.runs.manifest import ITEMS, MANIFEST, Damaged, check_files, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
@@ -80,7 +80,7 @@ class Checkpoints:
     except OSError as e:
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._best = retention.Best(self._root, keep_best)
-    self._writer = _make_writer()
+    self._writer = orbax_setup.make_writer(ITEMS)
     self._barrier = ocp.multihost.get_barrier_sync_fn()
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: tuple[int, concurrent.futures.Future] | None = None
@@ -354,37 +354,7 @@ def _type(leaf: Any) -> str:
   return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-# -------------------------------------------------------------- Orbax
-
-
-def _make_writer() -> ocp.AsyncCheckpointer:
-  """Returns Orbax's writer without its CheckpointManager.
-
-  With the manager, a process whose save failed waits 20 minutes for the others. The manager also
-  asks jax.distributed about the step of the save late and from a thread, which sets back the step
-  count that processes agree on for preemption. And it defines a step differently.
-  """
-  quiet.silence()
-  limit_retries()
-  # Compression hardly shrinks weights, and would take the CPU cores of the training for seconds.
-  handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS}
-  # If a directory cannot be made in the background, Orbax's writers wait 5 minutes for it. Orbax
-  # takes times from the wall clock, which may jump; the watchdog ends a save that hangs.
-  options = ocp.options.AsyncOptions(create_directories_asynchronously=False,
-                                     timeout_secs=100 * 365 * 86400)
-  return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers), async_options=options)
-
-
-def limit_retries() -> None:
-  """Makes TensorStore give up on a bucket that does not answer within the time of `files.gcs`.
-
-  Orbax has no option for it; these are the contexts that it copies for every writer and reader.
-  """
-  from orbax.checkpoint._src.serialization import tensorstore_utils
-
-  from bertgpt.files import gcs
-  for name in ("_BASE_TS_CONTEXT", "_DEFAULT_OCDBT_TS_CONTEXT"):
-    getattr(tensorstore_utils, name, {})["gcs_request_retries"] = gcs.tensorstore_retries()
+# -------------------------------------------------------------- reading
 
 
 def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Any]:
@@ -409,7 +379,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
                       f"optimizer of this config have {wanted_type}. Use the config of that run, "
                       "or another --workdir")
   restored = {}
-  limit_retries()
+  orbax_setup.limit_retries()
   with ocp.PyTreeCheckpointer() as reader:
     for item, part in _split(wanted).items():
       args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if x is None else

@@ -164,6 +164,21 @@ def test_state_moves_between_meshes_bit_for_bit(tmp_path):
     assert_same_bits(state, make_state(7))
 
 
+def test_a_save_compiles_one_program_on_any_number_of_devices(tmp_path):
+  """The one for fingerprints. By default, Orbax makes one per shape and device of a copied leaf."""
+  if jax.device_count() < 8:
+    pytest.skip("JAX was started with fewer than 8 devices")
+  copies = NamedSharding(make_mesh(8, 1), PartitionSpec())
+  state = jax.device_put({"params": {f"w{n}": np.ones((8, n), np.float32) for n in (3, 5, 7)}},
+                         copies)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None)
+  with open_checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {}, wait=True)
+  assert len(compiled) == 1
+
+
 def test_a_state_that_is_donated_at_once_is_saved_unchanged(tmp_path):
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
   make = jax.jit(lambda seed: {"params": {
