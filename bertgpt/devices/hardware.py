@@ -38,6 +38,7 @@ class Efficiency(NamedTuple):
 
   Attributes:
     matmul: of the matrix units, in matmuls outside kernels of attention.
+    fp8: of the matrix units' peak in float8, in float8 matmuls.
     attention: of the matrix units, in kernels of attention.
     vector: of the units for other operations.
     memory: of the bandwidth of the memory.
@@ -46,6 +47,7 @@ class Efficiency(NamedTuple):
   """
 
   matmul: float
+  fp8: float
   attention: float
   vector: float
   memory: float
@@ -54,15 +56,16 @@ class Efficiency(NamedTuple):
 
 
 # Assumptions, but for the time of an operation: the smallest in XLA's estimates for TPU.
-TPU = Efficiency(0.80, 0.80, 0.60, 0.80, 0.80, 1.2e-6)
+TPU = Efficiency(0.80, 0.80, 0.80, 0.60, 0.80, 0.80, 1.2e-6)
 
 # Measured on one H100 (jax 0.11.2, bfloat16), but for the network, which is an assumption: steps of
 # BERT-base, BERT-large and GPT-2 124M and the kernels of their profiles, see docs/performance.md.
-# A matmul of 8,192 x 8,192 alone reaches 0.91, a copy of 1 GiB alone 0.86. Kernels of attention
-# reach 0.10 in rows of 128 tokens, and 0.18 to 0.23 in rows of 512 and 1,024. The share of the
-# vector units is that of the kernel with dropout, whose masks need integers. Other GPUs are assumed
-# to reach the same shares.
-GPU = Efficiency(0.69, 0.20, 0.43, 0.72, 0.80, 1.4e-6)
+# A matmul of 8,192 x 8,192 alone reaches 0.91, a copy of 1 GiB alone 0.86. The share of float8 is
+# that of such a matmul alone; no step in float8 was measured. Kernels of attention reach 0.10 in
+# rows of 128 tokens, and 0.18 to 0.23 in rows of 512 and 1,024. The share of the vector units is
+# that of the kernel with dropout, whose masks need integers. Other GPUs are assumed to reach the
+# same shares.
+GPU = Efficiency(0.69, 0.50, 0.20, 0.43, 0.72, 0.80, 1.4e-6)
 
 
 class Chip(NamedTuple):

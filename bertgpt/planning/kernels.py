@@ -62,7 +62,8 @@ class Kernel(NamedTuple):
     Matmuls that do not fill the matrix unit lower it, and so does the time to start.
     """
     work, share = self.work, self.efficiency
-    matmul = share.attention if work.attention_flops else share.matmul
+    matmul = share.attention if work.attention_flops else (
+        share.fp8 if work.fp8_flops else share.matmul)
     filled = work.matmul_flops / work.padded_flops if work.padded_flops else 0.0
     return max(self.use("matmul") * filled * matmul, self.use("vector") * share.vector,
                self.use("memory") * share.memory)

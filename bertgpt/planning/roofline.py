@@ -165,10 +165,11 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
     Resource -> seconds, at the share of its peak that `chip.efficiency` states.
   """
   share = chip.efficiency
-  fp8_peak = chip.fp8_flops or chip.peak_flops  # Without float8 units, it is emulated.
+  fast = chip.peak_flops * share.matmul
+  fp8 = chip.fp8_flops * share.fp8 or fast  # Without float8 units, it is emulated.
+  attention = chip.peak_flops * share.attention
   plain = work.padded_flops - work.fp8_flops - work.attention_flops
-  matmul = (plain / chip.peak_flops + work.fp8_flops / fp8_peak) / share.matmul
-  return {"matmul": matmul + work.attention_flops / (chip.peak_flops * share.attention),
+  return {"matmul": plain / fast + work.fp8_flops / fp8 + work.attention_flops / attention,
           "vector": work.vector_operations / (chip.vector_flops * share.vector),
           "memory": work.hbm_bytes / (chip.hbm_bandwidth * share.memory),
           "start": share.kernel_seconds}

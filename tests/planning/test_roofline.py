@@ -217,13 +217,15 @@ def test_kernels_of_attention_reach_another_share_of_the_peak(text, field):
   assert kernel.of_peak == pytest.approx(getattr(half, field))
 
 
-def test_float8_runs_at_its_own_peak():
-  text = DOT.replace("%p = f32", "%p = f8e4m3fn")
-  slow = analyze(text, chip=CHIP._replace(peak_flops=1e9, fp8_flops=0))
-  fast = analyze(text, chip=CHIP._replace(peak_flops=1e9, fp8_flops=4e9))
-  assert slow.seconds_by["matmul"] == pytest.approx(2e9 / 1e9 / SHARE["matmul"])
-  assert fast.seconds_by["matmul"] == pytest.approx(slow.seconds_by["matmul"] / 4)
-  plain = analyze(DOT, chip=CHIP._replace(peak_flops=1e9, fp8_flops=4e9))
+def test_float8_runs_at_its_own_peak_and_share():
+  text, chip = DOT.replace("%p = f32", "%p = f8e4m3fn"), CHIP._replace(peak_flops=1e9)
+  chip = chip._replace(efficiency=chip.efficiency._replace(matmul=0.7, fp8=0.5))
+  slow = analyze(text, chip=chip._replace(fp8_flops=0))
+  fast = analyze(text, chip=chip._replace(fp8_flops=4e9))
+  assert slow.seconds_by["matmul"] == pytest.approx(2e9 / 1e9 / 0.7)
+  assert fast.seconds_by["matmul"] == pytest.approx(2e9 / 4e9 / 0.5)
+  assert fast.kernels[0].of_peak == pytest.approx(0.5)
+  plain = analyze(DOT, chip=chip._replace(fp8_flops=4e9))
   assert plain.seconds_by["matmul"] == pytest.approx(slow.seconds_by["matmul"])
 
 
