@@ -179,10 +179,16 @@ def test_a_save_compiles_one_program_on_any_number_of_devices(tmp_path):
   assert len(compiled) == 1
 
 
-def test_a_state_that_is_donated_at_once_is_saved_unchanged(tmp_path):
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_state_that_is_donated_at_once_is_saved_unchanged(tmp_path, num_devices):
+  """Every device holds a copy of the state."""
+  if jax.device_count() < num_devices:
+    pytest.skip("JAX was started with fewer than 8 devices")
+  copies = NamedSharding(make_mesh(num_devices, 1), PartitionSpec())
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
   make = jax.jit(lambda seed: {"params": {
-      f"w{i}": jax.random.normal(jax.random.key(seed), (2**18 + i,)) for i in range(8)}})
+      f"w{i}": jax.random.normal(jax.random.key(seed), (2**18 + i,)) for i in range(8)}},
+                 out_shardings=copies)
   checkpoints = open_checkpoints(tmp_path, keep=9)
   expected = {}
   for step in range(4):
