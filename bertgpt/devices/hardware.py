@@ -37,7 +37,7 @@ class Efficiency(NamedTuple):
   """Shares of the data sheet's peaks that good programs reach; every prediction depends on them.
 
   Attributes:
-    matmul: of the matrix units, in matmuls other than the next two.
+    matmul: of the matrix units, in matmuls neither in float8 nor in kernels of attention.
     fp8: of the matrix units' peak in float8, in float8 matmuls.
     attention: of the matrix units, in kernels of attention.
     vector: of the units for other operations.

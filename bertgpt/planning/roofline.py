@@ -165,11 +165,12 @@ def operation_seconds(work: Work, chip: hardware.Chip) -> dict[str, float]:
     Resource -> seconds, at the share of its peak that `chip.efficiency` states.
   """
   share = chip.efficiency
-  fast = chip.peak_flops * share.matmul
-  fp8 = chip.fp8_flops * share.fp8 or fast  # Without float8 units, it is emulated.
-  attention = chip.peak_flops * share.attention
+  rate = chip.peak_flops * share.matmul
+  fp8_rate = chip.fp8_flops * share.fp8 or rate  # Without float8 units, it is emulated.
+  attention_rate = chip.peak_flops * share.attention
   plain = work.padded_flops - work.fp8_flops - work.attention_flops
-  return {"matmul": plain / fast + work.fp8_flops / fp8 + work.attention_flops / attention,
+  return {"matmul": (plain / rate + work.fp8_flops / fp8_rate
+                     + work.attention_flops / attention_rate),
           "vector": work.vector_operations / (chip.vector_flops * share.vector),
           "memory": work.hbm_bytes / (chip.hbm_bandwidth * share.memory),
           "start": share.kernel_seconds}

@@ -164,7 +164,7 @@ def test_state_moves_between_meshes_bit_for_bit(tmp_path):
     assert_same_bits(state, make_state(7))
 
 
-def test_a_save_compiles_one_program_on_any_number_of_devices(tmp_path):
+def test_a_save_compiles_one_program_on_eight_devices(tmp_path):
   """The one for fingerprints. By default, Orbax makes one per shape and device of a copied leaf."""
   if jax.device_count() < 8:
     pytest.skip("JAX was started with fewer than 8 devices")
