@@ -29,10 +29,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the table and writes the page."""
   from bertgpt import files
+  from bertgpt.errors import ConfigError
   from bertgpt.report import bands, compare, curves
   for flag in ("out", "save_reference"):
     if path := getattr(arguments, flag):
       files.require_parent(path, f"--{flag}")
+  if arguments.save_reference == arguments.out:
+    raise ConfigError(f"--save_reference {arguments.save_reference}: is also the --out of the "
+                      "page. Name two files")
   compare.check_replaceable(arguments.out)  # Before anything is written or printed.
   runs = compare.read(arguments.runs, arguments.reference)
   trained, summary = [run for run in runs if not run.is_reference], ""

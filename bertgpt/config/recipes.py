@@ -149,6 +149,9 @@ def find(name: str) -> str:
   known, path = names(), pathlib.Path(name)
   if name in known:
     return str(folder() / f"{name}.py")
+  if path.is_dir():
+    raise ConfigError(f"--config {name}: is a folder. Give a file in it, or the name of a recipe; "
+                      "--config help lists them")
   if len(path.parts) > 1:
     beside = [file.name for file in path.parent.glob("*.py")]
     close = difflib.get_close_matches(path.name, beside, n=1)
@@ -188,7 +191,7 @@ def _call(path: str, function: str) -> Any:
     return list(result) if inspect.isgenerator(result) else result  # Its errors are the recipe's.
   except UserError:
     raise
-  except Exception as e:
+  except (Exception, SystemExit) as e:  # Or a recipe could end the program as if it had succeeded.
     lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__)
              if frame.filename == file]
     place = f"{name}, line {lines[-1]}" if lines else name

@@ -10,6 +10,7 @@ TPU programs are compiled by libtpu, GPU programs by the CUDA plugin of JAX; nei
 device.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from bertgpt.errors import ConfigError, one_line
 from bertgpt.planning.collectives import Place
 
 EXAMPLES = "such as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
+# The list of as many devices takes a gigabyte of memory.
+MAX_DEVICES = 100_000
 
 # Variables that libtpu reads when it is loaded: there is no metadata server to ask and no TPU to
 # lock.
@@ -98,6 +101,9 @@ def open_topology(name: str) -> Topology:
                       f"{EXAMPLES}") from None
   if min(*sides, num_slices) < 1:
     raise ConfigError(f"--topology={name}: every side and the number of slices must be at least 1")
+  if (size := math.prod(sides) * num_slices) > MAX_DEVICES:
+    raise ConfigError(f"--topology={name}: has {size:,} chips or GPUs. Plan for {MAX_DEVICES:,} at "
+                      "most")
   use_host_for_everything_else()
   open_kind = _open_gpu if kind in _GPUS else _open_tpu
   return open_kind(name, sides, num_slices)

@@ -197,13 +197,12 @@ def create(workdir: pathlib.Path) -> None:
   """Makes a workdir and checks that files can be written in it.
 
   Raises:
-    ConfigError: `workdir` is a file.
+    ConfigError: see `refuse_file`.
     StorageError: `workdir` cannot be written.
   """
   if files.is_remote(workdir):
     return  # A bucket needs no folder, and the lock shows whether it can be written.
-  if workdir.exists() and not workdir.is_dir():
-    raise ConfigError(f"--workdir {workdir}: is a file. Give a folder")
+  refuse_file(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
@@ -211,6 +210,22 @@ def create(workdir: pathlib.Path) -> None:
   except OSError as e:
     raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
                        "you may write to") from e
+
+
+def refuse_file(workdir: pathlib.Path) -> None:
+  """Checks that a file is not in the place of a workdir or of one of its parents.
+
+  Args:
+    workdir: folder for a run or a sweep, which need not exist.
+  Raises:
+    ConfigError: a file is there.
+  """
+  if files.is_remote(workdir):
+    return  # A bucket has no folders whose place a file could take.
+  path = next((path for path in (workdir, *workdir.parents) if path.exists()), workdir)
+  if path.exists() and not path.is_dir():
+    subject = "" if path == workdir else f"{path} "
+    raise ConfigError(f"--workdir {workdir}: {subject}is a file. Give a folder")
 
 
 def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
@@ -370,8 +385,9 @@ def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> Non
     workdir: folder for a run or a sweep, which need not exist.
     own: pattern of the names by which a used folder is known.
   Raises:
-    ConfigError: it holds only other files.
+    ConfigError: it holds only other files, or see `refuse_file`.
   """
+  refuse_file(workdir)
   if not workdir.is_dir():
     return
   names = sorted(path.name for path in workdir.iterdir())

@@ -20,6 +20,8 @@ def problems_of(call, *args) -> list[str]:
     ("x = 1", "defines no get_config"),
     ("def get_config(:", "SyntaxError"),
     ("import no_such_module_anywhere", "no_such_module_anywhere"),
+    ("import sys\nsys.exit(0)", "line 2: SystemExit: 0"),
+    ("def get_config():\n  raise SystemExit('no data')", "line 2: SystemExit: no data"),
     ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"
      "  config.sead = 1\n  return config", "sead"),
     ("from bertgpt.config import base\ndef get_config():\n  config = base()\n"

@@ -113,7 +113,9 @@ def test_the_compilers_limits_are_in_the_table():
     ("v5e:16x1", "4x4, 4x8, 8x8, 8x16 or 16x16"), ("v5e:1x2", "two sides: 1x1, 2x2"),
     ("v6e:2x16", "two sides: 1x1"), ("v5p:1x1x2", "2x2x4 or 2x4x4, or each side a multiple of 4"),
     ("v4:4x4x1", "three sides: 1x1x1"),
-    ("tpu7x:2x2", "three sides"), ("v5e:0x1", "at least 1"), ("v5e:4x4:0", "at least 1"),
+    ("tpu7x:2x2", "three sides"), ("v5e:0x1", "at least 1"),
+    ("v5e:2x2:99999999", "has 399,999,996 chips or GPUs. Plan for 100,000 at most"),
+    ("h100:20000x8", "at most"), ("v5e:4x4:0", "at least 1"),
     ("h100:9", "up to 8 GPUs"), ("h100:2x2x8", "up to 8 GPUs"), ("h100:8:2", "up to 8 GPUs")])
 def test_what_is_no_machine_is_one_line(name, fragment):
   with pytest.raises(ConfigError) as error:

@@ -139,6 +139,14 @@ def test_a_page_that_may_not_be_written_stops_all_of_the_command(tmp_path, monke
   assert not capsys.readouterr().out and not (tmp_path / "mine.json").exists()
 
 
+def test_the_page_and_the_reference_are_two_files(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  run = make_run(tmp_path / "a")
+  assert cli.main(["compare", str(run), "--save_reference", "x", "--out", "x"]) == 2
+  assert "/x: is also the --out of the page. Name two files" in capsys.readouterr().err
+  assert not (tmp_path / "x").exists()
+
+
 def test_a_phase_that_a_run_lacks_is_one_line(tmp_path):
   first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
   config = from_json((second / "config.json").read_bytes())

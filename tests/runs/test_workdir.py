@@ -71,7 +71,8 @@ def test_one_run_at_a_time(tmp_path):
 def test_places_that_cannot_be_written_are_named(tmp_path):
   file = tmp_path / "file"
   file.write_text("")
-  for place, error in ((file, ConfigError), (file / "w", StorageError)):
+  for place, error in ((file, ConfigError), (file / "w", ConfigError),
+                       (pathlib.Path("/proc/w"), StorageError)):
     with pytest.raises(error, match=f"--workdir {place}: "), workdir.make_and_lock(place, True):
       pass
 

@@ -10,6 +10,9 @@ from bertgpt.errors import one_line
 JOINT = "\n\n"  # A blank line, as between a title and its text.
 MAX_KEYS = 20  # Keys of an object that an error message names.
 _ABSENT = object()
+# Type of a JSON value that is not a text -> what a message calls it.
+_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number",
+          list: "an array", dict: "an object"}
 
 
 def join(texts: Iterable[str | None]) -> str:
@@ -37,10 +40,17 @@ def find_text(record: Any, field: str) -> str | None:
   return join(values) if are_texts and any(value is not None for value in values) else None
 
 
-def describe(record: Any) -> str:
-  """Returns what a JSON value has instead of the wanted text, as a sentence of a message."""
+def describe(record: Any, field: str) -> str:
+  """Returns what a JSON value has instead of the wanted text, as a sentence of a message.
+
+  Args:
+    record: parsed JSON.
+    field: see `find_text`.
+  """
   if not isinstance(record, dict):
     return JSON_LINES
+  if kind := _KINDS.get(type(_find(record, field))):
+    return f"Its {field!r} is {kind}."
   names = ", ".join(map(repr, itertools.islice(record, MAX_KEYS))) or "no keys"
   return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
 

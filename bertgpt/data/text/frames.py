@@ -1,12 +1,13 @@
 """Readers of compressed files that consist of several frames, each compressed by itself.
 
 Python's `lzma` takes a later stream that is damaged at its start, and padding between streams, for
-the end of the file; the reader of `zstandard` takes a truncated frame for it. Both would lose text
-without a word.
+the end of the file; the reader of `zstandard` takes a truncated frame for it, and `gzip` an empty
+file, as a failed download leaves one. All of them would lose text without a word.
 """
 
 import io
 import lzma
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,19 @@ from bertgpt import files
 # 1 KiB of Zstandard decompresses to at most 32 MiB: 256 blocks of 4 bytes with 128 KiB each.
 _READ_BYTES = 1024
 _BUFFER_BYTES = 1 << 17
+_GZIP = 16 + zlib.MAX_WBITS  # For zlib: a header and a checksum as in gzip, any window size.
+
+
+def open_gzip(path: str) -> io.BufferedReader:
+  """Opens a .gz file of one or more members, and of zeros between and after them.
+
+  Args:
+    path: file on a disk or in a bucket.
+  Returns:
+    A reader of the decompressed bytes. It raises EOFError if a member is truncated or there is
+    none, and zlib.error if one is damaged or something else is in the file.
+  """
+  return _open(path, lambda: zlib.decompressobj(_GZIP), padding=b"\0")
 
 
 def open_xz(path: str) -> io.BufferedReader:
@@ -28,21 +42,24 @@ def open_xz(path: str) -> io.BufferedReader:
     A reader of the decompressed bytes. It raises EOFError if a stream is truncated or there is
     none, and LZMAError if one is damaged or something else is in the file.
   """
-  return io.BufferedReader(_Frames(path, lzma.LZMADecompressor, padding=b"\0", is_needed=True),
-                           _BUFFER_BYTES)
+  return _open(path, lzma.LZMADecompressor, padding=b"\0")
 
 
 def open_zstd(path: str) -> io.BufferedReader:
-  """Opens a .zst file of any number of frames, of any window size.
+  """Opens a .zst file of one or more frames, of any window size.
 
   Args:
     path: file on a disk or in a bucket.
   Returns:
-    A reader of the decompressed bytes. It raises EOFError if a frame is truncated, and ZstdError if
-    one is damaged.
+    A reader of the decompressed bytes. It raises EOFError if a frame is truncated or there is
+    none, and ZstdError if one is damaged.
   """
   decoder = zstandard.ZstdDecompressor(max_window_size=2**31)
-  return io.BufferedReader(_Frames(path, decoder.decompressobj), _BUFFER_BYTES)
+  return _open(path, decoder.decompressobj)
+
+
+def _open(path: str, make_decoder: Callable[[], Any], padding: bytes = b"") -> io.BufferedReader:
+  return io.BufferedReader(_Frames(path, make_decoder, padding), _BUFFER_BYTES)
 
 
 class _Frames(io.RawIOBase):
@@ -52,13 +69,11 @@ class _Frames(io.RawIOBase):
     path: file on a disk or in a bucket.
     make_decoder: returns the decoder of a frame, with `decompress`, `eof` and `unused_data`.
     padding: bytes that may precede or follow a frame.
-    is_needed: whether there must be a frame.
   """
 
-  def __init__(self, path: str, make_decoder: Callable[[], Any], padding: bytes = b"",
-               is_needed: bool = False):
+  def __init__(self, path: str, make_decoder: Callable[[], Any], padding: bytes):
     self._file = files.open_read(path)
-    self._make_decoder, self._padding, self._is_needed = make_decoder, padding, is_needed
+    self._make_decoder, self._padding = make_decoder, padding
     self._frame: Any = None
     self._ready = b""
 
@@ -70,7 +85,7 @@ class _Frames(io.RawIOBase):
     """Reads decompressed bytes into a buffer and returns their number; 0 at the end.
 
     Raises:
-      EOFError: the file ends within a frame, or has none although it needs one.
+      EOFError: the file ends within a frame, or has none.
     """
     while not self._ready:
       if self._frame is None or self._frame.eof:
@@ -89,8 +104,8 @@ class _Frames(io.RawIOBase):
     data = self._frame.unused_data if self._frame else b""
     while not (start := data.lstrip(self._padding)):
       if not (data := self._file.read(_READ_BYTES)):
-        if self._is_needed and self._frame is None:
-          raise EOFError("the file has no stream")
+        if self._frame is None:
+          raise EOFError("nothing is in the file")
         return b""
     return start
 

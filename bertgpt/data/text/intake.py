@@ -16,7 +16,6 @@ found with `split("\\n")`, not with `splitlines`. Lines may be endless: the memo
 
 import codecs
 import collections
-import gzip
 import io
 import lzma
 import os
@@ -407,12 +406,8 @@ def cut_point(data: bytes) -> int:
   return next((len(data) - i for i in range(1, 5) if data[-i] >= 0xC0), len(data))
 
 
-def _name_or_object(path: str) -> Any:
-  return files.open_read(path) if files.is_remote(path) else path
-
-
 _OPENERS: dict[str, Callable[[str], Any]] = {
-    ".gz": lambda path: gzip.open(_name_or_object(path)),
+    ".gz": frames.open_gzip,
     ".xz": frames.open_xz,
     ".zst": frames.open_zstd,
 }

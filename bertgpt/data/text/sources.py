@@ -43,6 +43,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -342,15 +343,17 @@ def _json_field(record: str, field: str, path: str, offset: int,
                 cleaner: TextCleaner) -> str | None:
   try:
     value = parse_record(record, cleaner.counts)
-  except ValueError:
-    cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=JSON_LINES)
+  except ValueError as e:
+    # Only a syntax error makes another format likely.
+    hint = JSON_LINES if isinstance(e.__cause__, json.JSONDecodeError) else f"It {e}."
+    cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=hint)
     return None
   text = fields.find_text(value, field)
   if text is None:
     problem = f"no text in field {field!r} of the JSON object"
     names = fields.text_names(value)
     cleaner.reject(problem, path, offset, can_replace=False,
-                   hint="" if names else fields.describe(value),
+                   hint="" if names else fields.describe(value, field),
                    repair=f"Choose one of {names}" if names else "")
     return None
   return text

@@ -98,8 +98,8 @@ def _field(line: str, field: str, place: str) -> str:
     raise DataError(f"{place}: {e}. {intake.JSON_LINES} Repair it") from e
   text = fields.find_text(record, field)
   if text is None:
-    raise ConfigError(f"{place}: has no field {field!r} with text. {fields.describe(record)} "
-                      "Rename the field that holds the text")
+    raise ConfigError(f"{place}: has no field {field!r} with text. "
+                      f"{fields.describe(record, field)} Rename the field that holds the text")
   try:
     return intake.take_text(text, field)
   except ValueError as e:

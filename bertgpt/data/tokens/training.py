@@ -136,6 +136,7 @@ def _train_byte_bpe(config: ConfigDict, texts: list[str]) -> ByteBPE:
 
 def _train_words(config: ConfigDict, texts: list[str]) -> Words:
   """Returns a tokenizer of the most frequent words; words of equal frequency are sorted."""
+  _check_size(config.vocab_size, least=len(NEW_SPECIALS) + 1)
   tokenizer = words_pipeline({}, config.lowercase)
   tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(
       vocab_size=config.vocab_size, special_tokens=NEW_SPECIALS, show_progress=False))

@@ -38,18 +38,21 @@ def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
 
 @pytest.mark.parametrize("record, expected", [
     ({}, "It has no keys."), ({"a": 1, "b\n": 2}, r"It has 'a', 'b\n'."),
+    ({"x": {"y": None}}, "Its 'x.y' is null."), ({"x.y": 5}, "Its 'x.y' is a number."),
+    ({"x": {"y": ["text"]}}, "Its 'x.y' is an array."), ({"x": "", "x.y": True},
+                                                       "Its 'x.y' is true or false."),
     ([], "Each line must hold one JSON object."), ("a", "Each line must hold one JSON object.")])
 def test_what_an_object_has_instead(record, expected):
-  assert fields.describe(record) == expected
+  assert fields.describe(record, "x.y") == expected
 
 
 def test_an_object_without_any_text_is_described(tmp_path):
   path = write(tmp_path / "a.jsonl", b'{"text": 5, "id": ""}\n')
-  with pytest.raises(DataError, match=r"at byte 0\. It has 'text', 'id'\. Repair it"):
+  with pytest.raises(DataError, match=r"at byte 0\. Its 'text' is a number\. Repair it"):
     paragraphs(f"jsonl:{path}")
 
 
 def test_many_keys_are_not_all_named():
-  many = fields.describe({str(i): i for i in range(1000)})
+  many = fields.describe({str(i): i for i in range(1000)}, "text")
   assert many.startswith("It has '0', '1',") and many.endswith("'19', ....")
-  assert len(fields.describe({"x" * 5000: 1})) < 400
+  assert len(fields.describe({"x" * 5000: 1}, "text")) < 400

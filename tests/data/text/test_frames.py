@@ -1,6 +1,7 @@
 """bertgpt.data.text.frames: all frames of a compressed file are read, and damage is an error."""
 
 import functools
+import gzip
 import lzma
 
 import pytest
@@ -13,6 +14,7 @@ from bertgpt.errors import DataError
 FIRST, SECOND = b"First.\n\n", bytes(range(97, 123)) * 4000 + b"\n"
 XZ = lzma.compress(FIRST), lzma.compress(SECOND)
 ZST = zstandard.compress(FIRST), zstandard.compress(SECOND)
+GZ = gzip.compress(FIRST, mtime=0), gzip.compress(SECOND, mtime=0)
 
 
 @pytest.mark.parametrize("content", [
@@ -23,11 +25,19 @@ def test_all_streams_are_read_with_padding_between_and_after_them(tmp_path, cont
     assert file.read() == FIRST + SECOND
 
 
+@pytest.mark.parametrize("between", [b"", b"\0" * 3000], ids=["no padding", "between and after"])
+def test_all_members_are_read_as_by_gzip(tmp_path, between):
+  path = write(tmp_path / "a.gz", GZ[0] + between + GZ[1] + between)
+  with frames.open_gzip(str(path)) as file, gzip.open(path) as expected:
+    assert file.read() == expected.read() == FIRST + SECOND
+
+
 def test_many_small_frames_are_read(tmp_path):
   parts = [f"{i}\n".encode() for i in range(3000)]
   quick_xz = functools.partial(lzma.compress, preset=0)  # The default takes 3 ms per stream.
   for ending, compress, opened in ((".xz", quick_xz, frames.open_xz),
-                                   (".zst", zstandard.compress, frames.open_zstd)):
+                                   (".zst", zstandard.compress, frames.open_zstd),
+                                   (".gz", gzip.compress, frames.open_gzip)):
     path = write(tmp_path / f"a{ending}", b"".join(map(compress, parts)))
     with opened(str(path)) as file:
       assert list(file) == parts
@@ -48,7 +58,13 @@ DAMAGE = {
     "only padding": ("a.xz", b"\0" * 8),
     "frame without its last byte": ("a.zst", ZST[0] + ZST[1][:-1]),
     "start of a frame": ("a.zst", ZST[0] + ZST[1][:3]),
-    "web page after a frame": ("a.zst", ZST[0] + b"<html>")}
+    "web page after a frame": ("a.zst", ZST[0] + b"<html>"),
+    "no frame": ("a.zst", b""),
+    "no member": ("a.gz", b""),
+    "member without its last byte": ("a.gz", GZ[0] + GZ[1][:-1]),
+    "start of a member": ("a.gz", GZ[0] + GZ[1][:3]),
+    "bit flipped in a checksum": ("a.gz", GZ[0] + flip(GZ[1], len(GZ[1]) - 6)),
+    "web page after a member": ("a.gz", GZ[0] + b"<html>")}
 
 
 @pytest.mark.parametrize("name, content", DAMAGE.values(), ids=DAMAGE)

@@ -23,7 +23,7 @@ from bertgpt.errors import DataError
 TESTS = pathlib.Path(__file__).parents[2]
 
 KINDS = ("sentencepiece", "wordpiece", "bpe")
-SIZES = {"sentencepiece": 80, "wordpiece": 160, "bpe": 330}
+SIZES = {"sentencepiece": 80, "wordpiece": 160, "bpe": 330, "words": 30}
 ENGLISH = [
     "The rain had only ceased with the grey streaks of morning.",
     "It wasn't known, however, who had seen the well-known house before.",
@@ -132,8 +132,8 @@ print(t.training.train_tokenizer(config, text).fingerprint())
   assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [20, 100_000])
+@pytest.mark.parametrize("kind", [*KINDS, "words"])
+@pytest.mark.parametrize("size", [2, 100_000])
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(kind, size):
   with pytest.raises(DataError, match=r"tokenizer.vocab_size=\d+ does not fit") as e:
     training.train_tokenizer(settings(kind, vocab_size=size), ENGLISH)
