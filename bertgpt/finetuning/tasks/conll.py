@@ -30,8 +30,8 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
-MOSTLY = 0.8  # Share of words with a number from which a file is meant to number all of them.
-_NUMBER = re.compile(r"[0-9]+([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
+MOSTLY = 0.8  # Share of words with such a number from which a file is meant to number all of them.
+_NUMBER = re.compile(r"([0-9]{1,9})([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
 
@@ -132,8 +132,10 @@ class _Columns:
     self.split = split
     self.widths: set[int] = set()
     self.has_second, self.has_last, self.has_third = False, False, False
-    # Words; those with a number; those whose number is their index, counted from 0, and from 1.
-    self.count, self.with_number, self.numbered = 0, 0, [0, 0]
+    # Words; those whose number begins or continues a count; those whose number is their index,
+    # counted from 0, and from 1.
+    self.count, self.counted, self.numbered = 0, 0, [0, 0]
+    self.previous = 0  # The last number.
     self.unlike: list[tuple[int, str]] = [(0, ""), (0, "")]  # The first lines with other numbers.
 
   def add(self, place: int, number: int, line: str) -> None:
@@ -142,7 +144,10 @@ class _Columns:
     self.widths.add(len(cells))
     has_two = len(cells) > 1
     self.count += 1
-    self.with_number += bool(has_two and _NUMBER.fullmatch(cells[0]))
+    if has_two and (match := _NUMBER.fullmatch(cells[0])):
+      value = int(match[1])
+      self.counted += value in (0, 1, self.previous, self.previous + 1)  # 3-4 comes before 3.
+      self.previous = value
     for start in (0, 1):
       if has_two and cells[0] == str(place - 1 + start):
         self.numbered[start] += 1
@@ -156,7 +161,7 @@ class _Columns:
     most = max(self.numbered)
     if self.has_second and most == self.count:
       return Layout(self.split, 1, 2, self.has_third, frozenset(self.widths))
-    if self.has_second and self.with_number > MOSTLY * self.count:
+    if self.has_second and self.counted > MOSTLY * self.count:
       number, line = self.unlike[self.numbered.index(most)]
       raise DataError(f"{path}, line {number}: does not begin with the number of its word, as most "
                       f"lines do ({line[:40]!r}). Number the words of each sentence, or remove the "

@@ -313,20 +313,18 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
                     "file")
   places = [header.index(name) for name in wanted]
   named = next((header.index(name) for name in names if name in header), None)
-  first = None
-  for number, line in lines:
-    first = number if first is None else first
+  is_blank = lambda line: not line.strip() and "\t" not in line
+  rows = ((number, line) for number, line in lines if not is_blank(line))
+  for place, (number, line) in enumerate(rows):
     cells = line.split("\t")
-    if not line.strip() and "\t" not in line:
-      continue
     if len(cells) <= max(places):
       if not glue.skips_short:
         raise DataError(f"{path}, line {number}: has {len(cells)} columns, not {len(header)}. "
                         f"Repair the line ({' '.join(line.split())[:40]!r})")
-      yield Row(number, number - first, "", None)
+      yield Row(number, place, "", None)
       continue
-    id_ = str(number - first) if named is None else "".join(cells[named:named + 1])
-    yield Row(number, number - first, id_, [cells[i] for i in places])
+    id_ = str(place) if named is None else "".join(cells[named:named + 1])
+    yield Row(number, place, id_, [cells[i] for i in places])
 
 
 def _parse_label(glue: Glue, text: str, where: str) -> float:

@@ -101,6 +101,11 @@ def test_one_number_that_is_wrong_does_not_make_all_of_them_words(tmp_path, othe
     read(tmp_path, "".join(lines) + "\n" + after)
 
 
+def test_words_that_are_numbers_are_no_count(tmp_path):
+  text = "1996 CD O\n08 CD O\n30 CD O\n"
+  assert read(tmp_path, text) == [Sentence(["1996", "08", "30"], ["O"] * 3)]
+
+
 @pytest.mark.parametrize("text, words", [
     ("EU\nis\n\n#\nhere\n", [["EU", "is"], ["#", "here"]]),
     ("EU\t\nis\t\n", [["EU", "is"]]),

@@ -159,6 +159,16 @@ def test_lines_that_are_left_out_do_not_shift_the_others(tmp_path, text_format, 
   assert written_ids(tmp_path, "QQP.tsv") == ids
 
 
+def test_blank_lines_are_not_rows(tmp_path, text_format):
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "test.tsv").write_text("sentence\n\na\n  \nb\n")
+  (tmp_path / "SST-2" / "dev.tsv").write_text("sentence\tlabel\n\na\t0\n\nb\t1\n")
+  task = open_task("sst2", tmp_path, text_format)
+  for s in task.evals:
+    s.write(np.array([1, 0]), tmp_path)
+  assert written_ids(tmp_path, "SST-2.tsv") == written_ids(tmp_path, "SST-2.dev.tsv") == ["0", "1"]
+
+
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_every_line_end_gives_the_same_rows(tmp_path, text_format, end):
   expected = open_task("rte", write_official(tmp_path / "a", "rte"), text_format)
