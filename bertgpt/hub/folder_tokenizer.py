@@ -4,19 +4,28 @@ The ids are those of the tokenizer's files. What the model's own files say about
 described in a line for the user.
 """
 
+import base64
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import tokenizers as fast_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from bertgpt import files
 from bertgpt.config import ConfigDict, families
-from bertgpt.data.tokens import hf_files, marks, reading, tokenizers
+from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.errors import DataError, one_line, without_panics
 from bertgpt.hub import same_ids, weights
 
-_MODEL_TYPES_OF_BYTE_BPE = ("gpt2", "roberta")  # If no file names the class of the tokenizer.
+# Model type -> class that transformers 5.23 takes for the tokenizer if no file names one.
+_CLASSES = {"albert": "AlbertTokenizer", "bert": "BertTokenizer", "electra": "BertTokenizer",
+            "gpt2": "GPT2Tokenizer", "openai-gpt": "OpenAIGPTTokenizer",
+            "roberta": "RobertaTokenizer", "xlnet": "XLNetTokenizer"}
+# Classes that put no marks of their own around a text, only those of tokenizer.json.
+_WITHOUT_MARKS = frozenset({*hf_files.GENERIC_CLASSES, "GPT2Tokenizer", "OpenAIGPTTokenizer"})
 _TEXT = "a"  # The marks around it are those around any text.
 
 
@@ -32,6 +41,7 @@ def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
     DataError: there is no tokenizer, or it has more tokens than the table has rows.
   """
   tokenizer = obey_prefix_space(tokenizers.load_tokenizer(source), source)
+  tokenizer = obey_template(tokenizer, source)
   if tokenizer.vocab_size > num_rows:
     raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
                     f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
@@ -52,9 +62,7 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
     source: the folder.
   """
   hf = hf_files.read_hf_files(source / "tokenizer.json")
-  is_read = hf.model_type not in reading.GENERIC_TYPES and (
-      hf.tokenizer_class in reading.BYTE_BPE_CLASSES
-      or not hf.tokenizer_class and hf.model_type in _MODEL_TYPES_OF_BYTE_BPE)
+  is_read = _find_class(hf) in reading.BYTE_BPE_CLASSES
   if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
     return tokenizer
   content = json.loads(tokenizer.data)
@@ -65,6 +73,39 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
   changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
   changed.note = tokenizer.note
   return changed
+
+
+def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> tokenizers.Tokenizer:
+  """Returns a byte-level BPE with RoBERTa's template if its class adds it to any tokenizer.json.
+
+  `tokenizer.path` does not; see `obey_prefix_space`.
+
+  Args:
+    tokenizer: tokenizer in the folder.
+    source: the folder.
+  """
+  hf = hf_files.read_hf_files(source / "tokenizer.json")
+  if (_find_class(hf) not in reading.ROBERTA_CLASSES
+      or not isinstance(tokenizer, tokenizers.ByteBPE)):
+    return tokenizer
+  template = json.loads(tokenizer.data)["post_processor"] or {}
+  if template.get("type") == "RobertaProcessing":
+    return tokenizer
+  library = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  reading.add_roberta_template(library, hf)
+  changed = tokenizers.ByteBPE(pipelines.serialize(library), tokenizer.names)
+  changed.note = tokenizer.note
+  return changed
+
+
+def _find_class(hf: hf_files.HfFiles) -> str:
+  """Returns the class that transformers takes for a tokenizer, without 'Fast'; '': not known.
+
+  For some models, it reads no class, but tokenizer.json alone.
+  """
+  if hf.model_type in reading.GENERIC_TYPES:
+    return ""
+  return hf.tokenizer_class or _CLASSES.get(hf.model_type, "")
 
 
 def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
@@ -186,9 +227,7 @@ def describe_template(template: list[int], folder: pathlib.Path, config: ConfigD
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
   if family.kind == "encoder":
     hf = hf_files.read_hf_files(folder / "tokenizer.json")
-    # Other classes have marks of their own. For some models, transformers reads no class.
-    if (hf.model_type not in reading.GENERIC_TYPES
-        and hf.tokenizer_class not in hf_files.GENERIC_CLASSES):
+    if hf.model_type not in reading.GENERIC_TYPES and _find_class(hf) not in _WITHOUT_MARKS:
       return ""
     ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
   else:
@@ -218,3 +257,85 @@ def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -
   except Exception as e:  # The library raises plain Exceptions.
     line = one_line(e)
   return f"tokenizer.json differs from tokenizer.model, which is used here: {line}" if line else ""
+
+
+def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns a line if transformers 5 gives other tokens than the folder's tokenizer.json, or ''.
+
+  Its classes for the models of some families take the pieces of the file, but prepare a text in
+  their own way. transformers 4 does what the file says, and so does this program, because a model
+  was most probably trained like this.
+
+  Args:
+    folder: local folder of the model.
+    tokenizer: tokenizer of the model.
+  """
+  path = folder / "tokenizer.json"
+  if isinstance(tokenizer, tokenizers.SentencePiece) or not path.exists():
+    return ""
+  hf, content = hf_files.read_hf_files(path), json.loads(tokenizer.data)
+  name = _find_class(hf)
+  if name not in _PIPELINES:
+    return ""
+  like = json.loads(_PIPELINES[name](hf, content).to_str())
+  steps = {step: like[step] for step in ("normalizer", "pre_tokenizer")}
+  fast = fast_tokenizers.Tokenizer.from_str(json.dumps(content | steps))
+  line = same_ids.compare_texts(pipelines.make_deterministic(fast), tokenizer)
+  return (f"tokenizer.json, which is used here, differs from {name} of transformers 5: {line}"
+          if line else "")
+
+
+def _like_bert(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  del content
+  return pipelines.bert_pipeline(
+      {}, hf.setting("do_lower_case") is not False, strip_accents=hf.setting("strip_accents"),
+      split_chinese=hf.setting("tokenize_chinese_chars") is not False)
+
+
+def _like_gpt1(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  del hf, content
+  return pipelines.gpt1_pipeline({}, [])
+
+
+def _like_gpt2(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  del content
+  return pipelines.byte_bpe_pipeline(models.BPE(), bool(hf.setting("add_prefix_space")))
+
+
+def _like_albert(hf: hf_files.HfFiles, content: dict[str, Any], *, lowercase: bool
+                 ) -> fast_tokenizers.Tokenizer:
+  """Returns the steps of ALBERT and XLNet, without pieces.
+
+  Args:
+    hf: files of the folder.
+    content: content of tokenizer.json, whose table of characters the classes take.
+    lowercase: whether text is lower-cased if the folder does not say so.
+  """
+  said = hf.setting("do_lower_case")
+  steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'),
+                                         normalizers.Replace("''", '"')]
+  if not hf.setting("keep_accents"):
+    steps += [normalizers.NFKD(), normalizers.StripAccents()]
+  if lowercase if said is None else said:
+    steps.append(normalizers.Lowercase())
+  normalizer = content.get("normalizer") or {}
+  steps += [normalizers.Precompiled(base64.b64decode(step["precompiled_charsmap"]))
+            for step in normalizer.get("normalizers", [normalizer])
+            if step.get("type") == "Precompiled"]
+  like = fast_tokenizers.Tokenizer(models.Unigram())
+  like.normalizer = normalizers.Sequence(steps)
+  like.pre_tokenizer = pre_tokenizers.Sequence(
+      [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+  return like
+
+
+# Class -> function that returns its steps before the model, from the files and tokenizer.json.
+_PIPELINES: dict[str, Callable[[hf_files.HfFiles, dict[str, Any]], fast_tokenizers.Tokenizer]] = {
+    "AlbertTokenizer": functools.partial(_like_albert, lowercase=True),
+    "BertTokenizer": _like_bert,
+    "ElectraTokenizer": _like_bert,
+    "GPT2Tokenizer": _like_gpt2,
+    "OpenAIGPTTokenizer": _like_gpt1,
+    "RobertaTokenizer": _like_gpt2,
+    "XLNetTokenizer": functools.partial(_like_albert, lowercase=False),
+}

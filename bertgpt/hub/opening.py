@@ -159,7 +159,8 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   notes = (unused, ends, *describe(converted, spare, rows),
            *describe_modules(folder, config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
-           folder_tokenizer.describe_conversion(folder, tokenizer), tokenizer.note)
+           folder_tokenizer.describe_conversion(folder, tokenizer),
+           folder_tokenizer.describe_class(folder, tokenizer), tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(filter(None, notes)), bos_id)
 

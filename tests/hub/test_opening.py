@@ -16,13 +16,13 @@ import small_runs
 import tiny
 import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
-from tokenizers import pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import pipelines, tokenizers
+from bertgpt.data.tokens import marks, pipelines, tokenizers
 from bertgpt.errors import DataError
-from bertgpt.hub import export, folder_tokenizer, importing, opening, weights
+from bertgpt.hub import export, folder_tokenizer, importing, opening, same_ids, weights
 from bertgpt.inference import generate, score
 from bertgpt.models import Inputs
 
@@ -338,6 +338,90 @@ def test_a_text_begins_with_a_space_as_in_transformers(name, tokenizer_class, fi
     assert ours.encode([text])[0].tolist() == expected
   stored = tokenizers.load_tokenizer(tmp_path)
   assert stored.data == (tmp_path / "tokenizer.json").read_bytes()
+
+
+ONE_SEPARATOR = "<s>:0 $A:0 </s>:0 $B:1 </s>:1"
+
+
+def make_library(kind):
+  """Returns a tokenizer of the library, with the steps that the classes of its kind have."""
+  first = ["<unk>", "<pad>"] if kind == "xlnet" else ["<pad>", "<unk>"]
+  special_tokens = [*first, "<s>", "</s>", "<mask>"]
+  if kind == "wordpiece":
+    library = pipelines.bert_pipeline({}, True, unknown="<unk>")
+    trainer = trainers.WordPieceTrainer(special_tokens=special_tokens, vocab_size=200)
+  elif kind == "bpe":
+    library = pipelines.byte_bpe_pipeline(models.BPE())
+    trainer = trainers.BpeTrainer(special_tokens=special_tokens, vocab_size=320,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+  elif kind == "gpt1_bpe":
+    library = pipelines.gpt1_pipeline({}, [])
+    trainer = trainers.BpeTrainer(special_tokens=special_tokens, vocab_size=200,
+                                  end_of_word_suffix=pipelines.END_OF_WORD)
+  else:
+    library = fast_tokenizers.Tokenizer(models.Unigram())
+    library.normalizer = normalizers.Sequence([
+        normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
+        normalizers.StripAccents(), *[normalizers.Lowercase()] * (kind == "albert")])
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    library.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(special_tokens=special_tokens, vocab_size=60,
+                                      unk_token="<unk>")
+  library.train_from_iterator([small_runs.make_text(30)] * 2 + ["Großes café, NAÏVE (1)"], trainer)
+  return library
+
+
+@pytest.mark.parametrize("model_type, kind, tokenizer_class", [
+    ("bert", "wordpiece", "BertTokenizer"), ("electra", "wordpiece", None),
+    ("electra", "wordpiece", "ElectraTokenizerFast"), ("bert", "wordpiece", "TokenizersBackend"),
+    ("roberta", "bpe", "RobertaTokenizerFast"), ("gpt2", "bpe", None),
+    ("modernbert", "bpe", "PreTrainedTokenizerFast"), ("openai-gpt", "gpt1_bpe", None),
+    ("albert", "albert", None), ("albert", "xlnet", "AlbertTokenizer"),
+    ("xlnet", "xlnet", "XLNetTokenizer"), ("xlnet", "xlnet", None)])
+@pytest.mark.parametrize("normalizer", [None, normalizers.Sequence([
+    normalizers.NFKC(), normalizers.Lowercase()])], ids=["as in the class", "NFKC"])
+def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, tokenizer_class,
+                                                             normalizer, tmp_path):
+  library = make_library(kind)
+  library.normalizer = normalizer or library.normalizer
+  library.save(str(tmp_path / "tokenizer.json"))
+  roles = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
+           "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+      roles | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+  ours = folder_tokenizer.load_tokenizer(tmp_path, 400)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  texts = list(same_ids.make_texts(ours))
+  same = [theirs(text, add_special_tokens=False)["input_ids"] == ids.tolist()
+          for text, ids in zip(texts, ours.encode(texts), strict=True)]
+  line = folder_tokenizer.describe_class(tmp_path, ours)
+  assert bool(line) == (not all(same)), line
+
+
+@pytest.mark.parametrize("tokenizer_class, template", [
+    ("RobertaTokenizer", None), (None, None), ("RobertaTokenizer", ONE_SEPARATOR),
+    (None, ONE_SEPARATOR), ("PreTrainedTokenizerFast", ONE_SEPARATOR)])
+def test_two_texts_are_put_into_a_row_as_in_transformers(tokenizer_class, template, tmp_path):
+  """The class of RoBERTa puts two separators between them, whatever tokenizer.json says."""
+  make_theirs("RobertaModel", ROBERTA).save_pretrained(tmp_path)
+  tokenizer = make_byte_bpe()
+  library = tokenizer.backend_tokenizer
+  if template:
+    library.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", template, [("<s>", 0), ("</s>", 2)])
+  tokenizer.save_pretrained(tmp_path)
+  settings = {"tokenizer_class": tokenizer_class, "cls_token": "<s>", "sep_token": "</s>",
+              "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+      {key: value for key, value in settings.items() if value}))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  importing.import_model(tmp_path, tmp_path / "run")
+  ours = tokenizers.load_tokenizer(tmp_path / "run" / "tokenizer", is_saved=True)
+  a, b = ours.encode(["the cat", "sees"])
+  expected = theirs("the cat", "sees")["input_ids"]
+  assert marks.of_encoder(ours).enclose(a, b).tolist() == expected
 
 
 # ------------------------------------------------------- the same model, stored in another way

@@ -32,7 +32,7 @@ BYTE_BPE_CLASSES = frozenset({
     "BartTokenizer", "CodeGenTokenizer", "DebertaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer",
     "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
 # Those of them that put two texts into a row as RoBERTa does.
-_ROBERTA_CLASSES = frozenset({
+ROBERTA_CLASSES = frozenset({
     "BartTokenizer", "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer"})
 _ROBERTA_TYPES = frozenset({"bart", "led", "longformer", "roberta"})
 # Model types for which transformers 5.23 takes a class of BERT if a folder names none. For other
@@ -42,6 +42,8 @@ _WORDPIECE_TYPES = frozenset({
     "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
 # Model types for which transformers takes the generic class.
 GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
+# Model type -> class that changes a text before SentencePiece reads it, if the folder names none.
+_UNIGRAM_CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer"}
 _GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
@@ -149,12 +151,13 @@ def describe_absent(hf: HfFiles, pieces: Collection[str]) -> str:
     hf: files of the folder.
     pieces: the vocabulary.
   """
-  absent = sorted(hf.roles - set(pieces))
+  absent = sorted((hf.roles | hf.extra) - set(pieces))
   if hf.is_saved or not absent:
     return ""
   names = ", ".join(map(repr, absent))
-  return (f"{hf.folder}: its vocabulary lacks the special tokens {names}, so they are not used "
-          "(transformers appends them)")
+  return (f"{hf.folder}: its vocabulary lacks the special tokens {names}, so they are not used. "
+          "transformers appends them: for a tokenizer.json that has them, load the folder with "
+          "AutoTokenizer and save it with save_pretrained")
 
 
 # --------------------------------------------------------------- tokenizer.json
@@ -276,7 +279,8 @@ def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None)
     raise ValueError("the file is empty")
   # If there is a tokenizer.json too, the files of transformers describe that conversion.
   if not file.with_name("tokenizer.json").is_file():
-    hf.refuse_other_classes(file, hf_files.GENERIC_CLASSES)
+    name = hf.tokenizer_class or _UNIGRAM_CLASSES.get(hf.model_type, "")
+    hf._replace(tokenizer_class=name).refuse_other_classes(file, hf_files.GENERIC_CLASSES)
   return _Content("sentencepiece", _append_pieces(data, hf, file))
 
 
@@ -382,15 +386,20 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
   hf_files.add_tokens(tokenizer, hf, file)
   by_type = not hf.tokenizer_class and hf.model_type in _ROBERTA_TYPES and not hf.is_saved
-  if hf.tokenizer_class in _ROBERTA_CLASSES or by_type:
-    _add_template(tokenizer, hf)
+  if hf.tokenizer_class in ROBERTA_CLASSES or by_type:
+    add_roberta_template(tokenizer, hf)
   elif hf.setting("add_bos_token") and not hf.is_saved:
     _add_beginning(tokenizer, hf)
   return _Content(kind, pipelines.serialize(tokenizer))
 
 
-def _add_template(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
-  """Adds RoBERTa's template, with two separators between texts, if its tokens are there."""
+def add_roberta_template(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
+  """Adds RoBERTa's template, with two separators between texts, if its tokens are there.
+
+  Args:
+    tokenizer: a byte-level BPE; changed.
+    hf: files of the folder.
+  """
   names = [hf.names.get("sep", "</s>"), hf.names.get("cls", "<s>")]
   ids = [tokenizer.token_to_id(name) for name in names]
   if None not in ids:

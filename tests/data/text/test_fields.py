@@ -39,8 +39,8 @@ def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
 @pytest.mark.parametrize("record, expected", [
     ({}, "It has no keys."), ({"a": 1, "b\n": 2}, r"It has 'a', 'b\n'."),
     ({"x": {"y": None}}, "Its 'x.y' is null."), ({"x.y": 5}, "Its 'x.y' is a number."),
-    ({"x": {"y": ["text"]}}, "Its 'x.y' is an array."), ({"x": "", "x.y": True},
-                                                       "Its 'x.y' is true or false."),
+    ({"x": {"y": ["text"]}}, "Its 'x.y' is an array."),
+    ({"x": "", "x.y": True}, "Its 'x.y' is true or false."),
     ([], "Each line must hold one JSON object."), ("a", "Each line must hold one JSON object.")])
 def test_what_an_object_has_instead(record, expected):
   assert fields.describe(record, "x.y") == expected

@@ -167,6 +167,9 @@ def test_a_name_that_the_vocabulary_lacks_is_a_note_and_changes_no_role(tmp_path
   write_json(tmp_path / "special_tokens_map.json", {role: "<|endoftext|>", "eos_token": "</s>"})
   ours = tokenizers.load_tokenizer(tmp_path)
   assert "its vocabulary lacks the special tokens '</s>', so they are not used" in ours.note
+  write_json(tmp_path / "tokenizer_config.json", {"additional_special_tokens": ["[E1]", "[E2]"]})
+  ours = tokenizers.load_tokenizer(tmp_path)
+  assert "lacks the special tokens '</s>', '[E1]', '[E2]', so they are not used" in ours.note
   ours.save(tmp_path / "saved")
   saved = tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)
   assert ours.roles == saved.roles == plain.roles and ours.eod_id == 256
@@ -662,6 +665,11 @@ def test_a_model_of_sentencepiece_comes_before_the_json_made_from_it(tmp_path):
   (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
   library.Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
   assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"
+  (tmp_path / "tokenizer.json").unlink()
+  assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"
+  write_json(tmp_path / "config.json", {"model_type": "albert"})  # Its class lower-cases.
+  with pytest.raises(DataError, match="AlbertTokenizer, which tokenizes differently"):
+    tokenizers.load_tokenizer(tmp_path)
 
 
 # ---------------------------------------------------------- the same as transformers
