@@ -40,7 +40,7 @@ def write(run: Finished) -> None:
   loss = choices.OBJECTIVES[trained.config.objective.name].loss
   describe = DESCRIPTIONS.get(loss, describe_scores)
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
-           f"{len(held_out)} documents):", ""]
+           f"{len(held_out)} document{'s' * (len(held_out) > 1)}):", ""]
   described = describe(run, scores)
   lines += described.lines
   if jax.process_index() > 0:
