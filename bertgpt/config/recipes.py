@@ -149,7 +149,7 @@ def find(name: str) -> str:
   known, path = names(), pathlib.Path(name)
   if name in known:
     return str(folder() / f"{name}.py")
-  if path.is_dir():
+  if name and path.is_dir():
     raise ConfigError(f"--config {name}: is a folder. Give a file in it, or the name of a recipe; "
                       "--config help lists them")
   if len(path.parts) > 1:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
 from bertgpt.errors import DataError, one_line
@@ -49,6 +50,9 @@ def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
   except RecursionError:
     raise ValueError("is not usable JSON (nested too deeply)") from None
   except ValueError as e:  # Also raised for invalid UTF-8, and for integers of thousands of digits.
+    if "set_int_max_str_digits" in str(e):
+      raise ValueError("is not usable JSON (a number has more than "
+                       f"{sys.get_int_max_str_digits():,} digits)") from None
     raise ValueError(f"is not valid JSON ({one_line(e)})") from e
 
 

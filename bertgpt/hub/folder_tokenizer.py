@@ -5,7 +5,6 @@ described in a line for the user.
 """
 
 import base64
-import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -20,12 +19,10 @@ from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.errors import DataError, one_line, without_panics
 from bertgpt.hub import same_ids, weights
 
-# Model type -> class that transformers 5.23 takes for the tokenizer if no file names one.
-_CLASSES = {"albert": "AlbertTokenizer", "bert": "BertTokenizer", "electra": "BertTokenizer",
-            "gpt2": "GPT2Tokenizer", "openai-gpt": "OpenAIGPTTokenizer",
-            "roberta": "RobertaTokenizer", "xlnet": "XLNetTokenizer"}
 # Classes that put no marks of their own around a text, only those of tokenizer.json.
 _WITHOUT_MARKS = frozenset({*hf_files.GENERIC_CLASSES, "GPT2Tokenizer", "OpenAIGPTTokenizer"})
+# Settings of a model in tokenizer.json that are the file's own in every class.
+_OF_THE_FILE = ("type", "vocab", "merges", "unk_token")
 _TEXT = "a"  # The marks around it are those around any text.
 
 
@@ -62,7 +59,7 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
     source: the folder.
   """
   hf = hf_files.read_hf_files(source / "tokenizer.json")
-  is_read = _find_class(hf) in reading.BYTE_BPE_CLASSES
+  is_read = hf.used_class in reading.BYTE_BPE_CLASSES
   if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
     return tokenizer
   content = json.loads(tokenizer.data)
@@ -76,36 +73,52 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
 
 
 def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> tokenizers.Tokenizer:
-  """Returns a byte-level BPE with RoBERTa's template if its class adds it to any tokenizer.json.
+  """Returns a byte-level BPE with the template of RoBERTa if that is its class.
 
-  `tokenizer.path` does not; see `obey_prefix_space`.
+  In transformers 5, the class has this template, whatever tokenizer.json says; in transformers 4,
+  it had none if the file had none. `tokenizer.path` does not add it; see `obey_prefix_space`.
 
   Args:
     tokenizer: tokenizer in the folder.
     source: the folder.
   """
   hf = hf_files.read_hf_files(source / "tokenizer.json")
-  if (_find_class(hf) not in reading.ROBERTA_CLASSES
+  if (hf.used_class not in reading.ROBERTA_CLASSES
       or not isinstance(tokenizer, tokenizers.ByteBPE)):
     return tokenizer
   template = json.loads(tokenizer.data)["post_processor"] or {}
   if template.get("type") == "RobertaProcessing":
     return tokenizer
   library = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  had_marks = bool(library.encode("").ids)
   reading.add_roberta_template(library, hf)
   changed = tokenizers.ByteBPE(pipelines.serialize(library), tokenizer.names)
-  changed.note = tokenizer.note
+  note = (f"as in transformers 5, rows have the marks of {hf.used_class}, not those of the "
+          "template in tokenizer.json" if had_marks else "")
+  changed.note = ". ".join(filter(None, (tokenizer.note, note)))
   return changed
 
 
-def _find_class(hf: hf_files.HfFiles) -> str:
-  """Returns the class that transformers takes for a tokenizer, without 'Fast'; '': not known.
+def check_padding(tokenizer: tokenizers.Tokenizer, pad_id: int) -> None:
+  """Checks that no text of a RoBERTa has the token that its config takes for padding.
 
-  For some models, it reads no class, but tokenizer.json alone.
+  transformers gives this token no position of its own, here every token of a text has one.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    pad_id: `pad_token_id` in config.json.
+  Raises:
+    DataError: a text or the marks around it can have the token.
   """
-  if hf.model_type in reading.GENERIC_TYPES:
-    return ""
-  return hf.tokenizer_class or _CLASSES.get(hf.model_type, "")
+  if pad_id == tokenizer.pad_id or not 0 <= pad_id < tokenizer.vocab_size:
+    return
+  piece = tokenizer.pieces[pad_id]
+  (ids,) = tokenizer.encode([tokenizer.decode([pad_id])])
+  if pad_id in (*tokenizer.special_ids, tokenizer.unk_id, *ids) or piece.startswith("##"):
+    found = f", whose padding is {tokenizer.pad_id}" if tokenizer.pad_id >= 0 else ""
+    raise DataError(f"pad_token_id={pad_id} in config.json is the token {piece!r} of the "
+                    f"tokenizer{found}. Put the tokenizer that the model was trained with into the "
+                    "folder, or correct config.json")
 
 
 def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
@@ -227,7 +240,7 @@ def describe_template(template: list[int], folder: pathlib.Path, config: ConfigD
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
   if family.kind == "encoder":
     hf = hf_files.read_hf_files(folder / "tokenizer.json")
-    if hf.model_type not in reading.GENERIC_TYPES and _find_class(hf) not in _WITHOUT_MARKS:
+    if hf.model_type not in hf_files.GENERIC_TYPES and hf.used_class not in _WITHOUT_MARKS:
       return ""
     ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
   else:
@@ -263,8 +276,9 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   """Returns a line if transformers 5 gives other tokens than the folder's tokenizer.json, or ''.
 
   Its classes for the models of some families take the pieces of the file, but prepare a text in
-  their own way. transformers 4 does what the file says, and so does this program, because a model
-  was most probably trained like this.
+  their own way. transformers 4 does what the file says, except for the settings of BERT's
+  normalizer and `add_prefix_space`. So does this program, because a model was most probably trained
+  like this.
 
   Args:
     folder: local folder of the model.
@@ -274,12 +288,14 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   if isinstance(tokenizer, tokenizers.SentencePiece) or not path.exists():
     return ""
   hf, content = hf_files.read_hf_files(path), json.loads(tokenizer.data)
-  name = _find_class(hf)
+  name = hf.used_class
   if name not in _PIPELINES:
     return ""
   like = json.loads(_PIPELINES[name](hf, content).to_str())
   steps = {step: like[step] for step in ("normalizer", "pre_tokenizer")}
-  fast = fast_tokenizers.Tokenizer.from_str(json.dumps(content | steps))
+  model = content["model"] | {
+      key: value for key, value in like["model"].items() if key not in _OF_THE_FILE}
+  fast = fast_tokenizers.Tokenizer.from_str(json.dumps(content | steps | {"model": model}))
   line = same_ids.compare_texts(pipelines.make_deterministic(fast), tokenizer)
   return (f"tokenizer.json, which is used here, differs from {name} of transformers 5: {line}"
           if line else "")
@@ -302,40 +318,54 @@ def _like_gpt2(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers
   return pipelines.byte_bpe_pipeline(models.BPE(), bool(hf.setting("add_prefix_space")))
 
 
-def _like_albert(hf: hf_files.HfFiles, content: dict[str, Any], *, lowercase: bool
-                 ) -> fast_tokenizers.Tokenizer:
+def _like_albert(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  is_set = hf.settings.get
+  return _like_unigram(
+      content, lowercase=is_set("do_lower_case", True), keep_accents=is_set("keep_accents", False),
+      unk_id=1, has_prefix=is_set("add_prefix_space", True))
+
+
+def _like_xlnet(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  return _like_unigram(
+      content, lowercase=hf.settings.get("do_lower_case", False), keep_accents=False,
+      unk_id=hf.settings.get("unk_id", 0), has_prefix=True)
+
+
+def _like_unigram(content: dict[str, Any], *, lowercase: bool, keep_accents: bool, unk_id: int,
+                  has_prefix: bool) -> fast_tokenizers.Tokenizer:
   """Returns the steps of ALBERT and XLNet, without pieces.
 
   Args:
-    hf: files of the folder.
     content: content of tokenizer.json, whose table of characters the classes take.
-    lowercase: whether text is lower-cased if the folder does not say so.
+    lowercase: whether text is lower-cased.
+    keep_accents: whether text keeps its accents.
+    unk_id: id of the unknown piece.
+    has_prefix: whether a space is put before a word at the start of a text.
   """
-  said = hf.setting("do_lower_case")
   steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'),
                                          normalizers.Replace("''", '"')]
-  if not hf.setting("keep_accents"):
+  if not keep_accents:
     steps += [normalizers.NFKD(), normalizers.StripAccents()]
-  if lowercase if said is None else said:
+  if lowercase:
     steps.append(normalizers.Lowercase())
   normalizer = content.get("normalizer") or {}
   steps += [normalizers.Precompiled(base64.b64decode(step["precompiled_charsmap"]))
             for step in normalizer.get("normalizers", [normalizer])
             if step.get("type") == "Precompiled"]
-  like = fast_tokenizers.Tokenizer(models.Unigram())
+  pieces = [(piece, score) for piece, score in content["model"]["vocab"]]
+  like = fast_tokenizers.Tokenizer(models.Unigram(pieces, unk_id, byte_fallback=False))
   like.normalizer = normalizers.Sequence(steps)
-  like.pre_tokenizer = pre_tokenizers.Sequence(
-      [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+  like.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.WhitespaceSplit(),
+      pre_tokenizers.Metaspace(prepend_scheme="always" if has_prefix else "never")])
   return like
 
 
 # Class -> function that returns its steps before the model, from the files and tokenizer.json.
 _PIPELINES: dict[str, Callable[[hf_files.HfFiles, dict[str, Any]], fast_tokenizers.Tokenizer]] = {
-    "AlbertTokenizer": functools.partial(_like_albert, lowercase=True),
-    "BertTokenizer": _like_bert,
-    "ElectraTokenizer": _like_bert,
-    "GPT2Tokenizer": _like_gpt2,
+    "AlbertTokenizer": _like_albert,
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _like_bert),
+    **dict.fromkeys(("GPT2Tokenizer", *reading.ROBERTA_CLASSES), _like_gpt2),
     "OpenAIGPTTokenizer": _like_gpt1,
-    "RobertaTokenizer": _like_gpt2,
-    "XLNetTokenizer": functools.partial(_like_albert, lowercase=False),
+    "XLNetTokenizer": _like_xlnet,
 }

@@ -142,10 +142,15 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
     converted = conversion.convert(tensors, hf_config)
     converted = submodels.add(converted, {
         name: (weights.find(folder / name), read_config(folder / name))
-        for name in converted.architecture.parts if (folder / name / "config.json").exists()})
+        for name in converted.architecture.parts if any(
+            (folder / name / file).exists()
+            for file in ("config.json", weights.WEIGHTS, weights.INDEX))})
     converted, unused = keep_used_segments(converted, folder)
   rows = converted.fields["model.vocab_size"]
   tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
+  if converted.architecture.skips_positions:
+    with name_folder(source, flag):
+      folder_tokenizer.check_padding(tokenizer, hf_config.get("pad_token_id", 1))
   ends = ""
   if families.FAMILIES[converted.fields["model.family"]].kind == "decoder":
     tokenizer = folder_tokenizer.obey_end(tokenizer, folder, hf_config)

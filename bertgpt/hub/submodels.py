@@ -28,7 +28,15 @@ def add(converted: Converted, found: Found) -> Converted:
   for name, part in converted.architecture.parts.items():
     if name not in found:
       continue
-    more = conversion.convert(*found[name], candidates=[part])
+    tensors, hf_config = found[name]
+    try:
+      conversion.find_candidates(hf_config)
+      if hf_config["model_type"] != part.model_type:
+        raise DataError(f"model_type={hf_config['model_type']!r} in config.json: only "
+                        f"{part.model_type} is supported there. Take both models from one run")
+      more = conversion.convert(tensors, hf_config, candidates=[part])
+    except DataError as e:
+      raise DataError(f"{name}: {e}") from e
     for field in fields.keys() & more.fields.keys():
       if fields[field] != more.fields[field]:
         raise DataError(f"{name}: {field.removeprefix('model.')} is {more.fields[field]!r}, but "

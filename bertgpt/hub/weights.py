@@ -5,6 +5,7 @@ that only one tensor is in memory at a time.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -81,6 +82,9 @@ def find(folder: pathlib.Path) -> Weights:
     return Weights(dict.fromkeys(names_in(folder / WEIGHTS), folder / WEIGHTS))
   if (folder / INDEX).is_file():
     return Weights(read_index(folder))
+  if os.path.lexists(folder / WEIGHTS):
+    raise DataError(f"{folder / WEIGHTS}: is a folder, or a link to a missing file. Copy the model "
+                    "again")
   raise DataError(f"{folder / WEIGHTS}: no such file. {find_hint(folder)}")
 
 

@@ -23,7 +23,7 @@ from bertgpt.errors import ConfigError, one_line
 from bertgpt.planning.collectives import Place
 
 EXAMPLES = "such as v5e:4x4, v5p:2x2x4, v5e:16x16:2 (two slices), h100:8 or h200:2x8 (nodes x GPUs)"
-# The list of as many devices takes a gigabyte of memory.
+# A list of this many devices takes a gigabyte of memory.
 MAX_DEVICES = 100_000
 
 # Variables that libtpu reads when it is loaded: there is no metadata server to ask and no TPU to

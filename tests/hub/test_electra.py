@@ -117,11 +117,23 @@ def test_models_that_do_not_belong_together_are_refused():
         settings | {"type_vocab_size": 3})})
 
 
+@pytest.mark.parametrize("change, problem", [
+    ({"quantization_config": {"bits": 8}}, "config.json has quantization_config"),
+    ({"auto_map": {"AutoModel": "x.X"}}, "config.json has auto_map"),
+    ({"model_type": "bert", "architectures": None}, "model_type='bert' in config.json"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=False in config.json")])
+def test_what_is_wrong_with_the_generator_is_said_of_it(change, problem):
+  config, params = make()
+  whole, (tensors, settings) = there(config, params)
+  with pytest.raises(DataError, match=f"^generator: {problem}"):
+    submodels.add(conversion.convert(*whole), {"generator": (tensors, settings | change)})
+
+
 def test_a_generator_with_the_approximate_gelu_is_neither_written_nor_read():
   """The output layer of transformers' generator has the exact GELU, whatever hidden_act says."""
   config, params = make()
   whole, (tensors, settings) = there(config, params)
-  with pytest.raises(DataError, match="^hidden_act='gelu_new' in config.json: only gelu, gelu_py"):
+  with pytest.raises(DataError, match="^generator: hidden_act='gelu_new' in config.json: only"):
     submodels.add(conversion.convert(whole[0], whole[1] | {"hidden_act": "gelu_new"}),
                   {"generator": (tensors, settings | {"hidden_act": "gelu_new"})})
   config.model.activation = "gelu_tanh"

@@ -4,6 +4,7 @@ Needs the extra `hf` (`make test-hf`); without PyTorch these tests are skipped. 
 written by transformers with small random models.
 """
 
+import io
 import json
 import os
 from typing import NamedTuple
@@ -12,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 import small_runs
 import tiny
 import tokenizers as fast_tokenizers
 from safetensors.numpy import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bertgpt import cli
@@ -24,7 +27,7 @@ from bertgpt.data.tokens import marks, pipelines, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.hub import export, folder_tokenizer, importing, opening, same_ids, weights
 from bertgpt.inference import generate, score
-from bertgpt.models import Inputs
+from bertgpt.models import Inputs, make_model
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
@@ -347,8 +350,9 @@ def make_library(kind):
   """Returns a tokenizer of the library, with the steps that the classes of its kind have."""
   first = ["<unk>", "<pad>"] if kind == "xlnet" else ["<pad>", "<unk>"]
   special_tokens = [*first, "<s>", "</s>", "<mask>"]
-  if kind == "wordpiece":
+  if kind.endswith("wordpiece"):
     library = pipelines.bert_pipeline({}, True, unknown="<unk>")
+    library.model.max_input_chars_per_word = 400 if kind == "long wordpiece" else 100
     trainer = trainers.WordPieceTrainer(special_tokens=special_tokens, vocab_size=200)
   elif kind == "bpe":
     library = pipelines.byte_bpe_pipeline(models.BPE())
@@ -360,9 +364,15 @@ def make_library(kind):
                                   end_of_word_suffix=pipelines.END_OF_WORD)
   else:
     library = fast_tokenizers.Tokenizer(models.Unigram())
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sees it"] * 9), model_writer=model, vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     library.normalizer = normalizers.Sequence([
         normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
-        normalizers.StripAccents(), *[normalizers.Lowercase()] * (kind == "albert")])
+        normalizers.StripAccents(), *[normalizers.Lowercase()] * (kind == "albert"),
+        normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)])
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     library.decoder = decoders.Metaspace()
@@ -372,24 +382,32 @@ def make_library(kind):
   return library
 
 
-@pytest.mark.parametrize("model_type, kind, tokenizer_class", [
-    ("bert", "wordpiece", "BertTokenizer"), ("electra", "wordpiece", None),
-    ("electra", "wordpiece", "ElectraTokenizerFast"), ("bert", "wordpiece", "TokenizersBackend"),
-    ("roberta", "bpe", "RobertaTokenizerFast"), ("gpt2", "bpe", None),
-    ("modernbert", "bpe", "PreTrainedTokenizerFast"), ("openai-gpt", "gpt1_bpe", None),
-    ("albert", "albert", None), ("albert", "xlnet", "AlbertTokenizer"),
-    ("xlnet", "xlnet", "XLNetTokenizer"), ("xlnet", "xlnet", None)])
+@pytest.mark.parametrize("model_type, kind, tokenizer_class, settings", [
+    ("bert", "wordpiece", "BertTokenizer", {}), ("electra", "wordpiece", None, {}),
+    ("bert", "long wordpiece", "BertTokenizer", {}), ("bert", "wordpiece", "TokenizersBackend", {}),
+    ("bert", "wordpiece", "DistilBertTokenizer", {}),
+    ("electra", "wordpiece", "ElectraTokenizerFast", {}),
+    ("roberta", "bpe", "RobertaTokenizerFast", {}), ("roberta", "bpe", "BartTokenizer", {}),
+    ("gpt2", "bpe", None, {}), ("modernbert", "bpe", "PreTrainedTokenizerFast", {}),
+    ("openai-gpt", "gpt1_bpe", None, {}),
+    ("albert", "albert", None, {}), ("albert", "xlnet", "AlbertTokenizer", {}),
+    ("albert", "albert", None, {"do_lower_case": None}),
+    ("albert", "albert", None, {"add_prefix_space": False}),
+    ("albert", "albert", "AlbertTokenizer", {"keep_accents": True}),
+    ("xlnet", "xlnet", "XLNetTokenizer", {}), ("xlnet", "xlnet", None, {"keep_accents": True}),
+    ("xlnet", "albert", None, {"do_lower_case": True}),
+    ("xlnet", "albert", None, {"do_lower_case": True, "unk_id": 1})])
 @pytest.mark.parametrize("normalizer", [None, normalizers.Sequence([
     normalizers.NFKC(), normalizers.Lowercase()])], ids=["as in the class", "NFKC"])
 def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, tokenizer_class,
-                                                             normalizer, tmp_path):
+                                                             settings, normalizer, tmp_path):
   library = make_library(kind)
   library.normalizer = normalizer or library.normalizer
   library.save(str(tmp_path / "tokenizer.json"))
   roles = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
            "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-      roles | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})))
+      roles | settings | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})))
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
   ours = folder_tokenizer.load_tokenizer(tmp_path, 400)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -398,6 +416,32 @@ def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, t
           for text, ids in zip(texts, ours.encode(texts), strict=True)]
   line = folder_tokenizer.describe_class(tmp_path, ours)
   assert bool(line) == (not all(same)), line
+
+
+@pytest.mark.parametrize("specials, pad_id, is_refused", [
+    (("<s>", "<pad>", "</s>", "<unk>", "<mask>"), 1, False),
+    (("<s>", "<unk>", "</s>", "<mask>"), 1, True),  # Of a text.
+    (("<s>", "</s>", "<pad>", "<unk>", "<mask>"), 1, True),  # Around every text.
+    (("<s>", "<pad>", "</s>", "<unk>", "<mask>"), 30, True)])  # A byte.
+def test_a_roberta_whose_padding_is_a_token_of_texts_is_refused(specials, pad_id, is_refused,
+                                                               tmp_path):
+  """transformers gives that token no position of its own."""
+  theirs = make_theirs("RobertaModel", ROBERTA | {"pad_token_id": pad_id,
+                                                  "max_position_embeddings": 80})
+  theirs.save_pretrained(tmp_path)
+  tokenizer = make_byte_bpe(specials)
+  put_around(tokenizer, "<s>", "</s>")
+  tokenizer.save_pretrained(tmp_path)
+  if is_refused:
+    with pytest.raises(DataError, match=f"pad_token_id={pad_id} in config.json is the token"):
+      opening.open_folder(tmp_path, "--from")
+    return
+  opened = opening.open_folder(tmp_path, "--from")
+  tokens = np.array([tokenizer("the cat sees")["input_ids"]])
+  expected = theirs(torch.asarray(tokens)).last_hidden_state.detach().numpy()
+  inputs = Inputs.of_texts(jnp.asarray(tokens), jnp.asarray([tokens.shape[1]]))
+  ours = tiny.apply(make_model(opened.config), opened.params, inputs, method="features")
+  np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("tokenizer_class, template", [

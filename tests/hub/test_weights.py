@@ -1,6 +1,7 @@
 """bertgpt.hub.weights: tensors of one file or several; an index cannot leave the folder."""
 
 import json
+import pathlib
 
 import ml_dtypes
 import numpy as np
@@ -84,6 +85,13 @@ def test_an_index_without_files_is_refused(tmp_path, weight_map):
 def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, weight_map, message):
   write_shards(tmp_path, weight_map)
   with pytest.raises(DataError, match=message):
+    weights.find(tmp_path)
+
+
+@pytest.mark.parametrize("make", [pathlib.Path.mkdir, lambda path: path.symlink_to("missing")])
+def test_a_file_of_weights_that_is_none_is_said_to_be_none(tmp_path, make):
+  make(tmp_path / "model.safetensors")
+  with pytest.raises(DataError, match="safetensors: is a folder, or a link to a missing file"):
     weights.find(tmp_path)
 
 

@@ -33,9 +33,8 @@ def find_text(record: Any, field: str) -> str | None:
       absent. 'a.b' is the field b of the object a. A field whose own name contains the comma or the
       dot takes precedence.
   """
-  is_name = isinstance(record, dict) and field in record
-  names = [field] if is_name else [name.strip() for name in field.split(",")]
-  values = [value for name in names if (value := _find(record, name)) is not _ABSENT]
+  values = [value for name in _split(record, field)
+            if (value := _find(record, name)) is not _ABSENT]
   are_texts = all(value is None or isinstance(value, str) for value in values)
   return join(values) if are_texts and any(value is not None for value in values) else None
 
@@ -49,8 +48,9 @@ def describe(record: Any, field: str) -> str:
   """
   if not isinstance(record, dict):
     return JSON_LINES
-  if kind := _KINDS.get(type(_find(record, field))):
-    return f"Its {field!r} is {kind}."
+  found = ((name, _KINDS.get(type(_find(record, name)))) for name in _split(record, field))
+  if other := next(((name, kind) for name, kind in found if kind), None):
+    return f"Its {other[0]!r} is {other[1]}."
   names = ", ".join(map(repr, itertools.islice(record, MAX_KEYS))) or "no keys"
   return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
 
@@ -63,6 +63,12 @@ def text_names(record: Any) -> str:
   names = [name for name, value in record.items() if isinstance(value, str) and value]
   listed = ", ".join(names[:MAX_KEYS]) + ", ..." * (len(names) > MAX_KEYS)
   return one_line(ValueError(listed)) if names else ""
+
+
+def _split(record: Any, field: str) -> list[str]:
+  """Returns the names of fields that are separated by commas, unless the commas are part of one."""
+  is_name = isinstance(record, dict) and field in record
+  return [field] if is_name else [name.strip() for name in field.split(",")]
 
 
 def _find(record: Any, name: str) -> Any:

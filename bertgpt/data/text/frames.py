@@ -1,8 +1,8 @@
 """Readers of compressed files that consist of several frames, each compressed by itself.
 
 Python's `lzma` takes a later stream that is damaged at its start, and padding between streams, for
-the end of the file; the reader of `zstandard` takes a truncated frame for it, and `gzip` an empty
-file, as a failed download leaves one. All of them would lose text without a word.
+the end of the file; the reader of `zstandard` takes a truncated frame for it; `gzip` reads an empty
+file, which a failed download leaves, as an empty text. All of them would lose text without a word.
 """
 
 import io
@@ -68,7 +68,7 @@ class _Frames(io.RawIOBase):
   Args:
     path: file on a disk or in a bucket.
     make_decoder: returns the decoder of a frame, with `decompress`, `eof` and `unused_data`.
-    padding: bytes that may precede or follow a frame.
+    padding: bytes that may follow a frame.
   """
 
   def __init__(self, path: str, make_decoder: Callable[[], Any], padding: bytes):
@@ -101,11 +101,13 @@ class _Frames(io.RawIOBase):
 
   def _find_start(self) -> bytes:
     """Returns bytes that begin with the next frame, after padding; b"" at the end of the file."""
-    data = self._frame.unused_data if self._frame else b""
+    if self._frame is None:
+      if not (start := self._file.read(_READ_BYTES)):
+        raise EOFError("the file is empty")
+      return start
+    data = self._frame.unused_data
     while not (start := data.lstrip(self._padding)):
       if not (data := self._file.read(_READ_BYTES)):
-        if self._frame is None:
-          raise EOFError("nothing is in the file")
         return b""
     return start
 

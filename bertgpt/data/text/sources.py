@@ -43,7 +43,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -344,9 +343,7 @@ def _json_field(record: str, field: str, path: str, offset: int,
   try:
     value = parse_record(record, cleaner.counts)
   except ValueError as e:
-    # Only a syntax error makes another format likely.
-    hint = JSON_LINES if isinstance(e.__cause__, json.JSONDecodeError) else f"It {e}."
-    cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=hint)
+    cleaner.reject("malformed JSON", path, offset, can_replace=False, hint=f"It {e}. {JSON_LINES}")
     return None
   text = fields.find_text(value, field)
   if text is None:

@@ -99,7 +99,7 @@ def _field(line: str, field: str, place: str) -> str:
   text = fields.find_text(record, field)
   if text is None:
     raise ConfigError(f"{place}: has no field {field!r} with text. "
-                      f"{fields.describe(record, field)} Rename the field that holds the text")
+                      f"{fields.describe(record, field)} Give every object a text in this field")
   try:
     return intake.take_text(text, field)
   except ValueError as e:

@@ -30,6 +30,12 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 # Classes that add nothing to the settings in the files.
 GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
+# Model types for which transformers takes the generic class, whatever class the folder names.
+GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
+# Model type -> class that transformers 5.23 takes if a folder names none.
+_CLASSES = {"albert": "AlbertTokenizer", "bert": "BertTokenizer", "electra": "BertTokenizer",
+            "gpt2": "GPT2Tokenizer", "openai-gpt": "OpenAIGPTTokenizer",
+            "roberta": "RobertaTokenizer", "xlnet": "XLNetTokenizer"}
 # Tokenizer classes written in Python, which do not read the tokenizer.json that some folders hold.
 _PYTHON_CLASSES = frozenset({
     "BertJapaneseTokenizer", "BertweetTokenizer", "BioGptTokenizer", "CTRLTokenizer",
@@ -77,6 +83,13 @@ class HfFiles(NamedTuple):
     if value is not None and not isinstance(value, bool):
       raise DataError(f"{self.folder / CONFIG}: {name} is {value!r}. Set it to true or false")
     return value
+
+  @property
+  def used_class(self) -> str:
+    """The class that transformers takes, without 'Fast'; '': the generic one, or not known."""
+    if self.model_type in GENERIC_TYPES:
+      return ""
+    return self.tokenizer_class or _CLASSES.get(self.model_type, "")
 
   def refuse_other_classes(self, file: pathlib.Path, classes: Collection[str] = ()) -> None:
     """Checks that the class of the tokenizer reads a file in the same way as this program.

@@ -40,10 +40,8 @@ _ROBERTA_TYPES = frozenset({"bart", "led", "longformer", "roberta"})
 _WORDPIECE_TYPES = frozenset({
     "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert",
     "mpnet", "nezha", "nomic_bert", "qdqbert", "realm", "retribert", "squeezebert"})
-# Model types for which transformers takes the generic class.
-GENERIC_TYPES = frozenset({"modernbert", "modernbert-decoder"})
-# Model type -> class that changes a text before SentencePiece reads it, if the folder names none.
-_UNIGRAM_CLASSES = {"albert": "AlbertTokenizer", "xlnet": "XLNetTokenizer"}
+# Model types whose class changes a text before SentencePiece reads it, even if no file names it.
+_UNIGRAM_TYPES = ("albert", "xlnet")
 _GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
@@ -265,7 +263,7 @@ def _obeys_settings(hf: HfFiles) -> bool:
   The folders of the first BERTs name no class. transformers then takes that of the model. For a
   ModernBERT, it reads tokenizer.json alone, whatever class the folder names.
   """
-  is_generic = hf.model_type in GENERIC_TYPES and not hf.is_saved
+  is_generic = hf.model_type in hf_files.GENERIC_TYPES and not hf.is_saved
   return hf.tokenizer_class in {"", *_WORDPIECE_CLASSES} and not is_generic
 
 
@@ -279,8 +277,11 @@ def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None)
     raise ValueError("the file is empty")
   # If there is a tokenizer.json too, the files of transformers describe that conversion.
   if not file.with_name("tokenizer.json").is_file():
-    name = hf.tokenizer_class or _UNIGRAM_CLASSES.get(hf.model_type, "")
-    hf._replace(tokenizer_class=name).refuse_other_classes(file, hf_files.GENERIC_CLASSES)
+    if not hf.tokenizer_class and hf.model_type in _UNIGRAM_TYPES:
+      raise DataError(f"{file}: the model_type in {hf_files.MODEL} is {hf.model_type}, whose "
+                      f"{hf.used_class} tokenizes differently. Load the folder with AutoTokenizer "
+                      "of transformers and save it with save_pretrained")
+    hf.refuse_other_classes(file, hf_files.GENERIC_CLASSES)
   return _Content("sentencepiece", _append_pieces(data, hf, file))
 
 

@@ -30,7 +30,7 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
-MOSTLY = 0.8  # Share of words with such a number from which a file is meant to number all of them.
+MOSTLY = 0.8  # Share of words with a number in a count, above which a file is meant to number all.
 _NUMBER = re.compile(r"([0-9]{1,9})([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
@@ -146,7 +146,9 @@ class _Columns:
     self.count += 1
     if has_two and (match := _NUMBER.fullmatch(cells[0])):
       value = int(match[1])
-      self.counted += value in (0, 1, self.previous, self.previous + 1)  # 3-4 comes before 3.
+      # Numbers may be left out, and 3-4 comes before 3. Some files count on in the next sentence.
+      continues = value == self.previous + 1 or place > 1 and value >= self.previous
+      self.counted += value in (0, 1) or continues
       self.previous = value
     for start in (0, 1):
       if has_two and cells[0] == str(place - 1 + start):

@@ -313,8 +313,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
                     "file")
   places = [header.index(name) for name in wanted]
   named = next((header.index(name) for name in names if name in header), None)
-  is_blank = lambda line: not line.strip() and "\t" not in line
-  rows = ((number, line) for number, line in lines if not is_blank(line))
+  rows = ((number, line) for number, line in lines if line.strip() or "\t" in line)
   for place, (number, line) in enumerate(rows):
     cells = line.split("\t")
     if len(cells) <= max(places):

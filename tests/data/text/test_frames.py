@@ -56,6 +56,8 @@ DAMAGE = {
     "start of a stream": ("a.xz", XZ[0] + XZ[1][:3]),
     "no stream": ("a.xz", b""),
     "only padding": ("a.xz", b"\0" * 8),
+    "padding before a stream": ("a.xz", b"\0" * 8 + XZ[0]),
+    "padding before a member": ("a.gz", b"\0" * 8 + GZ[0]),
     "frame without its last byte": ("a.zst", ZST[0] + ZST[1][:-1]),
     "start of a frame": ("a.zst", ZST[0] + ZST[1][:3]),
     "web page after a frame": ("a.zst", ZST[0] + b"<html>"),

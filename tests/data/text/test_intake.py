@@ -235,14 +235,17 @@ def test_a_byte_order_mark_before_a_json_record_is_not_text(tmp_path):
                                      b'[{"text": "a"}]'])
 def test_json_that_is_not_one_object_per_line_is_named(tmp_path, content):
   path = write(tmp_path / "a.jsonl", content)
-  with pytest.raises(DataError, match="at byte 0. Each line must hold one JSON object. Repair it"):
+  with pytest.raises(DataError, match=(
+      r"a\.jsonl: .* at byte 0\. (It is not valid JSON .*\. )?Each line must hold one JSON "
+      r"object\. Repair it")):
     read(f"jsonl:{path}")
 
 
 def test_a_number_of_5000_digits_is_an_error_with_its_place(tmp_path):
   lines = [b'{"text": "a", "n": 1}', b'{"text": "b", "n": ' + b"9" * 5000 + b"}"]
   path = write(tmp_path / "a.jsonl", b"\n".join(lines))
-  with pytest.raises(DataError, match="at byte 22. It is not valid JSON .Exceeds"):
+  with pytest.raises(DataError, match=(
+      r"a\.jsonl: malformed JSON at byte 22\. It is not usable JSON \(a number has more than 4,3")):
     read(f"jsonl:{path}")
   assert paragraphs(f"jsonl:{path}", invalid_text="skip") == [("a",)]
 

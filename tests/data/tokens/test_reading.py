@@ -668,7 +668,7 @@ def test_a_model_of_sentencepiece_comes_before_the_json_made_from_it(tmp_path):
   (tmp_path / "tokenizer.json").unlink()
   assert tokenizers.load_tokenizer(tmp_path).kind == "sentencepiece"
   write_json(tmp_path / "config.json", {"model_type": "albert"})  # Its class lower-cases.
-  with pytest.raises(DataError, match="AlbertTokenizer, which tokenizes differently"):
+  with pytest.raises(DataError, match="is albert, whose AlbertTokenizer tokenizes differently"):
     tokenizers.load_tokenizer(tmp_path)
 
 

@@ -106,6 +106,14 @@ def test_words_that_are_numbers_are_no_count(tmp_path):
   assert read(tmp_path, text) == [Sentence(["1996", "08", "30"], ["O"] * 3)]
 
 
+def test_offsets_of_words_are_not_words(tmp_path):
+  words = "The cat sees the dog and runs away".split()
+  offsets = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
+  text = "".join(f"{start} {word} O\n" for start, word in zip(offsets, words, strict=True))
+  with pytest.raises(DataError, match="line 2: does not begin with the number of its word"):
+    read(tmp_path, text)
+
+
 @pytest.mark.parametrize("text, words", [
     ("EU\nis\n\n#\nhere\n", [["EU", "is"], ["#", "here"]]),
     ("EU\t\nis\t\n", [["EU", "is"]]),
