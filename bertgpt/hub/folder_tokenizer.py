@@ -114,11 +114,13 @@ def check_padding(tokenizer: tokenizers.Tokenizer, pad_id: int) -> None:
     return
   piece = tokenizer.pieces[pad_id]
   (ids,) = tokenizer.encode([tokenizer.decode([pad_id])])
-  if pad_id in (*tokenizer.special_ids, tokenizer.unk_id, *ids) or piece.startswith("##"):
+  others = [i for role, i in tokenizer.roles.items() if role != "pad"]
+  if pad_id in (*others, *ids) or piece.startswith("##"):
     found = f", whose padding is {tokenizer.pad_id}" if tokenizer.pad_id >= 0 else ""
     raise DataError(f"pad_token_id={pad_id} in config.json is the token {piece!r} of the "
-                    f"tokenizer{found}. Put the tokenizer that the model was trained with into the "
-                    "folder, or correct config.json")
+                    f"tokenizer{found}. If it is the padding, name it as pad_token in "
+                    f"{hf_files.CONFIG}. Otherwise, put the tokenizer that the model was trained "
+                    "with into the folder, or correct config.json")
 
 
 def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]

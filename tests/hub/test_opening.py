@@ -423,8 +423,7 @@ def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, t
     (("<s>", "<unk>", "</s>", "<mask>"), 1, True),  # Of a text.
     (("<s>", "</s>", "<pad>", "<unk>", "<mask>"), 1, True),  # Around every text.
     (("<s>", "<pad>", "</s>", "<unk>", "<mask>"), 30, True)])  # A byte.
-def test_a_roberta_whose_padding_is_a_token_of_texts_is_refused(specials, pad_id, is_refused,
-                                                               tmp_path):
+def test_a_roberta_whose_padding_occurs_in_texts_is_refused(specials, pad_id, is_refused, tmp_path):
   """transformers gives that token no position of its own."""
   theirs = make_theirs("RobertaModel", ROBERTA | {"pad_token_id": pad_id,
                                                   "max_position_embeddings": 80})
