@@ -224,7 +224,7 @@ def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]
   table.append({"learning rate": "", "seed": "baseline", **flatten(task.baseline)})
   lines = ["  " + line for line in sweep.format_table(table)]
   return [*lines, "", f"Best on dev: {results['best_run']}; best median: learning rate "
-          f"{results['best_rate']!r}. Baseline: the most frequent answer in training."]
+          f"{results['best_rate']!r}. Baseline: the same answer to all examples."]
 
 
 def flatten(run: dict[str, Any]) -> dict[str, str]:

@@ -30,7 +30,8 @@ from bertgpt.errors import DataError
 from bertgpt.finetuning.tasks import files
 
 MAX_WORDS = 1 << 20
-MOSTLY = 0.8  # Share of words with a number in a count, above which a file is meant to number all.
+# Share of words whose number begins or continues a count, above which all of them should have one.
+MOSTLY = 0.8
 _NUMBER = re.compile(r"([0-9]{1,9})([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
 
