@@ -9,7 +9,8 @@ Expected   With 2.6 M words of Wikipedia, on held-out text:
              perplexity            343   262   198   169   153   139   131   124   119   120
              words guessed, %     16.0  20.0  22.1  23.1  23.8  24.6  24.7  25.3  25.6  25.5
            A unigram model has a perplexity of 422 and guesses 12.3% right. [UNK], which stands for
-           all words beyond the first 8,192, counts as a word.
+           all words beyond the first 8,192, counts as a word. With two other seeds, the last
+           perplexity was 110 and 114.
 """
 
 from bertgpt.config import base, families, phase
