@@ -302,7 +302,7 @@ def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys
     ("a.jsonl", '{"sentence": "x", "id": 1.5}', 65, "line 1: the id '1.5' is neither a text nor"),
     ("a.jsonl", '{"sentence": "x", "id": NaN}', 65, "line 1: the id 'nan' is neither a text nor"),
     ("a.jsonl", '["x"]', 65, "a.jsonl, line 1: is not a JSON object"),
-    ("a.jsonl", '{"sentence": ' + "9" * 5000 + "}", 65, "a.jsonl, line 1: is not valid JSON"),
+    ("a.jsonl", '{"sentence": ' + "9" * 5000 + "}", 65, "a.jsonl, line 1: is not usable JSON"),
     ("a.jsonl", "{", 65, "a.jsonl, line 1: is not valid JSON"),
 ])
 def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, name, content, code,
