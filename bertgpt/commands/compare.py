@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from bertgpt.commands import flags
+from bertgpt.errors import ConfigError
 
 HELP = "Compare runs: their curves, scores and configs, as a table and as one HTML page."
 USES = ("bertgpt.files", "bertgpt.report.bands", "bertgpt.report.compare", "bertgpt.report.curves")
@@ -29,7 +30,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the table and writes the page."""
   from bertgpt import files
-  from bertgpt.errors import ConfigError
   from bertgpt.report import bands, compare, curves
   for flag in ("out", "save_reference"):
     if path := getattr(arguments, flag):
