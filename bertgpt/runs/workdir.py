@@ -222,10 +222,10 @@ def refuse_file(workdir: pathlib.Path) -> None:
   """
   if files.is_remote(workdir):
     return  # A bucket has no folders whose place a file could take.
-  path = next((path for path in (workdir, *workdir.parents) if path.exists()), workdir)
-  if path.exists() and not path.is_dir():
-    subject = "" if path == workdir else f"{path} "
-    raise ConfigError(f"--workdir {workdir}: {subject}is a file. Give a folder")
+  for path in (workdir, *workdir.parents):
+    if path.exists() and not path.is_dir():
+      subject = "" if path == workdir else f"{path} "
+      raise ConfigError(f"--workdir {workdir}: {subject}is a file. Give a folder")
 
 
 def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:

@@ -11,7 +11,7 @@ JOINT = "\n\n"  # A blank line, as between a title and its text.
 MAX_KEYS = 20  # Keys of an object that an error message names.
 _ABSENT = object()
 # Type of a JSON value that is not a text -> what a message calls it.
-_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number",
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number",
           list: "an array", dict: "an object"}
 
 
@@ -48,9 +48,9 @@ def describe(record: Any, field: str) -> str:
   """
   if not isinstance(record, dict):
     return JSON_LINES
-  found = ((name, _KINDS.get(type(_find(record, name)))) for name in _split(record, field))
-  if other := next(((name, kind) for name, kind in found if kind), None):
-    return f"Its {other[0]!r} is {other[1]}."
+  for name in _split(record, field):
+    if kind := _KINDS.get(type(_find(record, name))):
+      return f"Its {name!r} is {kind}."
   names = ", ".join(map(repr, itertools.islice(record, MAX_KEYS))) or "no keys"
   return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
 

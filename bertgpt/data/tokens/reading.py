@@ -43,6 +43,8 @@ _WORDPIECE_TYPES = frozenset({
 # Model types whose class changes a text before SentencePiece reads it, even if no file names it.
 _UNIGRAM_TYPES = ("albert", "xlnet")
 _GPT2_BEGINNING = "<|endoftext|>"  # If the folder of a GPT-2 names none.
+_SAVE_AGAIN = ("For a tokenizer.json with everything in it, load the folder with AutoTokenizer of "
+               "transformers and save it with save_pretrained")
 _GPT1_CLASS = "OpenAIGPTTokenizer"
 _GPT1_TYPE = "openai-gpt"
 
@@ -109,9 +111,7 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
       raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {FORMS}") from e
     return Read(file, kind, data, hf, note)
   if other := next(path.glob("*.model"), None):  # If `path` is a file, `glob` finds nothing.
-    raise DataError(f"{path}: {other.name} does not describe the whole tokenizer. Load the folder "
-                    "with AutoTokenizer of transformers and save it with save_pretrained, which "
-                    "writes the tokenizer.json that is needed")
+    raise DataError(f"{path}: {other.name} does not describe the whole tokenizer. {_SAVE_AGAIN}")
   raise DataError(f"{path}: no tokenizer there. Give {FORMS}")
 
 
@@ -153,9 +153,8 @@ def describe_absent(hf: HfFiles, pieces: Collection[str]) -> str:
   if hf.is_saved or not absent:
     return ""
   names = ", ".join(map(repr, absent))
-  return (f"{hf.folder}: its vocabulary lacks the special tokens {names}, so they are not used. "
-          "transformers appends them: for a tokenizer.json that has them, load the folder with "
-          "AutoTokenizer and save it with save_pretrained")
+  return (f"{hf.folder}: its vocabulary lacks the special tokens {names}, so they are not used "
+          f"(transformers appends them). {_SAVE_AGAIN}")
 
 
 # --------------------------------------------------------------- tokenizer.json
@@ -279,8 +278,7 @@ def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None)
   if not file.with_name("tokenizer.json").is_file():
     if not hf.tokenizer_class and hf.model_type in _UNIGRAM_TYPES:
       raise DataError(f"{file}: the model_type in {hf_files.MODEL} is {hf.model_type}, whose "
-                      f"{hf.used_class} tokenizes differently. Load the folder with AutoTokenizer "
-                      "of transformers and save it with save_pretrained")
+                      f"{hf.used_class} tokenizes differently. {_SAVE_AGAIN}")
     hf.refuse_other_classes(file, hf_files.GENERIC_CLASSES)
   return _Content("sentencepiece", _append_pieces(data, hf, file))
 

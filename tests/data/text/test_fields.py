@@ -41,7 +41,7 @@ def test_a_jsonl_source_takes_nested_and_several_fields(tmp_path):
     ({"x": {"y": None}}, "Its 'x.y' is null."),
     ({"x.y": 5}, "Its 'x.y' is a number."), ({"a": "", "z": 5}, "Its 'z' is a number."),
     ({"x": {"y": ["text"]}}, "Its 'x.y' is an array."),
-    ({"x": "", "x.y": True}, "Its 'x.y' is true or false."),
+    ({"x": "", "x.y": True}, "Its 'x.y' is a boolean."),
     ([], "Each line must hold one JSON object."), ("a", "Each line must hold one JSON object.")])
 def test_what_an_object_has_instead(record, expected):
   assert fields.describe(record, "x.y,z") == expected
