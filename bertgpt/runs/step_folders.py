@@ -73,12 +73,18 @@ def clean(root: pathlib.Path) -> None:
         path.remove_tree()  # type: ignore[attr-defined]
     return
   unfinished = root / "unfinished"
-  # Renamed first: after a failed save, writers in this process may still be adding files.
-  if unfinished.is_dir():
-    unfinished.rename(root / f"discarded-{secrets.token_hex(4)}")
-  for discarded in root.glob("discarded-*"):  # A full disk may have no room for a folder before.
-    shutil.rmtree(discarded, ignore_errors=True)
-  unfinished.mkdir(parents=True)
+  while True:
+    # Renamed first: after a failed save, writers in this process may still be adding files.
+    if unfinished.is_dir():
+      unfinished.rename(root / f"discarded-{secrets.token_hex(4)}")
+    for discarded in root.glob("discarded-*"):  # A full disk may have no room for a folder before.
+      shutil.rmtree(discarded, ignore_errors=True)
+    try:
+      unfinished.mkdir(parents=True)
+      return
+    except FileExistsError:  # Such a writer has made the folder again, or a file is there.
+      if not unfinished.is_dir():
+        raise
 
 
 def find_place(root: pathlib.Path, step: int) -> pathlib.Path:

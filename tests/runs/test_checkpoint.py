@@ -530,6 +530,21 @@ def test_a_full_disk_is_reported_and_the_step_is_not_listed(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
+def test_a_writer_of_a_failed_save_may_make_its_folder_again(tmp_path, monkeypatch):
+  unfinished, remove = tmp_path / "checkpoints" / "unfinished", shutil.rmtree
+  (unfinished / "2").mkdir(parents=True)
+
+  def remove_beside_a_writer(path, **how):
+    remove(path, **how)
+    monkeypatch.undo()
+    (unfinished / "2" / "params").mkdir(parents=True)
+
+  monkeypatch.setattr(shutil, "rmtree", remove_beside_a_writer)
+  open_checkpoints(tmp_path).close()
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["unfinished"]
+  assert not list(unfinished.iterdir())
+
+
 def test_a_failed_save_is_reported_by_close(tmp_path):
   checkpoints = open_checkpoints(tmp_path)
   checkpoints.save(1, make_state(1), {"step": 1, "config": "c1"}, wait=True)
