@@ -39,8 +39,8 @@ def get_config():
   config.model.update(num_layers=2, width=32, num_heads=4, mlp_dim=64, max_positions=32,
                       dropout=0.1, attention_dropout=0.1, dtype="float32")
   config.objective.mask_prob = 0.25
-  config.phases = (phase(steps={steps}, seq_len=32, batch_size=16, micro_batches=2,
-                         learning_rate=1e-3, schedule="constant", warmup_steps=5),)
+  config.phases = (phase(steps={steps}, seq_len=32, batch_size=16, learning_rate=1e-3,
+                         schedule="constant", warmup_steps=5),)
   config.eval.update(every_steps=20, batch_size=16)
   config.checkpoint.update(every_steps=10, every_minutes=0.0)
   config.log.update(every_steps=1, tensorboard=False)

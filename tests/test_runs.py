@@ -228,6 +228,7 @@ def test_two_processes_stop_together_and_one_resumes(program, tmp_path, finished
   """Each of the two holds one half of the parameters."""
   path = tmp_path / "run"
   results = program.train_together(path, 2, "--config.mesh.fsdp=2",
+                                   "--config.phases[0].micro_batches=2",
                                    signal_at=(13, signal.SIGTERM), signal_to=1)
   assert [result.returncode for result in results] == [75, 75], results
   stopped = {stopped_step(result.stderr) for result in results}

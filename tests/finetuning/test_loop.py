@@ -136,6 +136,11 @@ def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
     assert f"--workdir {path}: {fragment}" in line
 
 
+def test_checkpoints_of_runs_are_verified(tuned, capsys):
+  assert cli.main(["verify", f"--workdir={tuned}"]) == 0
+  assert ": good, " in capsys.readouterr().out
+
+
 def test_runs_that_are_done_are_kept(tuned, tuning, finished_bert, tmp_path, capsys):
   """A seed may be added."""
   out = tmp_path / "out"

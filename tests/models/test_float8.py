@@ -147,6 +147,7 @@ def test_products_of_triton(name, number):
   assert len(fp8_products(compile_product(name))) == number
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_ironwood_multiplies_float8_faster():
   """By the compiler's estimates for a large matmul, v6e is as fast in bfloat16."""

@@ -65,11 +65,6 @@ def test_a_checkpoint_that_the_training_deletes_meanwhile_is_not_called_damaged(
   assert line.startswith("checkpoints/40: good") and is_good
 
 
-def test_runs_of_a_fine_tuning_are_verified(tuned, capsys):
-  assert verify(tuned) == 0
-  assert ": good, " in capsys.readouterr().out
-
-
 def test_folders_without_a_run_or_a_checkpoint(copy, tmp_path, capsys):
   assert verify(tmp_path / "none") == 2
   shutil.rmtree(copy / "checkpoints")
