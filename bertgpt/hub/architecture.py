@@ -303,11 +303,13 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
   """
   if kind not in ("classes", "values") or model.pooling == "cls" or architecture.pools_by_config:
     return None
-  return (f"model.pooling={model.pooling!r}: transformers' {architecture.name} reads the first "
-          "token of a text")
+  tuned = architecture.tuned.get(kind, architecture)
+  return f"model.pooling={model.pooling!r}: transformers' {tuned.name} reads one token of a text"
 
 
 TIED = {"tie_word_embeddings": True}
+# False removes the causal mask of most decoders of transformers.
+CAUSAL = {"is_causal": True}
 OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
 GELU = EXACT_GELU | {"gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")}

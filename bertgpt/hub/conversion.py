@@ -30,6 +30,8 @@ UNREADABLE = {
     "quantization_config": ("its weights are quantized",
                             "Choose the model that was not quantized, or load it with "
                             "transformers, call dequantize() and save it again"),
+    "transformers_weights": ("it names the file of the weights",
+                             "Name that file model.safetensors, and remove the key"),
 }
 
 
@@ -89,7 +91,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   sizes = find_sizes(config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
-  whole = find_architecture(config)
+  whole = _table(config.model.family).choose(config)
   known = {rule.ours for one in (whole, *whole.parts.values()) for rule in one.rules}
   if config.model.num_segments == 0:
     leaves |= {name: np.zeros((1, sizes["E"]), np.float32)

@@ -11,6 +11,7 @@ puts around texts, and their outputs have no bias: see `Architecture.bias_target
 
 from bertgpt.config import ConfigDict
 from bertgpt.hub.architecture import (
+  CAUSAL,
   GELU,
   TIED,
   Architecture,
@@ -64,8 +65,8 @@ GPT2 = Architecture(
     name="GPT2LMHeadModel", model_type="gpt2", ours=_OURS | {"model.norm": "pre"},
     fields=(*_FIELDS, ("n_inner", "mlp_dim", None),
             ("activation_function", "activation", "gelu_new")),
-    fixed=TIED | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-                  "add_cross_attention": False},
+    fixed=TIED | CAUSAL | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+                           "add_cross_attention": False},
     tied={"lm_head.weight": "transformer.wte.weight"}, activations=GELU,
     rules=[*_decoder("wte", "wpe"), *norm("final_norm", "transformer.ln_f")],
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",

@@ -84,8 +84,8 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
   fields: dict[str, Any] = {"dropout_at": "attention", "truncated_init": True,
                             "scale_residual_init": True}
   ropes = hf_config.get("rope_parameters") or {}
-  if not isinstance(ropes, dict) or not all(isinstance(ropes.get(kind) or {}, dict)
-                                            for kind in _THETAS):
+  if not (isinstance(ropes, dict) and ropes.keys() <= _THETAS.keys()
+          and all(isinstance(rope or {}, dict) for rope in ropes.values())):
     raise DataError(f"rope_parameters={ropes!r} in config.json: expected an object with "
                     f"{' and '.join(_THETAS)}. Restore the file")
   for kind, (ours, former, default) in _THETAS.items():

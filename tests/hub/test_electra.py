@@ -140,7 +140,11 @@ def test_a_generator_with_the_approximate_gelu_is_neither_written_nor_read():
   for part in ("", "generator"):
     with pytest.raises(ConfigError, match="ElectraForMaskedLM has only gelu_erf"):
       conversion.find_architecture(config, part=part)
+  # A fine-tuned model has no generator.
   assert conversion.find_architecture(config, "tokens").name == "ElectraForTokenClassification"
+  params |= {"head": {"kernel": np.ones((tiny.SIZE["width"], 3)), "bias": np.ones(3)}}
+  tensors = conversion.to_hugging_face(params, config, kind="tokens")
+  assert tensors["classifier.weight"].shape == (3, tiny.SIZE["width"])
 
 
 # ------------------------------------------------------------------ PyTorch

@@ -201,7 +201,7 @@ CLASSES = {
     "OpenAIGPTLMHeadModel": DECODER, "XLNetLMHeadModel": XLNET}
 # Keys that are read, but are not attributes of the class of the config.
 OTHER_KEYS = {"sliding_window": 3, "global_attn_every_n_layers": 2, "global_rope_theta": 90.0,
-              "local_rope_theta": 90.0}
+              "local_rope_theta": 90.0, "is_causal": False}
 # Keys that select what a class returns.
 OF_RESULT = {"return_dict", "output_hidden_states", "output_attentions"}
 
