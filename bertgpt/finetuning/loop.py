@@ -84,9 +84,10 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, opened, task)
     results = results_lib.read_results(path, config, identity)
+    fingerprint = resume.digest(identity, pretrained.tokenizer, config)
+    resume.check_states(path, fingerprint)
     check_agreement(identity, task, results)
-    tuning = open_tuning(config, init, pretrained, task, path,
-                         resume.digest(identity, pretrained.tokenizer, config))
+    tuning = open_tuning(config, init, pretrained, task, path, fingerprint)
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
@@ -132,8 +133,8 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   lines = results_lib.report(results, tuning.config, tuning.task)
   best = tuning.path / results["best_run"]
   lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not saved, "
-               f"because of save={tuning.config.save} in this start or another value in an earlier "
-               "one")
+               f"because of save={tuning.config.save} in this start, another value in an earlier "
+               "one, or a better run of other learning_rates or seeds")
   files.write_atomically(tuning.path / "report.md",
                          "\n".join([*describe(tuning, results), "", *lines]) + "\n")
   print("\n" + "\n".join(lines))
@@ -255,7 +256,7 @@ def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Ca
   is_first = jax.process_index() == 0
   if is_first:
     console.print_progress(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
-    resume.clear(folder, tuning.fingerprint)
+    resume.clear(folder)
   try:
     state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
   except DivergedError:

@@ -16,6 +16,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens.tokenizers import Tokenizer
+from bertgpt.errors import ConfigError
 from bertgpt.runs import checkpoint, manifest, workdir
 
 FOLDER = "unfinished"
@@ -39,14 +40,29 @@ def digest(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDict) -
   return hashlib.sha256(content.encode()).hexdigest()
 
 
-def clear(folder: pathlib.Path, fingerprint: str) -> None:
-  """Makes the folder of a run that is about to start, and removes everything but its own state.
+def check_states(path: pathlib.Path, fingerprint: str) -> None:
+  """Checks that a state from which a run would continue is one of this fine-tuning.
+
+  Args:
+    path: fine-tuning workdir, whose config is the one of this start.
+    fingerprint: result of `digest`.
+  Raises:
+    ConfigError: a run was stopped that began with other weights or rows; nothing is removed.
+  """
+  for folder in sorted(path.glob("lr*")):
+    if _read_fingerprint(folder / FOLDER) not in (None, fingerprint):
+      raise ConfigError(f"--workdir {path}: the run {folder.name}, which is not done, began with "
+                        "another --init or task.data, or with another version. Give the same "
+                        f"again, use another --workdir, or delete {folder} to repeat this run")
+
+
+def clear(folder: pathlib.Path) -> None:
+  """Makes the folder of a run that is about to start, and removes everything but its state.
 
   Args:
     folder: folder of the run, which an earlier start may have left.
-    fingerprint: result of `digest`; a state with another fingerprint is removed.
   """
-  if _read_fingerprint(folder / FOLDER) == fingerprint:
+  if checkpoint.committed_steps(folder / FOLDER):
     workdir.remove_run(folder)
     files.remove_tree(folder / "predictions", tries=True)
   else:
