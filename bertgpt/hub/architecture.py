@@ -308,7 +308,7 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
 
 
 TIED = {"tie_word_embeddings": True}
-# False removes the causal mask of most decoders of transformers.
+# False removes the causal mask of most decoders of transformers. It is written only if it is false.
 CAUSAL = {"is_causal": True}
 OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
@@ -379,6 +379,31 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
         name=prefix + suffixes.get(kind, suffix), tied={}, rules=[*kept, *rules], parts={},
         pipeline=pipeline, auto=auto, bias_target=bias_target, left_out=left_out)
   return base._replace(tuned=tuned)
+
+
+# Key of config.json, if it is set -> what cannot be read, and what to do.
+UNREADABLE = {
+    "auto_map": ("the model is computed by code in its folder, which is never run",
+                 "Choose a model of one of transformers' own classes"),
+    "quantization_config": ("its weights are quantized",
+                            "Choose the model that was not quantized, or load it with "
+                            "transformers, call dequantize() and save it again"),
+    "transformers_weights": ("it names the file of the weights",
+                             "Name that file model.safetensors, and remove the key"),
+}
+
+
+def check_readable(hf_config: Mapping[str, Any]) -> None:
+  """Checks that a model is computed by classes of `transformers`, from weights that can be read.
+
+  Args:
+    hf_config: content of config.json.
+  Raises:
+    DataError: it is not; names the key.
+  """
+  for key, (what, remedy) in UNREADABLE.items():
+    if hf_config.get(key):
+      raise DataError(f"config.json has {key}: {what}. {remedy}")
 
 
 def check_classes(names: Any, kind: str, tables: Iterable[Sequence[Architecture]]) -> None:

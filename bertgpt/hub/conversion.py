@@ -23,16 +23,6 @@ PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression
 TOKEN_TABLE = "embeddings/token/embedding"
 # Ends of the names of tensors that are not parameters, which some `transformers` versions stored.
 BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
-# Key of config.json, if it is set -> what cannot be read, and what to do.
-UNREADABLE = {
-    "auto_map": ("the model is computed by code in its folder, which is never run",
-                 "Choose a model of one of transformers' own classes"),
-    "quantization_config": ("its weights are quantized",
-                            "Choose the model that was not quantized, or load it with "
-                            "transformers, call dequantize() and save it again"),
-    "transformers_weights": ("it names the file of the weights",
-                             "Name that file model.safetensors, and remove the key"),
-}
 
 
 # ------------------------------------------------------------- to transformers
@@ -162,8 +152,10 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
     values |= {"id2label": {str(i): label for i, label in enumerate(labels)},
                "label2id": {label: i for i, label in enumerate(labels)},
                "problem_type": PROBLEM_TYPES[kind]}
+  fixed = {key: value for key, value in architecture.fixed.items()
+           if key not in architecture_lib.CAUSAL}
   return {"architectures": [architecture.name], "model_type": architecture.model_type,
-          "dtype": "float32", **values, **architecture.write(model), **architecture.fixed}
+          "dtype": "float32", **values, **architecture.write(model), **fixed}
 
 
 # ----------------------------------------------------------- from transformers
@@ -279,9 +271,7 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
   if not found:
     raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of {kinds}")
   architecture_lib.check_classes(hf_config.get("architectures"), kind, tables)
-  for key, (what, remedy) in UNREADABLE.items():
-    if hf_config.get(key):
-      raise DataError(f"config.json has {key}: {what}. {remedy}")
+  architecture_lib.check_readable(hf_config)
   return found
 
 
