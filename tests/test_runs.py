@@ -227,13 +227,12 @@ def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path
 def test_two_processes_stop_together_and_one_resumes(program, tmp_path, finished_run):
   """Each of the two holds one half of the parameters."""
   path = tmp_path / "run"
-  in_two = "--config.phases[0].micro_batches=2"
-  results = program.train_together(path, 2, "--config.mesh.fsdp=2", in_two,
+  results = program.train_together(path, 2, "--config.mesh.fsdp=2",
                                    signal_at=(13, signal.SIGTERM), signal_to=1)
   assert [result.returncode for result in results] == [75, 75], results
   stopped = {stopped_step(result.stderr) for result in results}
   assert stopped == {checkpoint.committed_steps(path)[-1]} and max(stopped) < STEPS
-  assert program.train(path, in_two).returncode == 0
+  assert program.train(path).returncode == 0
   assert rows_read(path) == rows_read(finished_run)
   assert_close_losses(path, finished_run)
 
@@ -256,9 +255,10 @@ def test_a_lost_peer_ends_the_other_with_69_and_both_resume(program, tmp_path, f
 @pytest.mark.slow
 def test_four_processes_finish_what_two_began(program, tmp_path, finished_run):
   path = tmp_path / "run"
-  results = program.train_together(path, 2, signal_at=(13, signal.SIGINT))
+  in_two = "--config.phases[0].micro_batches=2"
+  results = program.train_together(path, 2, in_two, signal_at=(13, signal.SIGINT))
   assert [result.returncode for result in results] == [75] * 2, results
-  results = program.train_together(path, 4)
+  results = program.train_together(path, 4, in_two)
   assert [result.returncode for result in results] == [0] * 4, results
   assert rows_read(path) == rows_read(finished_run)
   assert_close_losses(path, finished_run)

@@ -84,10 +84,10 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   with workdir.make_and_lock(path, is_first):
     identity = results_lib.identify(init, opened, task)
     results = results_lib.read_results(path, config, identity)
-    fingerprint = resume.digest(identity, pretrained.tokenizer, config)
-    resume.check_states(path, fingerprint)
     check_agreement(identity, task, results)
-    tuning = open_tuning(config, init, pretrained, task, path, fingerprint)
+    stamp = resume.make_stamp(identity, pretrained.tokenizer, config)
+    resume.check_states(path, stamp, {run["folder"] for run in results["runs"]})
+    tuning = open_tuning(config, init, pretrained, task, path, stamp)
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
@@ -134,7 +134,7 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   best = tuning.path / results["best_run"]
   lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not saved, "
                f"because of save={tuning.config.save} in this start, another value in an earlier "
-               "one, or a better run of other learning_rates or seeds")
+               "start, or a run of other learning_rates or seeds that was better")
   files.write_atomically(tuning.path / "report.md",
                          "\n".join([*describe(tuning, results), "", *lines]) + "\n")
   print("\n" + "\n".join(lines))
@@ -256,7 +256,7 @@ def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Ca
   is_first = jax.process_index() == 0
   if is_first:
     console.print_progress(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
-    resume.clear(folder)
+    resume.clear(folder, tuning.stamp)
   try:
     state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
   except DivergedError:
@@ -299,7 +299,7 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     saving = SavePolicy(log)
 
     def save(step: int, wait: bool) -> None:
-      saves.save(step, state, {"step": step, "fingerprint": tuning.fingerprint,
+      saves.save(step, state, {"step": step, **tuning.stamp,
                                "seconds": time.monotonic() - start}, wait=wait)
 
     if first_step:

@@ -9,6 +9,7 @@ continued has the same weights as one that was not, bit for bit on the same mesh
 import hashlib
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from bertgpt import config as config_lib
@@ -23,46 +24,60 @@ FOLDER = "unfinished"
 KEEP = 2  # Checkpoints that are kept: if the newest is damaged, the one before it is used.
 
 
-def digest(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDict) -> str:
-  """Returns a SHA-256 (hex) of what the weights of all runs of a fine-tuning workdir depend on.
+def make_stamp(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDict
+               ) -> dict[str, Any]:
+  """Returns what is saved with every step, to know a state of the same fine-tuning.
 
   Args:
     identity: result of `results.identify`.
     tokenizer: tokenizer of the runs, with the words that an ELMo has learned.
     config: fine-tuning config.
+  Returns:
+    {"fingerprint": SHA-256 (hex) of everything that the weights of all runs depend on,
+     "origin": {flag or field: what runs begin with, that no other start may have}}.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
+  origin = {"--init": dict(init), "task.data": identity["rows"]["train"]}
   init["tokenizer"] = tokenizer.fingerprint()
   fields = {field: value for field, value in config_lib.leaves(config)
             if not any(field == name or field.startswith(f"{name}.")
                        for name in finetune_config.RESUMABLE)}
   content = json.dumps([init, identity["rows"], fields], sort_keys=True, default=list)
-  return hashlib.sha256(content.encode()).hexdigest()
+  return {"fingerprint": hashlib.sha256(content.encode()).hexdigest(), "origin": origin}
 
 
-def check_states(path: pathlib.Path, fingerprint: str) -> None:
-  """Checks that a state from which a run would continue is one of this fine-tuning.
+def check_states(path: pathlib.Path, stamp: dict[str, Any], done: Collection[str]) -> None:
+  """Checks that no run was stopped that began with other weights or other training rows.
+
+  Its state would be removed. States that differ in something else are removed: in test rows, which
+  may be added, or in what another version of this program has saved.
 
   Args:
-    path: fine-tuning workdir, whose config is the one of this start.
-    fingerprint: result of `digest`.
+    path: fine-tuning workdir.
+    stamp: result of `make_stamp`.
+    done: names of the folders of completed runs, which need no state.
   Raises:
-    ConfigError: a run was stopped that began with other weights or rows; nothing is removed.
+    ConfigError: there is such a run; nothing is removed.
   """
   for folder in sorted(path.glob("lr*")):
-    if _read_fingerprint(folder / FOLDER) not in (None, fingerprint):
-      raise ConfigError(f"--workdir {path}: the run {folder.name}, which is not done, began with "
-                        "another --init or task.data, or with another version. Give the same "
-                        f"again, use another --workdir, or delete {folder} to repeat this run")
+    if folder.name in done:
+      continue
+    stored = _read_metadata(folder / FOLDER).get("origin", {})  # Earlier versions wrote none.
+    for flag, value in stamp["origin"].items():
+      if stored.get(flag, value) != value:  # Another --init may change the tokens of task.data.
+        raise ConfigError(f"--workdir {path}: the run {folder.name}, which was stopped, began with "
+                          f"another {flag}. Give that of the earlier start, or another --workdir, "
+                          f"or delete {folder} to begin this run again")
 
 
-def clear(folder: pathlib.Path) -> None:
-  """Makes the folder of a run that is about to start, and removes everything but its state.
+def clear(folder: pathlib.Path, stamp: dict[str, Any]) -> None:
+  """Makes the folder of a run that is about to start, and removes everything but its own state.
 
   Args:
     folder: folder of the run, which an earlier start may have left.
+    stamp: result of `make_stamp`; a state with another fingerprint is removed.
   """
-  if checkpoint.committed_steps(folder / FOLDER):
+  if _read_metadata(folder / FOLDER).get("fingerprint") == stamp["fingerprint"]:
     workdir.remove_run(folder)
     files.remove_tree(folder / "predictions", tries=True)
   else:
@@ -70,11 +85,11 @@ def clear(folder: pathlib.Path) -> None:
   folder.mkdir(exist_ok=True)
 
 
-def _read_fingerprint(path: pathlib.Path) -> str | None:
-  """Returns the fingerprint that the newest step was saved with; None without a step."""
+def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what was saved with the newest step; nothing without a step."""
   if not (steps := checkpoint.committed_steps(path)):
-    return None
-  return manifest.read_manifest(path / "checkpoints" / str(steps[-1]))["metadata"]["fingerprint"]
+    return {}
+  return manifest.read_manifest(path / "checkpoints" / str(steps[-1]))["metadata"]
 
 
 def open_saves(folder: pathlib.Path, config: ConfigDict) -> checkpoint.Checkpoints:

@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ class Tuning(NamedTuple):
     head: output layer, loss and predictions for the kind of the task.
     mesh: mesh over the devices of all processes.
     path: fine-tuning workdir.
-    fingerprint: result of `resume.digest`, which identifies weights, rows and config.
+    stamp: result of `resume.make_stamp`, which identifies weights, rows and config.
     train_lengths: lengths of the rows of training batches, ascending.
     eval_lengths: lengths of the rows of evaluation batches, ascending.
   """
@@ -46,7 +46,7 @@ class Tuning(NamedTuple):
   head: task_objectives.Head
   mesh: Mesh
   path: pathlib.Path
-  fingerprint: str
+  stamp: dict[str, Any]
   train_lengths: tuple[int, ...]
   eval_lengths: tuple[int, ...]
 
@@ -106,16 +106,16 @@ def make_run_config(config: ConfigDict, pretrained: Trained, num_steps: int,
 
 
 def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, task: Task,
-                path: pathlib.Path, fingerprint: str) -> Tuning:
+                path: pathlib.Path, stamp: dict[str, Any]) -> Tuning:
   """Returns the shared parts, including the head of the task and a mesh over all devices.
 
   Args:
-    config, init, pretrained, task, path, fingerprint: see `Tuning`.
+    config, init, pretrained, task, path, stamp: see `Tuning`.
   """
   head = task_objectives.find_head(pretrained.config, task.kind)
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
   platform = jax.default_backend()
-  return Tuning(config, init, pretrained, task, head, sharding.make_mesh(run), path, fingerprint,
+  return Tuning(config, init, pretrained, task, head, sharding.make_mesh(run), path, stamp,
                 lengths.for_training(config, run, task.train, platform),
                 lengths.for_evaluation(config, run, task, platform))
 

@@ -308,7 +308,7 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
 
 
 TIED = {"tie_word_embeddings": True}
-# False removes the causal mask of most decoders of transformers. It is written only if it is false.
+# False removes the causal mask of most decoders of transformers, which writes the key only then.
 CAUSAL = {"is_causal": True}
 OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
@@ -388,8 +388,9 @@ UNREADABLE = {
     "quantization_config": ("its weights are quantized",
                             "Choose the model that was not quantized, or load it with "
                             "transformers, call dequantize() and save it again"),
-    "transformers_weights": ("it names the file of the weights",
-                             "Name that file model.safetensors, and remove the key"),
+    "transformers_weights": ("it names another file of weights",
+                             "Load the model with transformers and save it again with "
+                             "save_pretrained()"),
 }
 
 

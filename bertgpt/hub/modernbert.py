@@ -87,7 +87,7 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
   if not (isinstance(ropes, dict) and ropes.keys() <= _THETAS.keys()
           and all(isinstance(rope or {}, dict) for rope in ropes.values())):
     raise DataError(f"rope_parameters={ropes!r} in config.json: expected an object with "
-                    f"{' and '.join(_THETAS)}. Restore the file")
+                    f"no other keys than {' and '.join(_THETAS)}. Restore the file")
   for kind, (ours, former, default) in _THETAS.items():
     rope = ropes.get(kind) or {}
     theta = rope.get("rope_theta", hf_config.get(former, default))

@@ -585,7 +585,10 @@ def test_the_folder_of_a_pretraining_is_refused(tuning, finished_bert, capsys):
 
 def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, finished_gpt,
                                                          tmp_path, monkeypatch, capsys):
-  """After SIGTERM in the second run, the first run is kept, and the second only with its start."""
+  """After SIGTERM in the second run, the first run is kept and the second continues.
+
+  Before, another --init is refused as if no run were done: it would begin the second run again.
+  """
   add, out = finetune.StepLog.add, tmp_path / "out"
 
   def add_and_stop(self, step, step_metrics):
@@ -599,10 +602,11 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
     assert run(tuning, finished_bert, out, *arguments, "--config.log.every_steps=1000") == 75
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert losses_of(out, "lr0.01-seed1")[-1][0] >= 5, "the last steps are logged before the end"
-  (out / "results.json").rename(tmp_path / "results.json")  # As if the first run had been stopped.
+  (out / "results.json").rename(tmp_path / "results.json")  # As if no run were done.
   before = files_under(out)
   assert run(tuning, finished_gpt, out, *arguments) == 2
-  assert "lr0.01-seed1, which is not done, began with another --init" in capsys.readouterr().err
+  assert ("the run lr0.01-seed1, which was stopped, began with another --init. Give that"
+          in capsys.readouterr().err)
   assert files_under(out) == before
   (tmp_path / "results.json").rename(out / "results.json")
   assert run(tuning, finished_bert, out, *arguments) == 0

@@ -58,7 +58,7 @@ def test_what_is_written_is_read(architecture, every):
     ("layer_types", ["full_attention", *["chunked_attention"] * 21], "layer_types"),
     ("layer_types", ["full_attention"] * 21, "layer_types"), ("layer_types", 3, "layer_types"),
     ("sliding_window", 0, "sliding_window"), ("rope_parameters", [1], "rope_parameters"),
-    ("rope_parameters", {"rope_type": "default", "rope_theta": 5e2}, "full_attention and sliding"),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 5e2}, "no other keys than full_att"),
     ("rope_parameters", {"full_attention": {"type": "linear", "factor": 2.0}},
      "rope_parameters.full_attention"),
     ("global_attn_every_n_layers", "3", "global_attn_every_n_layers"),

@@ -719,7 +719,7 @@ REFUSED = {
     "remote code": (change_config(auto_map={"AutoModel": "modeling_x.X"}), "code in its folder"),
     "quantized": (change_config(quantization_config={"bits": 8}), "its weights are quantized"),
     "weights in another file": (change_config(transformers_weights="other.safetensors"),
-                                "config.json has transformers_weights: it names the file"),
+                                "config.json has transformers_weights: it names another file"),
     "int8": (change_tensors(quantize), f"the tensor {QUERY} is of type int8"),
     "pickle": (replace_weights("pytorch_model.bin"), "pytorch_model.bin is a pickle"),
     "pickles": (replace_weights("pytorch_model-00001-of-00002.bin"), "is a pickle"),
