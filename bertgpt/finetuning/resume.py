@@ -26,7 +26,7 @@ KEEP = 2  # Checkpoints that are kept: if the newest is damaged, the one before 
 
 def make_stamp(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDict
                ) -> dict[str, Any]:
-  """Returns what is saved with every step, to know a state of the same fine-tuning.
+  """Returns what every step is saved with, to recognize states of the same fine-tuning.
 
   Args:
     identity: result of `results.identify`.
@@ -34,7 +34,7 @@ def make_stamp(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDic
     config: fine-tuning config.
   Returns:
     {"fingerprint": SHA-256 (hex) of everything that the weights of all runs depend on,
-     "origin": {flag or field: what runs begin with, that no other start may have}}.
+     "origin": {flag or field: what all runs get from it}}.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
   origin = {"--init": dict(init), "task.data": identity["rows"]["train"]}
@@ -49,15 +49,15 @@ def make_stamp(identity: dict[str, Any], tokenizer: Tokenizer, config: ConfigDic
 def check_states(path: pathlib.Path, stamp: dict[str, Any], done: Collection[str]) -> None:
   """Checks that no run was stopped that began with other weights or other training rows.
 
-  Its state would be removed. States that differ in something else are removed: in test rows, which
-  may be added, or in what another version of this program has saved.
+  The next start would remove the state of such a run. It also removes states that differ only in
+  test rows, which may be added, or because of another version of this program; these are no error.
 
   Args:
     path: fine-tuning workdir.
     stamp: result of `make_stamp`.
     done: names of the folders of completed runs, which need no state.
   Raises:
-    ConfigError: there is such a run; nothing is removed.
+    ConfigError: there is such a run.
   """
   for folder in sorted(path.glob("lr*")):
     if folder.name in done:

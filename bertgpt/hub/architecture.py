@@ -308,7 +308,7 @@ def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> s
 
 
 TIED = {"tie_word_embeddings": True}
-# False removes the causal mask of most decoders of transformers, which writes the key only then.
+# With False, most decoders of transformers have no causal mask. They write the key only then.
 CAUSAL = {"is_causal": True}
 OF_HEADS = (*TIED, "classifier_bias", "decoder_bias")  # Settings that only heads read.
 EXACT_GELU = {"gelu_erf": ("gelu", "gelu_python")}
