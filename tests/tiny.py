@@ -1,13 +1,17 @@
 """Models and batches that compile in a second, for many tests."""
 
 import functools
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import config as config_lib
+from bertgpt import trees
 from bertgpt.config import families
 from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import sharding
@@ -89,8 +93,23 @@ def apply(model, params, *arguments, method=None, rngs=None):
   return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
 
+def random_params(model, inputs, seed=0, std=0.1):
+  """Returns random parameters around 0, around 1 for scales; unlike `model.init`, not compiled.
+
+  No bias and no norm is without effect, which would hide an error.
+  """
+  shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+  rng = np.random.default_rng(seed)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.asarray((trees.path_of(path).endswith("scale"))
+                                  + std * rng.normal(size=x.shape), x.dtype), shapes)
+
+
 def devices_of(config):
   return jax.devices()[:config.mesh.data * config.mesh.fsdp * config.mesh.tensor]
+
+
+_STATES: dict[str, steps.TrainState] = {}
 
 
 class Setup:
@@ -115,7 +134,20 @@ class Setup:
     self._context.__exit__(*exc)
 
   def init(self):
-    return steps.make_state(self.training, self.abstract)
+    """Returns the state at step 0. It is computed once for all setups that differ in their mesh.
+
+    That it does not depend on the mesh is tested in `devices/test_sharding.py`.
+    """
+    fields = json.loads(to_json(self.config))
+    del fields["mesh"]
+    for name in ("attention", "attention_dropout", "dropout", "remat"):  # They change no parameter.
+      del fields["model"][name]
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), self.abstract)  # Tests patch the carry.
+    key = json.dumps(fields) + repr(shapes)
+    if key not in _STATES:
+      _STATES[key] = jax.device_get(steps.make_state(self.training, self.abstract))
+    layouts = jax.tree.map(lambda x: x.sharding, self.abstract)
+    return jax.device_put(jax.tree.map(np.copy, _STATES[key]), layouts)  # A step reuses the memory.
 
   def put(self, batch, rows=None):
     """Returns the global batch; `rows` is the number of its rows if `batch` has only some."""

@@ -15,9 +15,10 @@ def train(mesh: tuple[int, int, int]) -> list[float]:
   import tiny
 
   from bertgpt.devices import peers, sharding
+  from bertgpt.training import steps
   config, losses = tiny.make_config(mesh=mesh, num_layers=1), []
   with tiny.Setup(config) as setup:
-    state, step = setup.init(), setup.step()
+    state, step = steps.make_state(setup.training, setup.abstract), setup.step()
     rows = sharding.local_rows(sharding.batch_sharding(setup.mesh, config), tiny.ROWS)
     for seed in range(STEPS):
       batch = setup.put({name: x[rows] for name, x in tiny.make_batch(config, seed).items()},

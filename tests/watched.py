@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -66,7 +67,7 @@ def send_signal(at_step: int, number: int) -> None:
   def add_and_send(self, step, step_metrics):
     add(self, step, step_metrics)
     if step == at_step:
-      os.kill(os.getpid(), number)
+      signal.raise_signal(number)
 
   StepLog.add = add_and_send
 
@@ -79,7 +80,7 @@ def watch_evaluation(path: pathlib.Path, at_batch: int, number: int, seconds: fl
     for i, batch in enumerate(make_eval_batches(*arguments)):
       append(path, str(i))
       if i == at_batch:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
       if i >= at_batch >= 0:
         time.sleep(seconds)
       yield batch

@@ -76,7 +76,7 @@ def test_process_0_names_who_is_missing(port):
   peer = threading.Thread(target=report)
   peer.start()
   with pytest.raises(PeerError, match="no message from process 1, 3 of 4"):
-    process.start_distributed(f"127.0.0.1:{port},4,0", 10)
+    process.start_distributed(f"127.0.0.1:{port},4,0", 5)
   peer.join()
   assert len(errors) == 1 and "gave up" in errors[0]
 
@@ -96,9 +96,9 @@ def test_the_first_ctrl_c_is_noted_and_the_second_is_not(monkeypatch):
   try:
     with pytest.raises(InterruptedError), process.catch_signals() as should_stop:
       assert not should_stop()
-      os.kill(os.getpid(), signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
       assert should_stop()
-      os.kill(os.getpid(), signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is leave
   finally:
     signal.signal(signal.SIGINT, before)
@@ -106,22 +106,22 @@ def test_the_first_ctrl_c_is_noted_and_the_second_is_not(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_second_ends_the_process(number):
-  result = run_python("import os\nfrom bertgpt.devices import process, signals\n"
+  result = run_python("import signal\nfrom bertgpt.devices import process, signals\n"
                       "signals.REPEATED_S = 0\n"
                       "with signals.hold() as release, process.catch_signals() as should_stop:\n"
-                      f"  release(); os.kill(os.getpid(), {int(number)}); print(should_stop(),"
-                      f" flush=True)\n  os.kill(os.getpid(), {int(number)})")
+                      f"  release(); signal.raise_signal({int(number)}); print(should_stop(),"
+                      f" flush=True)\n  signal.raise_signal({int(number)})")
   assert (result.returncode, result.stdout) == (-number, "True\n"), result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_is_sent_twice_lets_the_run_save(number):
   """`timeout` signals a sweep and its run, and the sweep passes the signal on to the run."""
-  result = run_python("import os, signal\nfrom bertgpt.devices import process, signals\n"
+  result = run_python("import signal\nfrom bertgpt.devices import process, signals\n"
                       "signals.REPEATED_S = 1e9\n"
                       "with signals.hold() as release, process.catch_signals() as should_stop:\n"
                       "  release()\n"
-                      f"  for _ in range(3): os.kill(os.getpid(), {int(number)})\n"
+                      f"  for _ in range(3): signal.raise_signal({int(number)})\n"
                       "  print('saved', should_stop())")
   assert (result.returncode, result.stdout) == (0, "saved True\n"), result.stderr
 
@@ -141,9 +141,7 @@ def leave(*_):
 signal.signal(signal.SIGTERM, leave)
 with process.catch_signals() as should_stop:
   assert not should_stop()
-os.kill(os.getpid(), signal.SIGTERM)
-for _ in range(1000):
-  pass
+signal.raise_signal(signal.SIGTERM)
 os._exit(1)
 """
   children = [subprocess.Popen([sys.executable, "-c", code, f"127.0.0.1:{port},2,{i}"], text=True,

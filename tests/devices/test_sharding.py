@@ -27,12 +27,17 @@ SOME = [((8, 1, 1), 4, "full", 0), ((1, 8, 1), 4, "products", 1), ((2, 2, 2), 1,
 OPTIONS = {"plm_memory": {"permutation_block": 8, "memory": 12}}  # Fields of config.objective.
 
 
+def make_state(setup):
+  """Returns the state at step 0, computed on this mesh; `setup.init` may copy that of another."""
+  return steps.make_state(setup.training, setup.abstract)
+
+
 def compute(objective, mesh, micro_batches, remat, unroll, num_slices=0, **model):
   """Returns parameters, gradients, loss, sums and new carry; the old carry is not empty."""
   config = tiny.make_config(objective, mesh=mesh, remat=remat, scan_unroll=unroll, **model)
   config.objective.update(OPTIONS.get(objective, {}))
   with tiny.Setup(config, num_slices) as setup:
-    state, batch = setup.init(), setup.put(tiny.make_batch(config))
+    state, batch = make_state(setup), setup.put(tiny.make_batch(config))
     rng, layout = np.random.default_rng(1), sharding.batch_sharding(setup.mesh, config)
     draw = lambda x: (rng.random(x.shape) < 0.7 if x.dtype == bool
                       else rng.normal(size=x.shape).astype(x.dtype))
@@ -179,7 +184,7 @@ def test_masks_do_not_depend_on_the_mesh(mesh):
 def test_parameters_and_moments_are_split_as_the_table_says():
   config = tiny.make_config(mesh=(2, 2, 2))
   with tiny.Setup(config) as setup:
-    state = setup.init()
+    state = make_state(setup)
   leaves = jax.tree_util.tree_leaves_with_path(state)
   specs = {trees.path_of(path): x.sharding.spec for path, x in leaves}
   kernel = "encoder/layers/attention/query/kernel"
@@ -193,7 +198,7 @@ def test_parameters_and_moments_are_split_as_the_table_says():
 def test_fsdp_divides_the_memory_of_the_state():
   config = tiny.make_config(mesh=(1, 8, 1))
   with tiny.Setup(config) as setup:
-    leaves = jax.tree.leaves(setup.init())
+    leaves = jax.tree.leaves(make_state(setup))
   local = sum(x.addressable_shards[0].data.size for x in leaves)
   assert local < 0.25 * sum(x.size for x in leaves)
 

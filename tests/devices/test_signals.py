@@ -28,13 +28,13 @@ def handlers():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_raises_once_it_is_no_longer_held(number, handlers):
   with pytest.raises(signals.Terminated, match=number.name) as caught, signals.hold() as release:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
     release()
   assert caught.value.number == number
   with pytest.raises(signals.Terminated), signals.hold() as release:
     release()
     try:
-      os.kill(os.getpid(), number)
+      signal.raise_signal(number)
     except Exception:  # This must not catch the signal.
       raise AssertionError from None
   assert signal.getsignal(number) == handlers[number]
@@ -42,7 +42,7 @@ def test_a_signal_raises_once_it_is_no_longer_held(number, handlers):
 
 def test_ctrl_c_is_a_keyboard_interrupt():
   with pytest.raises(KeyboardInterrupt) as caught, signals.hold() as release:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     release()
   assert not isinstance(caught.value, signals.Terminated)
 
@@ -52,7 +52,7 @@ def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
   """Python ignores exceptions in callbacks of the collector. JAX has such a callback."""
   def callback(phase, info):
     gc.callbacks.remove(callback)
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
 
   with pytest.raises(KeyboardInterrupt) as caught, signals.hold() as release:
     release()
@@ -80,15 +80,15 @@ def test_nohup_is_respected():
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
   with signals.hold() as release:
     release()
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_second_signal_ends_the_process_at_once():
   """This holds even if the first signal cannot be handled, because the main thread is stuck."""
-  code = ("import os, signal\nfrom bertgpt.devices import signals\n"
+  code = ("import signal\nfrom bertgpt.devices import signals\n"
           "signals.REPEATED_S = 0\nwith signals.hold():\n"
-          "  for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n")
+          "  for _ in range(2): signal.raise_signal(signal.SIGTERM)\n")
   result = subprocess.run([sys.executable, "-c", code], timeout=1200,
                           cwd=pathlib.Path(signals.__file__).parents[2])
   assert result.returncode == -signal.SIGTERM
@@ -96,14 +96,14 @@ def test_a_second_signal_ends_the_process_at_once():
 
 # Python imports a module of this name at its start.
 CUSTOMIZE = """
-import os, sys
+import signal, sys
 
 class Finder:
   @staticmethod
   def find_spec(name, *_):
     if name == "jaxlib":
       sys.meta_path.remove(Finder)
-      os.kill(os.getpid(), NUMBER)
+      signal.raise_signal(NUMBER)
 
 sys.meta_path.insert(0, Finder)
 """

@@ -24,16 +24,16 @@ def run_python(code):
 def test_a_process_that_hangs_is_ended_and_shows_where():
   result = run_python("import threading\n"
                       "def wait():\n  lock = threading.Lock(); lock.acquire(); lock.acquire()\n"
-                      "watchdog.arm(0.05); wait()")
+                      "watchdog.arm(0.02); wait()")
   assert result.returncode == 1
   assert "in wait" in result.stderr
-  assert result.stderr.splitlines()[-1].startswith("bertgpt: Timeout: nothing was done for 0.05")
+  assert result.stderr.splitlines()[-1].startswith("bertgpt: Timeout: nothing was done for 0.02")
 
 
 def test_a_process_that_can_run_no_python_is_ended_and_shows_where():
   """PyDLL does not release Python's lock while C code sleeps."""
   result = run_python("import ctypes\ndef wait(): ctypes.PyDLL(None).sleep(1000)\n"
-                      "watchdog.arm(0.05); wait()")
+                      "watchdog.arm(0.02); wait()")
   assert result.returncode == 1
   assert "Timeout" in result.stderr and "in wait" in result.stderr
 

@@ -594,7 +594,7 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
   def add_and_stop(self, step, step_metrics):
     add(self, step, step_metrics)
     if step == 5 and (out / "lr0.01-seed1").exists():
-      os.kill(os.getpid(), signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
 
   arguments = ("--config.seeds=0,1", "--config.epochs=10")
   with monkeypatch.context() as patch:

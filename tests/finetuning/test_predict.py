@@ -216,7 +216,8 @@ def test_words_are_tagged(tuning, finished_bert, sentences, tmp_path):
   assert (empty["words"], empty["tags"]) == ([], []) and third["words"] == sentences[1].split()
 
 
-@pytest.mark.parametrize("name, version", [("squad", "v1.1"), ("squad2", "v2.0")])
+@pytest.mark.parametrize("name, version", [
+    pytest.param("squad", "v1.1", marks=pytest.mark.slow), ("squad2", "v2.0")])
 def test_questions_are_answered(tuning, finished_bert, sentences, tmp_path, name, version):
   """The file of predictions of the dev set has the same answers."""
   paragraphs = []

@@ -165,7 +165,7 @@ def stop_after(last_step: int):
   def add_and_send(self, step, step_metrics):
     add(self, step, step_metrics)
     if step == last_step:
-      os.kill(os.getpid(), signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
 
   step_log.StepLog.add = add_and_send
   yield

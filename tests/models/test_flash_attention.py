@@ -167,7 +167,7 @@ def test_every_device_drops_what_one_device_does(mesh):
 
 @pytest.mark.parametrize("objective, mesh, pieces", [
     slow("mlm_nsp", (1, 1, 1), 1),
-    ("causal", (2, 2, 2), 2),
+    slow("causal", (2, 2, 2), 2),
     slow("mlm_nsp", (2, 2, 2), 2),
     slow("mlm_nsp", (4, 1, 2), 1),
     slow("causal", (1, 4, 2), 4)])

@@ -49,9 +49,7 @@ def make_text_inputs(tokens):
 def init(config, inputs, seed=0):
   """Returns random parameters, even for biases and norms, so that none hides an error."""
   model = models.make_model(config)
-  params = jax.jit(model.init)(jax.random.key(seed), inputs)["params"]
-  keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(params))))
-  return model, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+  return model, tiny.random_params(model, inputs, seed)
 
 
 # ----------------------------------------------------------- a NumPy oracle

@@ -43,9 +43,7 @@ def make(family, **model):
   config = tiny.make_config(families.FAMILIES[family].objectives[0], **{
       **families.FAMILIES[family].presets["base"], **tiny.SIZE, "window": 3, **model})
   network = models.make_model(config)
-  params = jax.jit(network.init)(jax.random.key(0), make_inputs())["params"]
-  keys = iter(jax.random.split(jax.random.key(1), 99))
-  return network, jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+  return network, tiny.random_params(network, make_inputs())
 
 
 def make_inputs(rows=1):

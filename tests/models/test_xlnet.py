@@ -49,9 +49,7 @@ def make_inputs(seed=0, memory=0, layers=2, width=32):
 def small():
   """Returns (config, parameters) of a model without parameters of 0 or 1."""
   config = tiny.make_config("plm")
-  params = jax.jit(models.make_model(config).init)(jax.random.key(0), make_inputs())["params"]
-  return config, jax.tree.map(
-      lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  return config, tiny.random_params(models.make_model(config), make_inputs(), std=0.05)
 
 
 # ------------------------------------------------------------------- NumPy

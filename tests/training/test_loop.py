@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -148,11 +149,17 @@ def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path,
 
 def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_path, monkeypatch):
   path = shutil.copytree(finished_gpt, tmp_path / "run")
-  calls, save = iter(range(3)), checkpoint.Checkpoints.save
+  calls, save, clock = iter(range(3)), checkpoint.Checkpoints.save, [0.0]
+
+  def save_slowly(*args, **options):
+    clock[0] += 9
+    save(*args, **options)
+
   monkeypatch.setattr(process, "catch_signals",
                       lambda: contextlib.nullcontext(lambda: next(calls) == 2))
-  monkeypatch.setattr(checkpoint.Checkpoints, "save",
-                      lambda *args, **options: time.sleep(9) or save(*args, **options))
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save_slowly)
+  monkeypatch.setattr(step_log, "time", types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + clock[0]))
   with pytest.raises(Preempted):
     resume(recipe, path, 40)
   curves = metrics_file.read_curves(path)
