@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens.tokenizers import Tokenizer
@@ -75,12 +75,16 @@ def clear(folder: pathlib.Path, stamp: dict[str, Any]) -> None:
 
   Args:
     folder: folder of the run, which an earlier start may have left.
-    stamp: result of `make_stamp`; a state with another fingerprint is removed.
+    stamp: result of `make_stamp`; a state with another fingerprint is removed, with a note.
   """
-  if _read_metadata(folder / FOLDER).get("fingerprint") == stamp["fingerprint"]:
+  stored = _read_metadata(folder / FOLDER)
+  if stored.get("fingerprint") == stamp["fingerprint"]:
     workdir.remove_run(folder)
     files.remove_tree(folder / "predictions", tries=True)
   else:
+    if stored:
+      console.say(f"note: {folder}: this run begins again, because its checkpoint is of other test "
+                  "rows, other learned words or another version of bertgpt")
     files.remove_tree(folder)
   folder.mkdir(exist_ok=True)
 

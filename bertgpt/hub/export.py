@@ -105,7 +105,10 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   num_segments = config.model.num_segments if "num_segments" in family.reads else 0
   tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
                         max_length=config.model.max_positions, num_segments=num_segments,
-                        is_tuned=bool(kind), cls_last=family.cls_last, bos_id=trained.bos_id)
+                        is_tuned=bool(kind), cls_last=family.cls_last,
+                        # The classifiers of transformers read the last token of a row. Its pipeline
+                        # for questions puts the context first if rows are padded on the left.
+                        pads_left=family.cls_last and kind != "spans", bos_id=trained.bos_id)
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"

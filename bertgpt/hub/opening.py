@@ -29,6 +29,8 @@ from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
+_LONGEST_ROW = 2**20  # For no limit, transformers writes a number of 31 digits.
+
 
 class Opened(NamedTuple):
   """A model of `transformers` as ours.
@@ -146,6 +148,7 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
             (folder / name / file).exists()
             for file in ("config.json", weights.WEIGHTS, weights.INDEX))})
     converted, unused = keep_used_segments(converted, folder)
+    converted = take_row_length(converted, folder)
   rows = converted.fields["model.vocab_size"]
   tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
   if converted.architecture.skips_positions:
@@ -216,6 +219,20 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
       params=trees.nest(leaves), fields=converted.fields | {"model.num_segments": 1}), (
           f"left out, because the tokenizer of {converted.architecture.name} numbers no segments: "
           "all but the first one")
+
+
+def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:
+  """Returns the model with the row length of its tokenizer, if its positions need no table.
+
+  Args:
+    converted: result of `conversion.convert`.
+    folder: local folder of the model.
+  """
+  length = hf_files.read_hf_files(folder / "tokenizer.json").settings.get("model_max_length")
+  is_free = converted.fields.get("model.position") == "relative"
+  if not is_free or type(length) is not int or not 0 < length <= _LONGEST_ROW:
+    return converted
+  return converted._replace(fields=converted.fields | {"model.max_positions": length})
 
 
 def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> ConfigDict:

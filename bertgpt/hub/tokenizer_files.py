@@ -52,7 +52,7 @@ SPACE = "\u2581"  # SentencePiece's character for a space.
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
           num_segments: int, is_tuned: bool = False, cls_last: bool = False,
-          bos_id: int = -1) -> None:
+          pads_left: bool = False, bos_id: int = -1) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
@@ -62,7 +62,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     max_length: most tokens per text.
     num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`.
-    cls_last: whether the [CLS] is at the end of a row; texts are then padded on the left.
+    cls_last: whether the [CLS] is at the end of a row.
+    pads_left: whether rows are padded on the left.
     bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
@@ -85,7 +86,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
-  if cls_last:  # The classifiers of transformers read the last token of a row.
+  if pads_left:
     settings["padding_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}

@@ -34,7 +34,8 @@ _RULES = [
 _FIXED = TIED | {"attn_type": "bi", "bi_data": False, "clamp_len": -1, "same_length": False,
                  "untie_r": True, "summary_type": "last", "summary_use_proj": True,
                  "summary_activation": "tanh"}
-_ROW_LENGTH = 512  # Row length of the published models, whose config.json names no limit.
+# Row length of the published models. config.json names none; `opening` takes that of the tokenizer.
+_ROW_LENGTH = 512
 
 
 def _find_problem(model):

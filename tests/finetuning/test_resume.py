@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import program
 import pytest
 
 from bertgpt import cli
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.finetuning import resume
-from bertgpt.runs import manifest, metrics_file
+from bertgpt.runs import checkpoint, manifest, metrics_file
 
 # Two batches per epoch, twelve steps, with dropout.
 FIELDS = ("--config.batch_size=8", "--config.epochs=6", "--config.dropout=0.1",
@@ -114,10 +116,25 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
   assert not list(out.glob(f"*/{resume.FOLDER}"))
 
 
+def test_a_state_that_is_removed_is_named(tmp_path, capsys):
+  """Such as that of another version of the program, which wrote another fingerprint."""
+  config, folder = finetune_config.base(), tmp_path / "lr1"
+  with resume.open_saves(folder, config) as saves:
+    saves.save(3, {"x": jnp.zeros(2)}, {"fingerprint": "a"}, wait=True)
+  resume.clear(folder, {"fingerprint": "a"})
+  assert checkpoint.committed_steps(folder / resume.FOLDER) == [3]
+  assert not capsys.readouterr().err
+  resume.clear(folder, {"fingerprint": "b"})
+  assert f"note: {folder}: this run begins again, because" in capsys.readouterr().err
+  assert not list(folder.iterdir())
+  resume.clear(folder, {"fingerprint": "b"})
+  assert not capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_state_of_other_rows_is_not_continued(undisturbed, tuning, finished_bert, glue, tmp_path,
                                                 capsys):
-  """The run starts again, with the new rows."""
+  """The command is refused until the stopped run is deleted, which then has the new rows."""
   out, moved = tmp_path / "out", tmp_path / "moved"
   stopped = start(tuning, finished_bert, out, 7, signal.SIGTERM)
   assert stopped.returncode == 75, stopped.stderr
@@ -126,6 +143,11 @@ def test_a_state_of_other_rows_is_not_continued(undisturbed, tuning, finished_be
   path = moved / "SST-2" / "train.tsv"
   path.write_text(path.read_text().replace("The", "A", 1))
   capsys.readouterr()
-  assert cli.main(arguments(tuning, finished_bert, out, f"--config.task.data={moved}")) == 0
+  again = arguments(tuning, finished_bert, out, f"--config.task.data={moved}")
+  assert cli.main(again) == 2
+  assert f"{NAME}, which was stopped, began with another task.data" in capsys.readouterr().err
+  assert (out / NAME / resume.FOLDER).is_dir()
+  shutil.rmtree(out / NAME)
+  assert cli.main(again) == 0
   assert "resuming" not in capsys.readouterr().err
   assert leaves_of(out) != leaves_of(undisturbed)

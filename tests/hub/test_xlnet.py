@@ -10,14 +10,17 @@ import small_runs
 import tiny
 from ml_collections import FrozenConfigDict
 
-from bertgpt import cli
+from bertgpt import cli, models
 from bertgpt.config import families
+from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import to_json
 from bertgpt.data.tokens import marks, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.finetuning import objectives as task_objectives
-from bertgpt.hub import conversion, opening, xlnet
+from bertgpt.hub import conversion, export, opening, xlnet
 from bertgpt.inference import embed
 from bertgpt.models import Inputs
+from bertgpt.runs.trained import Trained
 
 # xlnet-base-cased, config.json.
 PUBLISHED = {
@@ -70,6 +73,19 @@ def test_without_its_bias_the_tied_head_has_the_bias_0():
   assert (found.fresh, found.zero) == (("mlm",), ())
 
 
+@pytest.mark.parametrize("length, expected", [
+    (64, 64), (1024, 1024), (int(1e30), 512), (None, 512), (0, 512), (True, 512), ("64", 512)])
+def test_rows_are_as_long_as_the_tokenizer_says(length, expected, tmp_path):
+  """Whether the run that was exported had shorter or longer rows than the published models."""
+  fields = conversion._read_fields(xlnet.LM, PUBLISHED, ())
+  found = conversion.Converted({}, fields, xlnet.LM, (), (), ())
+  assert opening.take_row_length(found, tmp_path) == found
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+  assert opening.take_row_length(found, tmp_path).fields["model.max_positions"] == expected
+  table = found._replace(fields=fields | {"model.position": "learned"})
+  assert opening.take_row_length(table, tmp_path) == table
+
+
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
   """Returns a SentencePiece file in which XLNet's special pieces have their published ids."""
@@ -115,11 +131,35 @@ def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind, name, side", [
+    ("", "", "left"), ("classes", "sst2", "left"), ("spans", "squad", "right")])
+def test_rows_are_padded_where_the_classes_of_transformers_read_nothing(kind, name, side, spiece,
+                                                                        tmp_path):
+  """Classifiers read the last position; the pipeline for questions asks for the right side."""
+  tokenizer = tokenizers.load_tokenizer(spiece)
+  config = tiny.make_config("plm", vocab_size=tokenizer.vocab_size)
+  model = models.make_model(config)
+  if kind:
+    model = task_objectives.HEADS["encoder", kind].make_model(FrozenConfigDict(config.model), 2)
+  inputs = Inputs.of_texts(np.zeros((1, 8), np.int32), np.array([8]), cls_last=True)
+  params = jax.device_get(tiny.random_params(model, inputs))
+  tuning = finetune_config.base()
+  tuning.task.name = name
+  task = {"name": name, "kind": kind, "labels": ["a", "b"], "seed": 0, "init": "run",
+          "init_step": 1, "config": to_json(tuning)}
+  trained = Trained(config, models.make_model(config), params, tokenizer, 1, "",
+                    task if kind else None)
+  export.write_model(tmp_path, trained, tmp_path, tmp_path)
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert settings.get("padding_side", "right") == side
+  assert settings["model_max_length"] == tiny.LENGTH
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize("kind, labels", [
     ("classes", "abc"), ("values", "s"), ("tokens", "abcd"), ("spans", "ab")])
 def test_a_fine_tuned_model_computes_the_same(kind, labels):
-  """Our rows are padded on the right, those of transformers on the left."""
+  """Our rows are padded on the right, those of transformers on the left, except for questions."""
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   config = tiny.make_config("plm")
@@ -141,8 +181,9 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
   theirs = cls(cls.config_class(**hf_config)).eval()
   theirs.load_state_dict({name: torch.tensor(x) for name, x in
                           conversion.to_hugging_face(params, config, kind=kind).items()})
-  roll = lambda x: torch.tensor(np.stack([np.roll(row, 16 - n) for row, n in
-                                          zip(x, lengths, strict=True)])).long()
+  moved = [0 if kind == "spans" else 16 - n for n in lengths]
+  roll = lambda x: torch.tensor(np.stack([np.roll(row, n) for row, n in
+                                          zip(x, moved, strict=True)])).long()
   with torch.no_grad():
     outputs = theirs(input_ids=roll(tokens), token_type_ids=roll(segments),
                      attention_mask=roll(is_text))
@@ -178,6 +219,7 @@ def test_a_run_from_text_to_transformers(objective, tmp_path, capsys):
   model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
   assert type(model).__name__ == "XLNetLMHeadModel"
   assert not info["missing_keys"] and not info["unexpected_keys"]
+  assert opening.open_model(out).config.model.max_positions == 64 != xlnet._ROW_LENGTH
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
   assert json.loads((out / "tokenizer_config.json").read_text())["padding_side"] == "left"
   ids = tokenizer("The cat.", "A dog.")
