@@ -234,10 +234,16 @@ def program(tmp_path_factory) -> program_lib.Program:
 
 @pytest.fixture(scope="session")
 def finished_run(program) -> pathlib.Path:
-  """The workdir of an undisturbed run of `program`; not to be changed."""
+  """The workdir of an undisturbed run of `program`; not to be changed.
+
+  It shows every warning about a deprecated call; its stderr is in `finished.stderr` next to it.
+  """
   workdir = program.folder / "finished"
-  result = program.train(workdir)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("PYTHONWARNINGS", "always::DeprecationWarning")
+    result = program.train(workdir)
   assert result.returncode == 0, result.stderr
+  workdir.with_suffix(".stderr").write_text(result.stderr)
   return workdir
 
 

@@ -110,9 +110,9 @@ def test_who_does_not_reach_a_point_is_named_with_its_host():
   results = run_together("""
 peers.wait_for_all("the begin")
 if index == 1: time.sleep(1000)
-peers.wait_for_all("the middle", 5, "Look at its output")""")
+peers.wait_for_all("the middle", 2, "Look at its output")""")
   assert [code for code, _ in results] == [69] * 2, results
-  line = f"process 1 (on {socket.gethostname()}) of the run did not reach the middle within 5 s."
+  line = f"process 1 (on {socket.gethostname()}) of the run did not reach the middle within 2 s."
   assert all(line in out for _, out in results), results
   assert any("s. Look at its output" in out for _, out in results), results
 

@@ -38,8 +38,9 @@ def test_sizes_are_the_published_ones(name, pretraining, encoder, masked_lm):
 
 
 @pytest.mark.parametrize("groups, remat, unroll", [
-    (2, "dots", 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        (1, "none", 1), (2, "none", 1), (1, "full", 1), (2, "full", 1), (1, "dots", 0)))])
+    (2, "dots", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (1, "none", 1), (2, "none", 1), (1, "full", 1), (2, "full", 1), (1, "dots", 0),
+        (2, "dots", 0)))])
 def test_sharing_layers_are_equal_layers(groups, remat, unroll):
   """The oracle has layers with equal parameters; shared gradients are the sums of theirs."""
   make = functools.partial(tiny.make_config, "mlm_sop", num_layers=4, remat=remat,
