@@ -76,7 +76,11 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
       token.
   Returns:
     The tokens added to each prompt: int32 [max_tokens].
+  Raises:
+    ValueError: a prompt is too long.
   """
+  if not len(prompts):
+    return []
   tokenizer, most = trained.tokenizer, trained.config.model.max_positions
   starts = np.array([len(prompt) for prompt in prompts]) + 1  # [CLS] comes before the prompt.
   counts = np.broadcast_to(np.asarray(max_tokens), starts.shape)
@@ -85,6 +89,9 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   whole = [enclose(np.array([*prompt, *[tokenizer.mask_id] * count], np.int32))
            for prompt, count in zip(prompts, counts, strict=True)]
   lengths = starts + counts + 1
+  if lengths.max() > most:
+    raise ValueError(f"a prompt, its continuation and two marks are {lengths.max()} tokens, which "
+                     f"exceed the model's {most} positions")
   banned_V = np.isin(np.arange(trained.config.model.vocab_size), list(find_hidden(tokenizer)))
   params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
   for which, size in buckets.batches(lengths, batch_size, most):

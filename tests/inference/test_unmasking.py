@@ -106,6 +106,9 @@ def test_a_row_without_room_is_refused(diffuser):
   assert generate.generate(diffuser, [prompt], max_tokens=2)
   with pytest.raises(ConfigError, match="its 60 tokens, 2 marks and 3 more exceed the model's 64"):
     generate.generate(diffuser, [prompt], max_tokens=3)
+  with pytest.raises(ValueError, match="two marks are 65 tokens, which exceed the model's 64"):
+    unmasking.continue_prompts(diffuser, encode(diffuser, prompt), 3)
+  assert unmasking.continue_prompts(diffuser, [], 3) == []
   (text,) = generate.generate(diffuser, ["cat"])  # By default, a row of the training: 32 tokens.
   assert len(encode(diffuser, text)[0]) == 30
 
