@@ -136,7 +136,7 @@ class Setup:
   def init(self):
     """Returns the state at step 0. It is computed once for all setups that differ in their mesh.
 
-    That it does not depend on the mesh is tested in `devices/test_sharding.py`.
+    A test of initial values calls `steps.make_state`, which computes them on the mesh of the setup.
     """
     fields = json.loads(to_json(self.config))
     del fields["mesh"]
@@ -147,7 +147,8 @@ class Setup:
     if key not in _STATES:
       _STATES[key] = jax.device_get(steps.make_state(self.training, self.abstract))
     layouts = jax.tree.map(lambda x: x.sharding, self.abstract)
-    return jax.device_put(jax.tree.map(np.copy, _STATES[key]), layouts)  # A step reuses the memory.
+    # `device_put` may share the memory of a NumPy array, and a step donates its state.
+    return jax.device_put(jax.tree.map(np.copy, _STATES[key]), layouts)
 
   def put(self, batch, rows=None):
     """Returns the global batch; `rows` is the number of its rows if `batch` has only some."""

@@ -50,7 +50,7 @@ def check_states(path: pathlib.Path, stamp: dict[str, Any], done: Collection[str
   """Checks that no run was stopped that began with other weights or other training rows.
 
   The next start would remove the state of such a run. It also removes states that differ only in
-  test rows, which may be added, or because of another version of this program; these are no error.
+  dev or test rows, or because of another version of this program; for these, `clear` prints a note.
 
   Args:
     path: fine-tuning workdir.
@@ -83,8 +83,8 @@ def clear(folder: pathlib.Path, stamp: dict[str, Any]) -> None:
     files.remove_tree(folder / "predictions", tries=True)
   else:
     if stored:
-      console.say(f"note: {folder}: this run begins again, because its checkpoint is of other test "
-                  "rows, other learned words or another version of bertgpt")
+      console.say(f"note: {folder}: this run begins again, because its checkpoint was made with "
+                  "other dev or test rows, or by another version of bertgpt")
     files.remove_tree(folder)
   folder.mkdir(exist_ok=True)
 

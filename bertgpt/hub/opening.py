@@ -29,7 +29,7 @@ from bertgpt.runs import corpora, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
-_LONGEST_ROW = 2**20  # For no limit, transformers writes a number of 31 digits.
+_ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
 
 
 class Opened(NamedTuple):
@@ -228,9 +228,10 @@ def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:
     converted: result of `conversion.convert`.
     folder: local folder of the model.
   """
+  if converted.fields.get("model.position") != "relative":
+    return converted
   length = hf_files.read_hf_files(folder / "tokenizer.json").settings.get("model_max_length")
-  is_free = converted.fields.get("model.position") == "relative"
-  if not is_free or type(length) is not int or not 0 < length <= _LONGEST_ROW:
+  if type(length) is not int or length not in _ROW_LENGTHS:
     return converted
   return converted._replace(fields=converted.fields | {"model.max_positions": length})
 

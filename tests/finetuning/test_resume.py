@@ -117,7 +117,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 
 
 def test_a_state_that_is_removed_is_named(tmp_path, capsys):
-  """Such as that of another version of the program, which wrote another fingerprint."""
+  """Another version of the program writes another fingerprint."""
   config, folder = finetune_config.base(), tmp_path / "lr1"
   with resume.open_saves(folder, config) as saves:
     saves.save(3, {"x": jnp.zeros(2)}, {"fingerprint": "a"}, wait=True)
@@ -134,7 +134,7 @@ def test_a_state_that_is_removed_is_named(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_state_of_other_rows_is_not_continued(undisturbed, tuning, finished_bert, glue, tmp_path,
                                                 capsys):
-  """The command is refused until the stopped run is deleted, which then has the new rows."""
+  """The command is refused. After the stopped run is deleted, it trains with the new rows."""
   out, moved = tmp_path / "out", tmp_path / "moved"
   stopped = start(tuning, finished_bert, out, 7, signal.SIGTERM)
   assert stopped.returncode == 75, stopped.stderr

@@ -98,7 +98,6 @@ def test_an_import_that_is_exported_has_the_same_bits(folder, tmp_path, capsys):
   assert f"{count:,} parameters" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @needs_h5py
 def test_the_pretraining_of_an_import_is_continued(folder, story, tmp_path, capsys):
   """The new run has the words of another text; a rate of zero leaves all other values unchanged."""

@@ -74,7 +74,8 @@ def test_without_its_bias_the_tied_head_has_the_bias_0():
 
 
 @pytest.mark.parametrize("length, expected", [
-    (64, 64), (1024, 1024), (int(1e30), 512), (None, 512), (0, 512), (True, 512), ("64", 512)])
+    (8, 8), (64, 64), (1024, 1024), (7, 512), (int(1e30), 512), (None, 512), (True, 512),
+    ("64", 512)])
 def test_rows_are_as_long_as_the_tokenizer_says(length, expected, tmp_path):
   """Whether the run that was exported had shorter or longer rows than the published models."""
   fields = conversion._read_fields(xlnet.LM, PUBLISHED, ())
@@ -133,8 +134,7 @@ def test_a_folder_of_transformers_is_opened(spiece, tmp_path):
 
 @pytest.mark.parametrize("kind, name, side", [
     ("", "", "left"), ("classes", "sst2", "left"), ("spans", "squad", "right")])
-def test_rows_are_padded_where_the_classes_of_transformers_read_nothing(kind, name, side, spiece,
-                                                                        tmp_path):
+def test_rows_are_padded_on_the_side_that_transformers_expects(kind, name, side, spiece, tmp_path):
   """Classifiers read the last position; the pipeline for questions asks for the right side."""
   tokenizer = tokenizers.load_tokenizer(spiece)
   config = tiny.make_config("plm", vocab_size=tokenizer.vocab_size)

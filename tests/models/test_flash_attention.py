@@ -165,6 +165,19 @@ def test_every_device_drops_what_one_device_does(mesh):
   assert "all-gather" not in text
 
 
+def test_a_micro_batch_drops_what_the_whole_batch_does():
+  """It holds every second row."""
+  inputs, ids = make_inputs(4, 128, 2, 64), make_ids(4, 128)
+  whole = compute(*inputs, ids, "flash", rate=0.3)
+  for first in range(2):
+    rows = slice(first, None, 2)
+    compute.clear_cache()  # The program of the other micro-batch has the same arguments.
+    with sharding.use_micro_batch(first, 2):
+      part = compute(*(x[rows] for x in inputs), ids[rows], "flash", rate=0.3)
+    check_equal(part, [x[rows] for x in whole], 1e-5)
+  compute.clear_cache()
+
+
 @pytest.mark.parametrize("objective, mesh, pieces", [
     slow("mlm_nsp", (1, 1, 1), 1),
     slow("causal", (2, 2, 2), 2),

@@ -98,9 +98,10 @@ def train(steps, **model):
   return losses
 
 
-@pytest.mark.slow
-def test_a_training_loses_at_most_a_hundredth():
-  expected, found = np.array(train(200)), np.array(train(200, matmul="fp8"))
+@pytest.mark.parametrize("steps, layers", [(8, 1), pytest.param(200, 2, marks=pytest.mark.slow)])
+def test_a_training_loses_at_most_a_hundredth(steps, layers):
+  expected, found = (np.array(train(steps, num_layers=layers, matmul=matmul))
+                     for matmul in ("bf16", "fp8"))
   assert (expected != found).any()
   last = slice(-8, None)
   assert abs(found[last].mean() / expected[last].mean() - 1) < 0.01

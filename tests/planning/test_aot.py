@@ -40,7 +40,8 @@ def test_the_program_is_the_one_that_training_runs(objective):
   with tiny.Setup(config) as setup:
     objective_fns = objectives.make_objective(config, aot.make_vocabulary(tiny.VOCAB))
     step = steps.jit_train_step(setup.training._replace(objective=objective_fns), setup.abstract)
-    trained = step.lower(setup.init(), setup.put(tiny.make_batch(config))).as_text()
+    state = steps.make_state(setup.training, setup.abstract)
+    trained = step.lower(state, setup.put(tiny.make_batch(config))).as_text()
   config.data.max_sequences = 2
   planned = aot.lower_step(config, 0, on_fake_devices()).program.as_text()
   assert planned == trained

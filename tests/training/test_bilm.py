@@ -66,7 +66,7 @@ def compute(mesh, micro_batches):
   config = tiny.make_config("bilm", mesh=mesh, mlp_dim=64)
   config.model.num_heads = 2
   with tiny.Setup(config) as setup:
-    state = setup.init()
+    state = steps.make_state(setup.training, setup.abstract)  # Computed on this mesh.
     params = spell_at_random(state.params)
     layout = sharding.batch_sharding(setup.mesh, config)
     rng = np.random.default_rng(1)

@@ -188,11 +188,10 @@ def reference():
   return losses_and_gradients(tiny.make_config("diffusion"), 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh, micro_batches, model", [
     ((2, 2, 2), 2, {"remat": "full"}),
-    ((8, 1, 1), 4, {}),
-    ((1, 1, 1), 8, {"scan_unroll": 0, "remat": "dots"})])
+    pytest.param((8, 1, 1), 4, {}, marks=pytest.mark.slow),
+    pytest.param((1, 1, 1), 8, {"scan_unroll": 0, "remat": "dots"}, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_the_same_however_a_step_is_divided(mesh, micro_batches, model):
   loss, sums, grads = losses_and_gradients(tiny.make_config("diffusion", mesh=mesh, **model),
                                            micro_batches)

@@ -18,9 +18,8 @@ from bertgpt.training import evaluate, objectives, steps
 from bertgpt.training.explain import explain
 
 # The programs of the other recipes differ from these in the sizes of arrays, or hardly at all.
-# `make test-gpu` traces the program of every recipe.
-FAST = {"bert_base", "electra_small", "elmo_original", "gpt2_small", "modernbert_base",
-        "xlnet_base"}
+FAST = {"albert_base", "bert_base", "diffusion_mini", "electra_small", "elmo_original",
+        "gpt2_small", "modernbert_base", "xlnet_base"}
 NAMES = [name for name in recipes.names() if not name.startswith("finetune")]
 assert set(NAMES) >= FAST
 RECIPES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
