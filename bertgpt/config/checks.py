@@ -45,7 +45,8 @@ FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.rando
              "objective.replace_with_mask", "objective.replace_with_random",
              "optimizer.layer_decay")
 # With an epsilon of 0, Adam divides 0 by 0 wherever no gradient has arrived, as in padding rows.
-ABOVE_ZERO = ("optimizer.epsilon",)
+# Devices take numbers below the smallest normal float32 for 0.
+ABOVE_ZERO = {"optimizer.epsilon": 2.0 ** -126}
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
@@ -58,7 +59,7 @@ PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fracti
 LOCAL_PATHS = ("system.compilation_cache",)
 PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path")  # Local, or gs://.
 
-# Pairs of logical axes of one parameter. They must not be split over the same mesh axis.
+# Pairs of logical axes of one array. They must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
 
 
@@ -142,9 +143,9 @@ def _range_problems(config):
     yield from _below(field, values[field], low)
   for field in FRACTIONS:
     yield from _no_fraction(field, values[field])
-  for field in ABOVE_ZERO:
-    if not 0 < values[field] < math.inf:
-      yield f"{field}={values[field]}: must be above 0 and finite"
+  for field, least in ABOVE_ZERO.items():
+    if not least <= values[field] < math.inf:
+      yield f"{field}={values[field]}: must be at least {least:.3g} and finite"
   if config.seed > MAX_SEED:
     yield f"seed={config.seed}: must be at most {MAX_SEED}"
   for field in BELOW_ONE:
@@ -241,10 +242,11 @@ def _axes_problems(config):
       return
     if len(set(axes[name])) < len(axes[name]):
       yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
-  for one, other in AXES_TOGETHER:
+  family = families.FAMILIES.get(config.model.family)
+  for one, other in (*AXES_TOGETHER, *(family.axes_together if family else ())):
     if shared := set(axes[one]) & set(axes[other]):
       yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}, but "
-             "some parameters have both. Remove it from one of them")
+             "some arrays have both. Remove it from one of them")
 
 
 def _phase_problems(config, p, name):
@@ -329,7 +331,7 @@ def _best_problems(config):
 def _freeze_problems(config):
   try:
     re.compile(config.optimizer.freeze)
-  except re.error as e:
+  except (re.error, OverflowError, RecursionError) as e:
     yield f"optimizer.freeze={config.optimizer.freeze!r}: is not a regular expression ({e})"
 
 

@@ -86,7 +86,9 @@ def replace_words(trained: Trained, tokenizer: Tokenizer, head: Mapping[str, jax
     tokenizer: tokenizer of the text.
     head: fresh output layer, with rows for the words that are to be predicted.
   """
-  if trained.tokenizer.fingerprint() == tokenizer.fingerprint() and not trained.fresh:
+  is_same = (trained.tokenizer.fingerprint() == tokenizer.fingerprint() and not trained.fresh
+             and trained.params["lm"]["bias"].shape == head["bias"].shape)
+  if is_same:
     return trained
   old, new = trained.params["lm"], multihost_utils.process_allgather(dict(head), tiled=True)
   rows = {} if "lm" in trained.fresh else {

@@ -369,15 +369,17 @@ class MappedLoop:
     """Starts a step, and logs the one before."""
     is_active = np.array([member in active for member in self._members])
     if step - 1 in {last for _, last in self._config.train.skip_steps}:
-      done = np.array([step - 1 if member in active else member.step for member in self._members],
-                      np.int32)
+      done = np.array([step - 1 if m in active else m.step for m in self._members], np.int32)
       self._states = dataclasses.replace(
           self._states, step=jax.device_put(done, self._states.step.sharding))
     self._states, step_metrics = train_step(self._states, batches, is_active)
     self._finish_step()
     self._pending = step, list(active), step_metrics
-    for member in active:
-      member.step = step
+    for member in self._members:
+      if member in active:
+        member.step = step
+      else:
+        member.log.restart_clock()  # It waits until the others are as far.
 
   def _finish_step(self) -> None:
     """Waits for the last step that was started, and logs it in every run."""

@@ -3,7 +3,7 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
+from bertgpt.config import families, recipes
 from bertgpt.config.overrides import override, set_field
 from bertgpt.errors import ConfigError
 
@@ -58,8 +58,10 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.model.num_heads=0", "model.num_heads=0: must be at least 1"),
     ("--config.phases[0].learning_rate=-1e-4", "learning_rate=-0.0001: must be at least 0"),
     ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at least 0 and finite"),
-    ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be above 0"),
-    ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0: must be above 0"),
+    ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be at least 1.18e-38"),
+    ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0: must be at least 1.18e-38"),
+    ("--config.optimizer.epsilon=1e-40", "optimizer.epsilon=1e-40: must be at least 1.18e-38"),
+    ("--config.optimizer.freeze=a{99999999999}", "is not a regular expression (the repetition"),
     ("--config.phases[0].steps=3000000000", "phases[].steps: 3000000000 in total"),
     ("--config.phases[0].warmup_steps=3000000000", "must be at most 2147483647"),
     (f"--config.seed={2**63}", f"must be at most {2**63 - 1}"),
@@ -77,6 +79,16 @@ def test_invalid_value_is_one_line_that_names_it(argument, fragment):
   config = override(config_lib.base(), [argument])
   (line,) = problems_of(config_lib.validate, config)
   assert fragment in line
+
+
+def test_axes_that_only_the_arrays_of_one_family_have_both_are_refused():
+  """An ELMo computes the gates of all tokens, which have rows and features of the LSTM."""
+  config = override(config_lib.base(), ["--config.mesh.axes.batch=('data','fsdp','tensor')"])
+  assert not config_lib.find_problems(config)
+  config.model.update(families.FAMILIES["elmo"].presets["small"], family="elmo")
+  config.objective.name = "bilm"
+  (line,) = (line for line in config_lib.find_problems(config) if "mesh.axes" in line)
+  assert line.startswith("mesh.axes.batch and mesh.axes.mlp both name tensor, but some arrays have")
 
 
 def test_nothing_need_be_masked_in_the_objective_if_every_phase_has_a_share():

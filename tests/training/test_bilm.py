@@ -155,6 +155,21 @@ def test_the_words_of_a_run_keep_their_characters(finished_elmo):
   assert table[i[0], :8].tolist() == [258, *b"house", 259, 260]
 
 
+@pytest.mark.parametrize("targets, known", [(0, 29), (16, 16), (256, 29)])
+def test_words_keep_their_rows_of_an_output_layer_of_another_size(finished_elmo, targets, known):
+  """`model.target_words` may differ from the run that `init_from` names, with the same words."""
+  trained = trained_lib.load_trained(finished_elmo)
+  old = trained.params["lm"]
+  fresh = {name: np.full((targets or len(x), *x.shape[1:]), 7, np.float32)
+           for name, x in old.items()}
+  found = spellings.replace_words(trained, trained.tokenizer, fresh).params["lm"]
+  for name, x in fresh.items():
+    assert found[name].shape == x.shape
+    np.testing.assert_array_equal(found[name][:known], old[name][:known])
+    if targets:
+      assert (found[name][known:] == 7).all()
+
+
 def test_evaluate_gives_the_last_score_of_the_training(finished_elmo):
   scores = evaluate.evaluate_workdir(finished_elmo)
   logged = metrics_file.read_curves(finished_elmo)["eval/validation/bilm_loss"][-1][1]

@@ -337,8 +337,11 @@ def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_step
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path, capsys):
-  """One run may be behind the other, for example after a kill between two checkpoints."""
+def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path, monkeypatch):
+  """One run may be behind the other, for example after a kill between two checkpoints.
+
+  The time in which the other one waits is not that of its own steps.
+  """
   file = make_sweep(recipe, tmp_path / "recipe.py", RUNS_OF_SWEEP[:2])
   path = tmp_path / "sweep"
   with stopped_at(3):
@@ -347,7 +350,20 @@ def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path
   for file_of_step in sorted((path / "000" / "checkpoints" / "3").rglob("*"), reverse=True):
     file_of_step.rmdir() if file_of_step.is_dir() else file_of_step.unlink()
   (path / "000" / "checkpoints" / "3").rmdir()
-  assert sweep(file, path) == 0
+  alone, do_step, year = [], mapped.MappedLoop._do_step, 365 * 86400.0
+
+  def do_slowly(self, step, train_step, batches, active):
+    alone.extend([step] if len(active) < 2 else [])
+    do_step(self, step, train_step, batches, active)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(mapped.MappedLoop, "_do_step", do_slowly)
+    patch.setattr(step_log, "time", types.SimpleNamespace(
+        monotonic=lambda: time.monotonic() + year * len(alone)))
+    assert sweep(file, path) == 0
+  assert alone == [3]
+  times = metrics_file.read_curves(path / "001")["perf/step_seconds"]
+  assert max(seconds for _, seconds in times) < year / 6
   for name in ("000", "001"):
     assert curves(path / name) == curves(swept / name)
   before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.parent != path}

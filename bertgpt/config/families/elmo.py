@@ -54,4 +54,5 @@ FAMILY = Family(
         "position_init", "position_init_std", "scale_residual_init", "matmul", "attention",
         "remat", "scan_unroll"}),
     reads_words=True,
+    axes_together=(("batch", "mlp"),),  # The gates of all tokens, which are computed at once.
 )

@@ -50,6 +50,8 @@ class Family(NamedTuple):
     only: field of `config.model` -> the values that the family can compute, for fields of which it
       cannot compute all.
     cls_last: whether the [CLS] of a row is its last token, not its first.
+    axes_together: pairs of logical axes that some array of the family has both, besides those of
+      every family (`checks.AXES_TOGETHER`).
   """
 
   title: str
@@ -64,6 +66,7 @@ class Family(NamedTuple):
   reads_words: bool = False
   only: Mapping[str, tuple[Any, ...]] = {"position": ("learned", "rope", "none")}
   cls_last: bool = False
+  axes_together: tuple[tuple[str, str], ...] = ()
 
   def can(self, ability: str) -> bool:
     """Returns whether models of the family have one of `CAPABILITIES`.
