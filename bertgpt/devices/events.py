@@ -63,6 +63,7 @@ class Recorder:
     self._kinds = ["start"]
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._clock = self._flushed = time.monotonic() if since is None else since
+    self._time = time.time()  # When the clock was read.
     self._files: dict[pathlib.Path, io.FileIO | None] = {}  # None: not opened yet.
     self._done_before = 0
     self._lock = threading.Lock()
@@ -140,7 +141,7 @@ class Recorder:
   def _spend(self) -> None:
     now = time.monotonic()
     self._seconds[self._kinds[-1]] += now - self._clock
-    self._clock = now
+    self._clock, self._time = now, time.time()
 
   def _write(self, event: str, *, is_read: bool = False, **details: Any) -> None:
     with self._lock:  # The thread that watches the other processes may write the end.
@@ -148,7 +149,7 @@ class Recorder:
       seconds = {kind: round(s, 3) for kind, s in self._seconds.items() if s >= 0.0005}
       self._seconds.clear()
       self._flushed = self._clock
-      line = json.dumps({"event": event, "time": round(time.time(), 3), "step": self.step,
+      line = json.dumps({"event": event, "time": round(self._time, 3), "step": self.step,
                          "seconds": seconds, **details})
       for path, file in list(self._files.items()):
         try:

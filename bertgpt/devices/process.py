@@ -117,7 +117,7 @@ def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
       with contextlib.suppress(OSError):  # A timeout, or a client that closed the connection.
         server.settimeout(1)
         peer = stack.enter_context(server.accept()[0])
-        peer.settimeout(1)
+        peer.settimeout(10)  # It sends its number at once, but its host may be busy.
         connected[peer.recv(16)] = peer
     for index in missing:
       with contextlib.suppress(OSError):

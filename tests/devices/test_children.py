@@ -128,7 +128,7 @@ def test_commands_that_have_ended_leave_no_open_files():
     with contextlib.suppress(FileNotFoundError):
       children.start([command]).wait()
   gc.collect()
-  assert count() == before
+  assert count() <= before
 
 
 def test_a_command_that_was_started_is_stopped_when_its_parent_is_killed(tmp_path):

@@ -152,7 +152,7 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
   calls, save, clock = iter(range(3)), checkpoint.Checkpoints.save, [0.0]
 
   def save_slowly(*args, **options):
-    clock[0] += 9
+    clock[0] += 9e7
     save(*args, **options)
 
   monkeypatch.setattr(process, "catch_signals",
@@ -164,7 +164,7 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
     resume(recipe, path, 40)
   curves = metrics_file.read_curves(path)
   assert curves["train/loss"][-1][0] == 23
-  assert curves["perf/step_seconds"][-1][1] < 3, "the time of the save is not that of a step"
+  assert curves["perf/step_seconds"][-1][1] < 1e7, "the time of the save is not that of a step"
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import queue
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
+from multiprocessing import resource_tracker
 
 import numpy as np
 import tqdm
@@ -89,10 +90,11 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
 
   threads = futures.ThreadPoolExecutor(num_workers)
   try:
+    resource_tracker.ensure_running()  # Its start, a part of that of the first, unblocks SIGINT.
     for _ in range(num_workers):
       ours, theirs = context.Pipe()
       process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
-      with children.without_main():
+      with children.without_main(), _without_ctrl_c():
         process.start()
       processes.append(process)
       theirs.close()
@@ -106,9 +108,21 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
       process.join()
 
 
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+  """Blocks Ctrl-C in the processes that are started: the parent ends them.
+
+  They could ignore it themselves only after their imports, which it would interrupt.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection, settings: Worker) -> None:
   """Runs in a worker: answers chunks of documents until the other end is closed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers.
   tokenizer = encode_parts = None
   with contextlib.suppress(EOFError, ConnectionError):
     while True:

@@ -1,5 +1,6 @@
 """bertgpt.data.corpus.machines: merged parts have the bytes of a corpus made by one machine."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -120,8 +121,13 @@ def test_a_part_that_was_killed_is_made_again_and_a_part_that_is_done_is_not(tmp
   (tmp_path / "config.json").write_text(to_json(config))
   process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / "config.json", out],
                              cwd=pathlib.Path(__file__).parents[3])
-  wait_for(lambda: any(f.stat().st_size for f in
-                       machines.parts_folder(out).glob("part-*.unfinished-*/records")))
+
+  def has_begun():
+    with contextlib.suppress(FileNotFoundError):  # It may be renamed between two looks.
+      return any(f.stat().st_size for f in
+                 machines.parts_folder(out).glob("part-*.unfinished-*/records"))
+
+  wait_for(has_begun)
   os.kill(process.pid, signal.SIGKILL)
   process.wait()
   with pytest.raises(DataError, match="holds no part"):

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -483,6 +484,16 @@ def test_a_worker_without_a_tokenizer_says_so(tmp_path):
   worker = encode.Worker(str(tmp_path), "en", "<u2")
   with pytest.raises(DataError, match="no tokenizer there"):
     list(encode.encode([Document("A text.", False)], worker, 1, collections.Counter()))
+
+
+def test_ctrl_c_does_not_reach_a_worker_while_it_starts(tmp_path):
+  """The terminal sends it to all processes. The parent ends its workers, without their traces."""
+  with encode._start_workers(encode.Worker(str(tmp_path), "en", "<u2"), 2) as submit:
+    for child in multiprocessing.active_children():
+      os.kill(child.pid, signal.SIGINT)
+    with pytest.raises(DataError, match="no tokenizer there"):
+      submit([Document("A text.", False)]).result()
+  assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def kill_first_child():
