@@ -220,7 +220,8 @@ def test_another_mesh_gives_the_same_losses_from_the_same_rows(program, tmp_path
 def test_two_processes_stop_together_and_one_resumes(program, tmp_path, finished_run):
   """Each of the two holds one half of the parameters."""
   path = tmp_path / "run"
-  results = program.train_together(path, 2, "--config.mesh.fsdp=2",  # JAX looks once a second.
+  # JAX looks for the signal once a second, so the steps that are left must take longer.
+  results = program.train_together(path, 2, "--config.mesh.fsdp=2",
                                    signal_at=(13, signal.SIGTERM), signal_to=1, slow_s=0.1)
   assert [result.returncode for result in results] == [75, 75], results
   stopped = {stopped_step(result.stderr) for result in results}

@@ -63,7 +63,6 @@ class Recorder:
     self._kinds = ["start"]
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._clock = self._flushed = time.monotonic() if since is None else since
-    self._time = time.time()  # When the clock was read.
     self._files: dict[pathlib.Path, io.FileIO | None] = {}  # None: not opened yet.
     self._done_before = 0
     self._lock = threading.Lock()
@@ -138,18 +137,20 @@ class Recorder:
     finally:
       self._files = others
 
-  def _spend(self) -> None:
-    now = time.monotonic()
+  def _spend(self) -> float:
+    """Counts the time up to now, and returns what clock it is: seconds since 1970."""
+    now, date = time.monotonic(), time.time()
     self._seconds[self._kinds[-1]] += now - self._clock
-    self._clock, self._time = now, time.time()
+    self._clock = now
+    return date
 
   def _write(self, event: str, *, is_read: bool = False, **details: Any) -> None:
     with self._lock:  # The thread that watches the other processes may write the end.
-      self._spend()
+      date = self._spend()
       seconds = {kind: round(s, 3) for kind, s in self._seconds.items() if s >= 0.0005}
       self._seconds.clear()
       self._flushed = self._clock
-      line = json.dumps({"event": event, "time": round(self._time, 3), "step": self.step,
+      line = json.dumps({"event": event, "time": round(date, 3), "step": self.step,
                          "seconds": seconds, **details})
       for path, file in list(self._files.items()):
         try:

@@ -117,7 +117,8 @@ def _await_peers(host: str, port: int, count: int, timeout_s: float) -> None:
       with contextlib.suppress(OSError):  # A timeout, or a client that closed the connection.
         server.settimeout(1)
         peer = stack.enter_context(server.accept()[0])
-        peer.settimeout(10)  # It sends its number at once, but its host may be busy.
+        # It sends its number at once, but its host may be busy.
+        peer.settimeout(min(10, max(1, deadline - time.monotonic())))
         connected[peer.recv(16)] = peer
     for index in missing:
       with contextlib.suppress(OSError):

@@ -342,6 +342,8 @@ class MappedLoop:
           break
         if not active:  # Those that are behind have diverged, and the others are ahead.
           watchdog.renew()
+          for member in self._members:
+            member.log.restart_clock()
           if should_stop():
             raise Preempted("stopped. The same command resumes the runs")
           continue
@@ -375,11 +377,8 @@ class MappedLoop:
     self._states, step_metrics = train_step(self._states, batches, is_active)
     self._finish_step()
     self._pending = step, list(active), step_metrics
-    for member in self._members:
-      if member in active:
-        member.step = step
-      else:
-        member.log.restart_clock()  # It waits until the others are as far.
+    for member in active:
+      member.step = step
 
   def _finish_step(self) -> None:
     """Waits for the last step that was started, and logs it in every run."""
@@ -387,12 +386,13 @@ class MappedLoop:
       return
     (step, active, step_metrics), self._pending = self._pending, None
     step_metrics = jax.device_get(step_metrics)
-    for member in active:
+    for i, member in enumerate(self._members):
+      if member not in active:
+        member.log.restart_clock()  # It has waited for the others.
+        continue
       if member.error:  # Found only after this step had been started.
         continue
-      i = self._members.index(member)
-      member.log.add(step, {name: (total[i], weight[i])
-                            for name, (total, weight) in step_metrics.items()})
+      member.log.add(step, {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()})
       try:
         member.log.finish_step()
       except DivergedError as e:

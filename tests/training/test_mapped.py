@@ -350,14 +350,15 @@ def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path
   for file_of_step in sorted((path / "000" / "checkpoints" / "3").rglob("*"), reverse=True):
     file_of_step.rmdir() if file_of_step.is_dir() else file_of_step.unlink()
   (path / "000" / "checkpoints" / "3").rmdir()
-  alone, do_step, year = [], mapped.MappedLoop._do_step, 365 * 86400.0
+  alone, finish_step, year = [], mapped.MappedLoop._finish_step, 365 * 86400.0
 
-  def do_slowly(self, step, train_step, batches, active):
-    alone.extend([step] if len(active) < 2 else [])
-    do_step(self, step, train_step, batches, active)
+  def finish_slowly(self):
+    if self._pending and len(self._pending[1]) < 2:
+      alone.append(self._pending[0])
+    finish_step(self)
 
   with monkeypatch.context() as patch:
-    patch.setattr(mapped.MappedLoop, "_do_step", do_slowly)
+    patch.setattr(mapped.MappedLoop, "_finish_step", finish_slowly)
     patch.setattr(step_log, "time", types.SimpleNamespace(
         monotonic=lambda: time.monotonic() + year * len(alone)))
     assert sweep(file, path) == 0

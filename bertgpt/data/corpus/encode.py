@@ -90,13 +90,13 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
 
   threads = futures.ThreadPoolExecutor(num_workers)
   try:
-    resource_tracker.ensure_running()  # Its start, a part of that of the first, unblocks SIGINT.
+    resource_tracker.ensure_running()  # Else the first start() starts it, which unblocks SIGINT.
     for _ in range(num_workers):
       ours, theirs = context.Pipe()
       process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
       with children.without_main(), _without_ctrl_c():
         process.start()
-      processes.append(process)
+        processes.append(process)  # Before Ctrl-C may arrive.
       theirs.close()
       idle.put(ours)
     yield lambda chunk: threads.submit(ask, chunk)
