@@ -138,7 +138,7 @@ class Recorder:
       self._files = others
 
   def _spend(self) -> float:
-    """Counts the time up to now, and returns what clock it is: seconds since 1970."""
+    """Counts the time up to now, and returns the present in seconds since 1970."""
     now, date = time.monotonic(), time.time()
     self._seconds[self._kinds[-1]] += now - self._clock
     self._clock = now

@@ -81,7 +81,7 @@ def test_invalid_value_is_one_line_that_names_it(argument, fragment):
   assert fragment in line
 
 
-def test_axes_that_only_the_arrays_of_one_family_have_both_are_refused():
+def test_axes_that_meet_in_an_array_of_one_family_are_refused():
   """An ELMo computes the gates of all tokens, which have rows and features of the LSTM."""
   config = override(config_lib.base(), ["--config.mesh.axes.batch=('data','fsdp','tensor')"])
   assert not config_lib.find_problems(config)

@@ -77,7 +77,7 @@ def test_without_its_bias_the_tied_head_has_the_bias_0():
     (8, 8), (64, 64), (1024, 1024), (7, 512), (int(1e30), 512), (None, 512), (True, 512),
     ("64", 512)])
 def test_rows_are_as_long_as_the_tokenizer_says(length, expected, tmp_path):
-  """Whether the run that was exported had shorter or longer rows than the published models."""
+  """An exported run may have shorter or longer rows than the published models."""
   fields = conversion._read_fields(xlnet.LM, PUBLISHED, ())
   found = conversion.Converted({}, fields, xlnet.LM, (), (), ())
   assert opening.take_row_length(found, tmp_path) == found

@@ -50,8 +50,8 @@ class Family(NamedTuple):
     only: field of `config.model` -> the values that the family can compute, for fields of which it
       cannot compute all.
     cls_last: whether the [CLS] of a row is its last token, not its first.
-    axes_together: pairs of logical axes that some array of the family has both, besides those of
-      every family (`checks.AXES_TOGETHER`).
+    axes_together: pairs of logical axes of one array, besides those of all families, which are in
+      `checks.AXES_TOGETHER`.
   """
 
   title: str
