@@ -157,7 +157,7 @@ def compare(name: str, config: ConfigDict, arguments: argparse.Namespace) -> Res
   try:
     from benchmarks import step_hugging_face
   except ModuleNotFoundError as e:
-    raise ConfigError(f"{e.name} is not installed. Install it with pip install -e .[hf], or give "
+    raise ConfigError(f"{e.name} is not installed. Install it with pip install -e '.[hf]', or give "
                       "--ablate to measure only our own step") from e
   from benchmarks import step_bertgpt
   text = to_json(config)

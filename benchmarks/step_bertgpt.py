@@ -35,7 +35,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
     jax.devices()
   except (AssertionError, RuntimeError) as e:  # AssertionError if no plugin is installed.
     raise ConfigError(f"--device={device}: JAX sees no such device. Install its support with "
-                      "pip install -e .[cuda]") from e
+                      "pip install -e '.[cuda]'") from e
   config = from_json(config_json)
   process.use_compilation_cache(config.system.compilation_cache)
   configs = {name: with_fields(config, fields) for name, fields in variants.items()}

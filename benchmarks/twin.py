@@ -290,7 +290,7 @@ def check(config: ConfigDict) -> None:
   try:
     from benchmarks import twin_pytorch
   except ModuleNotFoundError as e:
-    raise ConfigError(f"{e.name} is not installed. Install it with pip install -e .[hf]") from e
+    raise ConfigError(f"{e.name} is not installed. Install it with pip install -e '.[hf]'") from e
   if problem := twin_pytorch.find_problem(config):
     raise ConfigError(problem)
   if not formats.has_one_sequence(config):

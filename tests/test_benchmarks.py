@@ -203,7 +203,7 @@ def test_without_pytorch_one_line_says_what_to_install(monkeypatch, capsys):
   monkeypatch.delattr(benchmarks, "step_hugging_face", raising=False)
   assert run("step", "--cases=bert_nano") == ConfigError.exit_code
   assert capsys.readouterr().err == (
-      "benchmarks.step: torch is not installed. Install it with pip install -e .[hf], or give "
+      "benchmarks.step: torch is not installed. Install it with pip install -e '.[hf]', or give "
       "--ablate to measure only our own step\n")
 
 

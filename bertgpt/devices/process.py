@@ -208,8 +208,8 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
 
   With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same call. A second signal ends the process, see `signals.end_at_next`. SIGHUP means that
-  the terminal was closed; it stays ignored if the process was started with nohup.
+  at the same call. A second signal of the same kind ends the process, see `signals.end_at_next`.
+  SIGHUP means that the terminal was closed; it stays ignored if the process was started with nohup.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it the same number of times.

@@ -71,7 +71,7 @@ def open_storage() -> Any:
     import fsspec
   except ImportError as e:
     raise ConfigError(f"paths of gs:// need gcsfs ({one_line(e)}). Install it with "
-                      "`make install-gcs` or `pip install -e .[gcs]`, or mount the bucket with "
+                      "`make install-gcs` or `pip install -e '.[gcs]'`, or mount the bucket with "
                       "gcsfuse") from e
   logging.getLogger("gcsfs").addFilter(lambda record: False)  # It also raises its errors.
   storage_class = _make_class(core)

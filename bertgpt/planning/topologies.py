@@ -148,7 +148,7 @@ def _open_tpu(name: str, sides: list[int], num_slices: int) -> Topology:
   except (RuntimeError, jax.errors.JaxRuntimeError) as e:
     if "TPU support not installed" in str(e):
       raise ConfigError(f"--topology={name}: the TPU compiler is not installed. "
-                        "In the source tree: make install-plan, or pip install -e .[plan]") from e
+                        "In the source tree: make install-plan, or pip install -e '.[plan]'") from e
     raise ConfigError(f"--topology={name}: {one_line(e)}") from e
   return Topology(name, "tpu", hardware.CHIPS[kind], tuple(sides), num_slices, devices)
 
@@ -246,7 +246,7 @@ def _open_gpu(name: str, sides: list[int], num_slices: int) -> Topology:
         platform="cuda", target_config=target_config(kind), topology=f"1x{nodes}x{gpus}").devices
   except NotImplementedError as e:
     raise ConfigError(f"--topology={name}: the CUDA compiler is not installed. "
-                      "In the source tree: make install-gpu, or pip install -e .[cuda]") from e
+                      "In the source tree: make install-gpu, or pip install -e '.[cuda]'") from e
   return Topology(name, "cuda", hardware.CHIPS[kind], (), nodes, devices)
 
 

@@ -125,8 +125,8 @@ def test_what_is_no_machine_is_one_line(name, fragment):
 
 
 @pytest.mark.parametrize("name, package, remedy", [
-    ("v5e:2x2", "libtpu", "make install-plan, or pip install -e .[plan]"),
-    ("h100:8", "jax_plugins.xla_cuda12", "make install-gpu, or pip install -e .[cuda]")])
+    ("v5e:2x2", "libtpu", "make install-plan, or pip install -e '.[plan]'"),
+    ("h100:8", "jax_plugins.xla_cuda12", "make install-gpu, or pip install -e '.[cuda]'")])
 def test_a_compiler_that_is_missing_is_named(name, package, remedy):
   script = ("import sys\n"
             "sys.modules[sys.argv[1]] = None  # import raises ImportError\n"
