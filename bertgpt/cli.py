@@ -108,8 +108,7 @@ def resumes(arguments: argparse.Namespace | None) -> bool:
   Args:
     arguments: values of the flags; None: they have not been read.
   """
-  return hasattr(arguments, "module") and getattr(
-      arguments.module, "resumes", lambda arguments: False)(arguments)
+  return arguments is not None and arguments.resumes
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -136,7 +135,7 @@ def make_parser() -> Parser:
   parser = Parser("bertgpt", description="Pretrain BERT and GPT, from text to a trained model.",
                   epilog=flags.FIELDS_NOTE.format(
                       f"train --config demo --workdir runs/demo --config.{flags.FIELD_EXAMPLE}"))
-  parser.set_defaults(takes_fields="", is_heavy=False, distributed="")
+  parser.set_defaults(takes_fields="", is_heavy=False, distributed="", resumes=False)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, path in COMMANDS.items():
     module = importlib.import_module(path)

@@ -277,7 +277,8 @@ def test_a_compared_name_is_seen_in_every_form(text):
 # Modules that are tested together with others of their folder: module -> test file.
 TESTED_TOGETHER = {
     **dict.fromkeys(("models.bert", "models.cache", "models.gpt", "models.heads",
-                     "models.initializers", "models.layers"), "models/test_models.py"),
+                     "models.initializers", "models.layers", "models.masked_lm"),
+                    "models/test_models.py"),
     **dict.fromkeys(("files.locking", "files.parsing", "files.writing"), "test_files.py"),
     **dict.fromkeys(("files.gcs", "files.growing", "files.paths"), "files/test_bucket.py"),
     "hub.submodels": "hub/test_electra.py",
@@ -314,7 +315,8 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
-    **dict.fromkeys(("report.baselines", "report.samples"), "report/test_end_of_run.py"),
+    **dict.fromkeys(("report.baselines", "report.batches", "report.picture", "report.samples"),
+                    "report/test_end_of_run.py"),
     **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
     "commands.goodput": "report/test_goodput.py",
     **dict.fromkeys(("commands.rollback", "commands.verify"), "runs/test_upkeep.py"),

@@ -4,11 +4,10 @@ The module of a command has
 
   HELP       line of the command in `bertgpt --help`
   USES       modules that `run` imports; Ctrl-C waits while they are loaded
-  add_flags  (parser): adds the flags of the command
+  add_flags  (parser): adds the flags of the command, and `parser.set_defaults(resumes=True)` if the
+             same command continues where Ctrl-C stopped it; others begin again
   check      (arguments), optional: checks everything that needs neither devices nor the other
              processes of a run, so that a wrong flag is refused at once
-  resumes    (arguments), optional: whether the same command continues where Ctrl-C stopped it; a
-             command without it begins again
   run        (arguments) -> exit code; None means 0
 
 `bertgpt.cli` calls `check` before `run`. Every start of the program loads all of these modules, so

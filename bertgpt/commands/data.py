@@ -6,7 +6,7 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Show the batches that a config makes."
-USES = ("bertgpt.report.end_of_run",)
+USES = ("bertgpt.report.batches",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the report on the batches."""
   import jax
 
-  from bertgpt.report import end_of_run
+  from bertgpt.report import batches
 
   # Masks are the same on every platform, and a host of a pod cannot open its TPU alone.
   jax.config.update("jax_platforms", "cpu")
-  print(end_of_run.describe_data(arguments.config, arguments.steps))
+  print(batches.describe_data(arguments.config, arguments.steps))
 
 
 def parse_steps(text: str, num_steps: int) -> list[int]:

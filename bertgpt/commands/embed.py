@@ -23,12 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "or four, concatenated (last3, last4)")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns True: unfinished features are kept."""
-  del arguments
-  return True
+  parser.set_defaults(resumes=True)  # Unfinished features are kept.
 
 
 def run(arguments: argparse.Namespace) -> None:

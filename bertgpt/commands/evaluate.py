@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Refuses flags that exclude each other."""
+  """Refuses flags that exclude each other; the scores of a suite are kept in a file."""
   if arguments.suite is None:
     for flag in ("window", "stride", "limit", "out", "batch_size"):
       if getattr(arguments, flag):
@@ -47,11 +47,7 @@ def check(arguments: argparse.Namespace) -> None:
                       "Leave it out")
   if arguments.distributed:
     raise ConfigError("--suite runs in one process. Leave --distributed out")
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns whether unfinished scores are kept."""
-  return arguments.suite is not None and arguments.out is not None
+  arguments.resumes = arguments.out is not None
 
 
 def run(arguments: argparse.Namespace) -> None:

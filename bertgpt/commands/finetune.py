@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="folder of the results; default: finetune-TASK in the folder of --init, "
                            "if that is a run")
   flags.add_distributed(parser)
+  parser.set_defaults(resumes=True)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -32,12 +33,6 @@ def check(arguments: argparse.Namespace) -> None:
   config.task.name = arguments.task or config.task.name
   flags.refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
   arguments.config = config
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns True: the runs continue from their checkpoints."""
-  del arguments
-  return True
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,12 +13,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_workdir(parser)
   parser.add_argument("--to", required=True, type=flags.number(int, 0), metavar="STEP",
                       help="checkpoint from which the next `bertgpt train` continues")
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns True: the same command finishes an interrupted rollback."""
-  del arguments
-  return True
+  parser.set_defaults(resumes=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bertgpt import console
 from bertgpt.commands import flags
 
 if TYPE_CHECKING:  # The config is slow to import.
@@ -26,12 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--mapped", action="store_true",
                       help="train all runs at the same time, in one program; they may differ only "
                            "in numbers such as seeds, learning rates, weight decay and dropout")
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns True: the runs continue from their checkpoints."""
-  del arguments
-  return True
+  parser.set_defaults(resumes=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
                        arguments.max_parallel, train_mapped if arguments.mapped else None)
   if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
     compare.write_page(compare.read(runs), page, f"Sweep {arguments.workdir.name}")
-    print(f"\nCurves, configs and samples: {page}", flush=True)
+    console.print_progress(f"\nCurves, configs and samples: {page}")
   if diverged:
     raise diverged[0]
 

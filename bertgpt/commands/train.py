@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_distributed(parser)
   parser.add_argument("--allow_change", default="", metavar="FIELD,FIELD",
                       help="config fields or groups that may differ from the existing run's")
+  parser.set_defaults(resumes=True)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -29,12 +30,6 @@ def check(arguments: argparse.Namespace) -> None:
   else:
     arguments.config = flags.read_unvalidated(arguments, flags.own_devices)
   arguments.fields = parse_fields(arguments.allow_change, arguments.config)
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-  """Returns True: a run continues from its checkpoints."""
-  del arguments
-  return True
 
 
 def run(arguments: argparse.Namespace) -> None:

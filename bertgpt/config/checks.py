@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
@@ -45,15 +46,16 @@ FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.rando
              "objective.replace_with_mask", "objective.replace_with_random",
              "optimizer.layer_decay")
 # With an epsilon of 0, Adam divides 0 by 0 wherever no gradient has arrived, as in padding rows.
-# Devices take numbers below the smallest normal float32 for 0.
-ABOVE_ZERO = {"optimizer.epsilon": 2.0 ** -126}
+ABOVE_ZERO = ("optimizer.epsilon",)
 BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimizer.b2",
              "optimizer.momentum")
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
 MAX_STEPS = 2**31 - 1  # A step is an int32.
-MAX_SEED = 2**63 - 1
+# Devices compute in int32 and float32, and take numbers below the smallest normal float32 for 0.
+AT_MOST = {"seed": 2**63 - 1, "tokenizer.train_bytes": 2**63 - 1, "tokenizer.vocab_size": 2**24}
+MAX_INT, MAX_FLOAT, MIN_FLOAT = 2**31 - 1, 3.4e38, 2.0 ** -126
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)
@@ -88,7 +90,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     return [*problems, "phases: give a tuple of at least one phase(...)"]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
-  if total_steps(config) > MAX_STEPS:
+  if total_steps(config) > MAX_STEPS >= max(p.steps for p in config.phases):
     problems.append(f"phases[].steps: {total_steps(config)} in total. A run has at most "
                     f"{MAX_STEPS} steps")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
@@ -127,9 +129,21 @@ def _outside(field, value, choices):
     yield f"{field}={value!r}: choose one of {', '.join(choices)}"
 
 
-def _below(field, value, low):
-  if not low <= value < math.inf:  # False for NaN too.
-    yield f"{field}={value}: must be at least {low}" + (" and finite" if value >= low else "")
+def outside(field: str, value: float, low: float) -> Iterator[str]:
+  """Yields a line if a number is too small, or too large or too close to 0 for the devices.
+
+  Args:
+    field: path of the field.
+    value: its value.
+    low: its smallest value.
+  """
+  most = AT_MOST.get(field, MAX_INT) if isinstance(value, int) else MAX_FLOAT
+  if not value >= low:  # False for NaN too.
+    yield f"{field}={value}: must be at least {low}"
+  elif value > most:
+    yield f"{field}={value}: must be at most {most}"
+  elif 0 < value < MIN_FLOAT:
+    yield f"{field}={value}: devices take it for 0. Set it to 0, or to at least {MIN_FLOAT:.3g}"
 
 
 def _no_fraction(field, value):
@@ -140,14 +154,13 @@ def _no_fraction(field, value):
 def _range_problems(config):
   values = dict(leaves(config))
   for field, low in AT_LEAST.items():
-    yield from _below(field, values[field], low)
+    yield from outside(field, values[field], low)
   for field in FRACTIONS:
     yield from _no_fraction(field, values[field])
-  for field, least in ABOVE_ZERO.items():
-    if not least <= values[field] < math.inf:
-      yield f"{field}={values[field]}: must be at least {least:.3g} and finite"
-  if config.seed > MAX_SEED:
-    yield f"seed={config.seed}: must be at most {MAX_SEED}"
+  for field in ABOVE_ZERO:
+    if not MIN_FLOAT <= values[field] <= MAX_FLOAT:
+      yield (f"{field}={values[field]}: must be at least {MIN_FLOAT:.3g} and at most "
+             f"{MAX_FLOAT:.3g}")
   for field in BELOW_ONE:
     if not 0 <= values[field] < 1:
       yield f"{field}={values[field]}: must be at least 0 and below 1"
@@ -253,7 +266,7 @@ def _phase_problems(config, p, name):
   for field, names in PHASE_CHOICES.items():
     yield from _outside(f"{name}.{field}", p[field], names)
   for field, low in PHASE_AT_LEAST.items():
-    yield from _below(f"{name}.{field}", p[field], low)
+    yield from outside(f"{name}.{field}", p[field], low)
   for field in PHASE_FRACTIONS:
     yield from _no_fraction(f"{name}.{field}", p[field])
   if p.seq_len > config.model.max_positions:
@@ -271,8 +284,6 @@ def _phase_problems(config, p, name):
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:
     yield f"{name}: sets both warmup_steps and warmup_fraction. Set one of them"
-  if p.warmup_steps > MAX_STEPS:
-    yield f"{name}.warmup_steps={p.warmup_steps}: must be at most {MAX_STEPS}"
   if p.schedule == "wsd" and p.power == 0:
     yield (f"{name}.power={p.power}: with schedule 'wsd', the learning rate would have its last "
            "value from the first step on. Set it above 0, such as 1 (linear) or 0.5 (1-sqrt)")
@@ -297,9 +308,10 @@ def _attention_problems(config, platform):
 
 def _profile_problems(config):
   steps = config.profile.steps
-  if steps and not (len(steps) == 2 and all(isinstance(step, int) for step in steps)
+  if steps and not (len(steps) == 2 and all(type(step) is int for step in steps)
                     and 1 <= steps[0] <= steps[1] <= total_steps(config)):
-    yield f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps"
+    yield (f"profile.steps={steps}: give (first, last), counted from 1, within the run's steps, "
+           "or () for none")
 
 
 def _skip_problems(config):
@@ -309,7 +321,7 @@ def _skip_problems(config):
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
             and end < pair[0] <= pair[1] < total_steps(config)):
       yield (f"train.skip_steps={ranges}: give ((first, last), ...) in order, counted from 1, "
-             "before the last step of the run")
+             "before the last step of the run, or () for none")
       return
     end = pair[1]
 
@@ -367,6 +379,10 @@ def _mesh_problems(config, num_devices):
                       f"{devices}")
   if config.eval.batch_size % parts:
     problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among {devices}")
+  embed = [axis for axis in mesh.axes.embed if axis in MESH_AXES]
+  if config.model.width % (parts := math.prod(sizes[axis] for axis in embed)):
+    problems.append(f"model.width={config.model.width} cannot be divided among "
+                    f"{' x '.join(embed)} = {parts} devices, so that each would hold all layers")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-class Objective(NamedTuple):
-  """A pretraining objective.
+class ObjectiveRecord(NamedTuple):
+  """What a config and the data need to know about a pretraining objective.
 
   Attributes:
     rows: row format of its batches, a module of `data.batches`.
@@ -56,39 +56,39 @@ _PERMUTED = frozenset({
     "objective.ngram", "objective.bias_init", "objective.permutation_block"})
 
 OBJECTIVES = {
-    "mlm_nsp": Objective(
+    "mlm_nsp": ObjectiveRecord(
         rows="pairs", needs=("cls", "sep", "mask"), loss="mlm_loss",
         predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS | {"data.random_next_prob"},
         other_metrics=("nsp_loss", "nsp_accuracy")),
-    "mlm": Objective(
+    "mlm": ObjectiveRecord(
         rows="sentences", needs=("cls", "sep", "mask"), loss="mlm_loss",
         predicts_all=False, has_pairs=False,
         reads=_MASKS | _PACKED | {"data.max_unused", "data.isolate_documents"}),
-    "mlm_sop": Objective(
+    "mlm_sop": ObjectiveRecord(
         rows="ordered_pairs", needs=("cls", "sep", "mask"), loss="mlm_loss",
         predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS,
         other_metrics=("sop_loss", "sop_accuracy")),
-    "rtd": Objective(
+    "rtd": ObjectiveRecord(
         rows="halves", needs=("cls", "sep", "mask"), loss="mlm_loss",
         predicts_all=False, has_pairs=True, reads=_MASKS | _PAIRS | {"objective.rtd_weight"},
         other_metrics=("rtd_loss", "rtd_accuracy", "rtd_precision", "rtd_recall")),
-    "diffusion": Objective(
+    "diffusion": ObjectiveRecord(
         rows="sentences", needs=("cls", "sep", "mask"), loss="diffusion_loss",
         predicts_all=True, has_pairs=False,
         reads=_PACKED | {"objective.bias_init", "data.max_unused", "data.isolate_documents"},
         abilities=frozenset({"unmask"}), exported_as="mlm"),
-    "plm": Objective(
+    "plm": ObjectiveRecord(
         rows="pairs_then_cls", needs=("cls", "sep"), loss="plm_loss",
         predicts_all=False, has_pairs=True, reads=_PERMUTED | _PAIRS),
-    "plm_memory": Objective(
+    "plm_memory": ObjectiveRecord(
         rows="reused_pairs", needs=("cls", "sep"), loss="plm_loss",
         predicts_all=False, has_pairs=True, reads=_PERMUTED | {"objective.memory"},
         continues_rows=True, exported_as="plm"),
-    "causal": Objective(
+    "causal": ObjectiveRecord(
         rows="blocks", needs=("eod",), loss="lm_loss",
         predicts_all=True, has_pairs=False, reads=_PACKED | {"data.isolate_documents"},
         counts_bytes=True),
-    "bilm": Objective(
+    "bilm": ObjectiveRecord(
         rows="streams", needs=("cls", "sep", "unk"), loss="bilm_loss",
         predicts_all=True, has_pairs=False, reads=frozenset(),
         other_metrics=("forward_loss", "backward_loss"), continues_rows=True),
@@ -168,12 +168,12 @@ TRACKERS = {"trackio": "trackio", "wandb": "wandb"}
 
 
 def names_of_trackers(text: str) -> list[str]:
-  """Returns the names in `log.trackers`, without spaces.
+  """Returns the names in `log.trackers`, without spaces, each once.
 
   Args:
     text: value of the field, such as 'wandb,trackio'.
   """
-  return [name.strip() for name in text.split(",") if name.strip()]
+  return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 # Values that, like the default, are accepted for a field that is not read.

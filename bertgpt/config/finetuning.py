@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, attention_kernels, families, unread
+from bertgpt.config import ConfigDict, attention_kernels, checks, families, unread
 from bertgpt.errors import ConfigError
 
 AS_PRETRAINED = -1.0
@@ -102,8 +102,10 @@ def find_problems(config: ConfigDict) -> list[str]:
     config: fine-tuning config.
   """
   values = dict(config_lib.leaves(config))
-  problems = [f"{field}={values[field]}: must be at least {low}"
-              for field, low in AT_LEAST.items() if not values[field] >= low]
+  problems = [line for field, low in AT_LEAST.items()
+              for line in checks.outside(field, values[field], low)]
+  if not math.isfinite(config.task.null_threshold):
+    problems.append(f"task.null_threshold={config.task.null_threshold}: give a finite number")
   # The seed is part of the batch, as int32.
   if not config.seeds or not all(type(seed) is int and 0 <= seed < 2**31 for seed in config.seeds):
     problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, such as 0,1,2")

@@ -116,15 +116,15 @@ def base() -> ConfigDict:
   data.prefetch = 2                        # batches that are kept ready on the device
   data.packing = True                      # whether several sequences share a row
   data.max_sequences = 0                   # sequences per row, at most; 0: max(2, seq_len // 32)
-  # BERT: share of passes through a document with a shorter target length.
+  # Pairs, and halves (rtd): share of passes through a document with a shorter target length.
   data.short_sequence_prob = 0.1
-  # BERT: share of pairs whose second part comes from another document.
+  # mlm_nsp and plm: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5
-  # GPT, and mlm with packing: whether every document of a row is a sequence of its own, without
-  # attention across documents and with positions that restart.
+  # GPT, and mlm and diffusion with packing: whether every document of a row is a sequence of its
+  # own, without attention across documents and with positions that restart.
   data.isolate_documents = False
-  # mlm with packing: a sentence is cut at the end of a row only if more than this share of the row
-  # would otherwise stay empty. 1: only sentences longer than a row are cut (RoBERTa).
+  # mlm and diffusion with packing: a sentence is cut at the end of a row only if more than this
+  # share of the row would otherwise stay empty. 1: only sentences longer than a row (RoBERTa).
   data.max_unused = 1 / 16
 
   config.tokenizer = tokenizer = ConfigDict()
@@ -166,7 +166,7 @@ def base() -> ConfigDict:
   # elmo: number of most frequent words that are predicted; others are predicted as [UNK]. 0: all.
   model.target_words = 0
   model.max_positions = 512                # tokens per row, at most
-  model.num_segments = 2                   # bert: segment embeddings; 0: none
+  model.num_segments = 2                   # embeddings of the parts of a pair; 0: none
   # LayerNorm after the residual (post: BERT, GPT-1) or before the block (pre: GPT-2).
   model.norm = "post"
   # pre: whether the first layer skips the norm before attention (ModernBERT: embeddings have one).
@@ -253,7 +253,7 @@ def base() -> ConfigDict:
   # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
   # '^body/(?!mix|pooler)' leaves the pretrained embeddings and layers as they are.
   optimizer.freeze = ""
-  # Fine-tuning: learning rate of a layer as a share of that of the layer above it; 1: the same.
+  # Learning rate of a layer as a share of that of the layer above it, for fine-tuning; 1: the same.
   optimizer.layer_decay = 1.0
   optimizer.clip_norm = 1.0                # maximum norm of the global gradient; 0: no limit
   optimizer.momentum = 0.95                # muon
@@ -442,7 +442,7 @@ def max_sequences(config: ConfigDict, seq_len: int) -> int:
   """
   if not config.data.packing:
     return 1
-  return config.data.max_sequences or max(2, seq_len // 32)
+  return min(config.data.max_sequences or max(2, seq_len // 32), seq_len)
 
 
 def padded_vocab_size(size: int) -> int:

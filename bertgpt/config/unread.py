@@ -89,8 +89,8 @@ def irrelevant_in_all(values: Mapping[str, Any]) -> Iterator[Irrelevant]:
     values: field -> value, of a pretraining or a fine-tuning config.
   """
   yield of_others("optimizer.name", values["optimizer.name"], choices.OPTIMIZERS)
-  if not values["log.trackers"]:
-    yield "log.trackers", "", ["log.group", "log.project"]
+  if not choices.names_of_trackers(values["log.trackers"]):
+    yield "log.trackers", values["log.trackers"], ["log.group", "log.project"]
 
 
 def _irrelevant(config) -> Iterator[Irrelevant]:
@@ -170,6 +170,11 @@ def _find_in_phase(config, p, continued):
   for field in sorted(unread):
     if p[field] != default[field]:
       yield field, (f"schedule={p.schedule!r} does not read it. Leave it at {default[field]!r}")
+  if p.schedule == "wsd" and p.decay_fraction == 0:
+    for field in ("end_fraction", "power"):
+      if p[field] != default[field]:
+        yield field, (f"decay_fraction=0.0 never lowers the learning rate. Leave it at "
+                      f"{default[field]!r}")
   if not (p.warmup_steps or p.warmup_fraction):
     for field in choices.WARMUP_FIELDS:
       if field not in unread and p[field] != default[field]:

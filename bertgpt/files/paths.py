@@ -44,11 +44,14 @@ def expand(name: str | os.PathLike) -> pathlib.Path:
   Args:
     name: path as a user gives it.
   Raises:
-    ConfigError: there is no such user.
+    ConfigError: there is no such user, or no home folder.
   """
   try:
     return pathlib.Path(name).expanduser()
   except RuntimeError as e:
+    if os.fspath(name).split("/")[0] == "~":
+      raise ConfigError(f"{name}: this user has no home folder. Set HOME, or give a path without ~"
+                        ) from e
     raise ConfigError(f"{name}: there is no user of this name. Write ./{name} for a folder whose "
                       "name begins with ~") from e
 

@@ -91,7 +91,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
-      print("\n".join(describe(tuning, results)), flush=True)
+      console.print_progress("\n".join(describe(tuning, results)))
     run_missing(tuning, results)
     results = results_lib.summarize(results, config)
     if is_first:
@@ -137,7 +137,7 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
                "start, or a run of other learning_rates or seeds that was better")
   files.write_atomically(tuning.path / "report.md",
                          "\n".join([*describe(tuning, results), "", *lines]) + "\n")
-  print("\n" + "\n".join(lines))
+  console.print_progress("\n" + "\n".join(lines))
 
 
 def check_agreement(identity: dict[str, Any], task: rows_lib.Task,
@@ -299,8 +299,7 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     saving = SavePolicy(log)
 
     def save(step: int, wait: bool) -> None:
-      saves.save(step, state, {"step": step, **tuning.stamp,
-                               "seconds": time.monotonic() - start}, wait=wait)
+      saves.save(step, state, {**tuning.stamp, "seconds": time.monotonic() - start}, wait=wait)
 
     if first_step:
       log.message(f"{folder}: resuming after step {first_step}")
@@ -384,10 +383,8 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
           "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
           "config": to_json(tuning.config)}
-  step = int(state.step)
-  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, step=step,
-                           task=task)
+  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, task=task)
   with checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0, keep=1) as checkpoints:
-    checkpoints.save(step, dataclasses.replace(state, opt_state=()), metadata, wait=True)
+    checkpoints.save(int(state.step), dataclasses.replace(state, opt_state=()), metadata, wait=True)
   if jax.process_index() == 0:
     workdir.write_run(folder, config, pretrained.tokenizer)

@@ -224,8 +224,9 @@ def read_arrays(path: pathlib.Path, model: ConfigDict) -> dict[str, np.ndarray]:
   try:
     with _h5py().File(path, "r") as file:
       for name, (_, _, shape) in _rules(model).items():
-        if name not in file:
-          raise DataError(f"{path}: lacks {name}. Give the weights that belong to the options.json")
+        if not _is_inside(file, name):
+          raise DataError(f"{path}: lacks {name}, or names another file for it. Give the "
+                          "weights that belong to the options.json")
         if file[name].shape != shape:  # Before it is read: a damaged shape may be huge.
           raise DataError(f"{path}: {name} has the shape {file[name].shape}, but options.json "
                           f"says {shape}. Give the files of one model")
@@ -238,6 +239,14 @@ def read_arrays(path: pathlib.Path, model: ConfigDict) -> dict[str, np.ndarray]:
     raise DataError(f"{path}: is damaged, or is not an HDF5 file ({one_line(e)}). Fetch it again"
                     ) from e
   return arrays
+
+
+def _is_inside(file: Any, name: str) -> bool:
+  """Returns whether a file holds an array itself: HDF5 can refer to any other file of the disk."""
+  parts, hard = name.split("/"), _h5py().HardLink
+  return (all(isinstance(file.get("/".join(parts[:n]), getlink=True), hard)
+              for n in range(1, len(parts) + 1))
+          and not file[name].external and not file[name].is_virtual)
 
 
 def to_bilm(params: Mapping[str, Any], model: ConfigDict) -> dict[str, np.ndarray]:

@@ -41,7 +41,9 @@ def draw(logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array) -> jax.Arr
                              lambda x: x, logits_BV / temperature)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV)
 
-  return jax.lax.cond(temperature == 0, lambda x: x.argmax(-1), pick, logits_BV).astype(jnp.int32)
+  # A smaller temperature would make several logits infinite, and chance would choose among them.
+  token_B = jax.lax.cond(temperature < 1e-30, lambda x: x.argmax(-1), pick, logits_BV)
+  return token_B.astype(jnp.int32)
 
 
 def restrict(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:

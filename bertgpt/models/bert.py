@@ -13,6 +13,7 @@ from bertgpt.models import layers
 from bertgpt.models.attention import Visibility
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.inputs import Inputs
+from bertgpt.models.masked_lm import MaskedLmTransform
 from bertgpt.models.parameters import Param
 
 
@@ -57,11 +58,11 @@ class Bert(nn.Module):
     x_BLD = self.features(inputs)
     x_BKD = x_BLD
     if inputs.predict_positions_BK is not None:
-      x_BKD = gather(x_BLD, inputs.predict_positions_BK)
+      x_BKD = layers.gather(x_BLD, inputs.predict_positions_BK)
     mlm = self.embeddings.predict(*self.mlm(x_BKD))
     if inputs.pair_positions_BP is None:
       return mlm, None
-    return mlm, self.pair_logits(gather(x_BLD, inputs.pair_positions_BP))
+    return mlm, self.pair_logits(layers.gather(x_BLD, inputs.pair_positions_BP))
 
   def features(self, inputs: Inputs) -> jax.Array:
     """Returns the features of the last layer, [B, L, D] in the compute dtype.
@@ -99,38 +100,6 @@ class Bert(nn.Module):
       x: features of the last layer at [CLS], [..., D].
     """
     return self.pairs(self.pool(x)).astype(jnp.float32)
-
-
-class MaskedLmTransform(nn.Module):
-  """Dense, activation and norm before the tied table, and the output bias."""
-
-  config: FrozenConfigDict
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns features of the width of the token table, and the output bias.
-
-    Args:
-      x: features [..., D].
-    Returns:
-      [..., E] in the compute dtype, E being the width of the table; and float32 [V].
-    """
-    config = self.config
-    dense = layers.make_dense(config, config.embedding_width or config.width, "dense")
-    x = layers.ACTIVATIONS[config.activation](dense(x))
-    rows = layers.padded_vocab_size(config.vocab_size)
-    bias_V = self.param("bias", nn.initializers.zeros, (rows,))
-    return layers.make_norm(config, "norm")(x), bias_V
-
-
-def gather(x_BLD: jax.Array, positions_BK: jax.Array) -> jax.Array:
-  """Returns the features at chosen positions, [B, K, D].
-
-  Args:
-    x_BLD: features.
-    positions_BK: int32.
-  """
-  return jnp.take_along_axis(x_BLD, positions_BK[:, :, None], axis=1)
 
 
 MODEL = Bert

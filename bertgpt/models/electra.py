@@ -13,9 +13,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from bertgpt.models import layers
 from bertgpt.models.attention import Visibility
-from bertgpt.models.bert import MaskedLmTransform, gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.inputs import Inputs
+from bertgpt.models.masked_lm import MaskedLmTransform
 from bertgpt.models.parameters import Param
 
 
@@ -78,7 +78,7 @@ class Electra(nn.Module):
     x_BLG = _encode(self.generator, x_BLG, inputs)
     x_BLG = self.generator_final_norm(x_BLG) if self.config.norm == "pre" else x_BLG
     if inputs.predict_positions_BK is not None:
-      x_BLG = gather(x_BLG, inputs.predict_positions_BK)
+      x_BLG = layers.gather(x_BLG, inputs.predict_positions_BK)
     return embeddings.predict(*self.mlm(x_BLG)), None
 
   def detect(self, inputs: Inputs) -> jax.Array:

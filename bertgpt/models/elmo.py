@@ -22,10 +22,10 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import padded_vocab_size
 from bertgpt.data.tokens import spelling
 from bertgpt.devices.sharding import constrain
-from bertgpt.models.bert import gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.inputs import Inputs
+from bertgpt.models.layers import gather
 from bertgpt.models.parameters import Param
 
 FORGET_BIAS = 1.0  # Added to the gate f; it is not in the bias.

@@ -32,7 +32,7 @@ def quantize(x: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     dtype: `FORWARD` or `BACKWARD`.
   Returns:
     The rounded array, and a scalar of the dtype of `x` by which it has to be multiplied: the
-    smallest power of two that leaves no magnitude above the largest one of float8.
+    smallest power of two that leaves all magnitudes below the largest one of float8.
   """
   largest = jnp.max(jnp.abs(x)).astype(jnp.float32) / float(jnp.finfo(dtype).max)
   _, exponent = jnp.frexp(largest)

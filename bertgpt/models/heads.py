@@ -9,11 +9,11 @@ from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
 from bertgpt.config import families
-from bertgpt.models.bert import gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.dropout import drop, dropout_key
 from bertgpt.models.initializers import make_init
 from bertgpt.models.inputs import Inputs
+from bertgpt.models.layers import gather
 from bertgpt.models.lookup import find_class
 from bertgpt.models.parameters import Param
 

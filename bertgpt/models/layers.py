@@ -297,6 +297,16 @@ class Stack(nn.Module):
     return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
 
 
+def gather(x_BLD: jax.Array, positions_BK: jax.Array) -> jax.Array:
+  """Returns the features at chosen positions, [B, K, D].
+
+  Args:
+    x_BLD: features.
+    positions_BK: int32.
+  """
+  return jnp.take_along_axis(x_BLD, positions_BK[:, :, None], axis=1)
+
+
 def layer_outputs(intermediates: Mapping[str, Any]) -> jax.Array:
   """Returns the features of every layer, [layers, B, L, D].
 

@@ -14,9 +14,9 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.models import layers
 from bertgpt.models.attention import Visibility
-from bertgpt.models.bert import MaskedLmTransform, gather
 from bertgpt.models.cross_entropy import Prediction
 from bertgpt.models.inputs import Inputs
+from bertgpt.models.masked_lm import MaskedLmTransform
 from bertgpt.models.parameters import Param
 
 
@@ -53,7 +53,7 @@ class ModernBert(nn.Module):
     """
     x_BLD = self.features(inputs)
     if inputs.predict_positions_BK is not None:
-      x_BLD = gather(x_BLD, inputs.predict_positions_BK)
+      x_BLD = layers.gather(x_BLD, inputs.predict_positions_BK)
     return self.embeddings.predict(*self.mlm(x_BLD)), None
 
   def features(self, inputs: Inputs) -> jax.Array:

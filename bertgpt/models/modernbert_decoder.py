@@ -9,8 +9,8 @@ Axes: B batch, L length, D width, V rows of the padded token table.
 import jax
 
 from bertgpt.models import gpt, layers
-from bertgpt.models.bert import MaskedLmTransform
 from bertgpt.models.cross_entropy import Prediction
+from bertgpt.models.masked_lm import MaskedLmTransform
 from bertgpt.models.parameters import Param
 
 

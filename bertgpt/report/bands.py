@@ -50,7 +50,8 @@ def average(runs: Sequence[Compared]) -> Compared:
     runs: one run or more, finished or not; the curves end where the shortest one ends, and leave
       out points that are not finite in a run.
   Raises:
-    ConfigError: two configs differ in another field than `seed`, or have the same seed.
+    ConfigError: two configs differ in another field than `seed`, or have the same seed; or no loss
+      was logged at a step that all runs have done.
   """
   first = runs[0]
   if others := [field for field in curves.differences(runs) if field != "seed"]:
@@ -73,6 +74,9 @@ def average(runs: Sequence[Compared]) -> Compared:
     means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
     if len(runs) > 1 and is_loss(tag):
       spread[tag] = [statistics.stdev(points[i]) for i in kept]
+  if not any(map(is_loss, means)):
+    raise ConfigError("--save_reference: the runs have no finite loss in common. Give runs that "
+                      "are trained further")
   found = {name: [_score(run, name, min(run.steps for run in runs)) for run in runs]
            for name in first.scores}
   scores = {name: math.fsum(values) / len(runs) for name, values in found.items()

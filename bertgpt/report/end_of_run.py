@@ -1,22 +1,18 @@
 """The report at the end of a run: held-out scores next to baselines, samples, curves."""
 
 import functools
-import io
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from bertgpt import files
-from bertgpt.config import ConfigDict, at_phase, choices, unread
-from bertgpt.data.batches import description, formats
-from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt import console, files
+from bertgpt.config import choices
+from bertgpt.data.batches import formats
 from bertgpt.devices import events
-from bertgpt.report import compare, goodput
+from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
     bidirectional_unigram,
@@ -25,8 +21,7 @@ from bertgpt.report.baselines import (
     masked_unigram_baseline,
 )
 from bertgpt.report.samples import describe_continuation, describe_guesses
-from bertgpt.runs import corpora, metrics_file
-from bertgpt.training import objectives
+from bertgpt.runs import metrics_file
 from bertgpt.training.loop import Finished
 
 
@@ -47,16 +42,17 @@ def write(run: Finished) -> None:
     return
   if curves := {tag: points for tag, points in metrics_file.read_curves(path).items()
                 if tag.split("/")[-1] in described.panels}:
-    plot_curves(curves, path / "loss.png", described, trained.config.phases)
+    picture.plot_curves(curves, path / "loss.png", described.panels, described.baselines,
+                        trained.config.phases)
     lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
-  print("\n" + text, end="")
+  console.print_progress("\n" + text.removesuffix("\n"))
   events.flush()
   if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
-    print(time)
+    console.print_progress(time)
   for line in write_page(path):
-    print(line)
+    console.print_progress(line)
 
 
 def write_page(path: pathlib.Path) -> list[str]:
@@ -252,102 +248,3 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
     cells = "".join(f"{number:>10}" for number in numbers)
     lines.append(f"  {name:{width}}{cells}   {note}".rstrip())
   return lines
-
-
-# ----------------------------------------------------------------- picture
-
-
-SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of its points.
-
-
-def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib.Path,
-                described: Description, phases: Sequence[ConfigDict]) -> None:
-  """Draws the curves of losses and accuracies, in training and held out.
-
-  Args:
-    curves: tag of a metric -> [(step, value)]; result of `metrics_file.read_curves`.
-    path: path of the picture, a PNG file.
-    described: which metrics get a panel, and which of these a dashed line at a baseline.
-    phases: phases of the run. Rows of another length are another task, so a dotted line separates
-      phases, and accuracy is shown only for the last phase, to which its baseline applies.
-  """
-  import matplotlib
-  matplotlib.use("Agg")
-  from matplotlib import pyplot as plt
-  from matplotlib.ticker import PercentFormatter
-  found = dict.fromkeys(tag.split("/")[-1] for tag in curves)
-  names = [name for name in found if name in described.panels]
-  figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
-  starts = np.cumsum([0, *(p.steps for p in phases)])[:-1]
-  for axis, name in zip(axes[0], names, strict=True):
-    title, label = described.panels[name]
-    is_share = name.endswith("accuracy")
-    first_step = starts[-1] if is_share else 0
-    for tag, legend, style in (
-        (f"train/{name}", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}),
-        (f"eval/validation/{name}", "held out", {"color": "tab:orange", "marker": "o",
-                                                 "markersize": 4})):
-      points = np.array([point for point in curves.get(tag, ()) if point[0] > first_step])
-      if len(points):
-        if is_share and legend == "training":
-          points = smooth(points, max(1, round(SMOOTHED_SHARE * len(points))))
-        axis.plot(*points.T, label=legend, **style)
-    if name in described.baselines:
-      value, legend = described.baselines[name]
-      axis.axhline(value, color="tab:gray", linestyle="--", linewidth=1, label=legend)
-    if not is_share:
-      for start, phase in zip(starts[1:], phases[1:], strict=True):
-        axis.axvline(start, color="tab:gray", linestyle=":", linewidth=1)
-        axis.annotate(f" rows of {phase.seq_len} tokens", (start, 0.02), fontsize="small",
-                      xycoords=("data", "axes fraction"), color="tab:gray")
-    if is_share:
-      axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-      low, high = axis.get_ylim()
-      axis.set_ylim(min(low, 0.45), max(high, 0.75))
-    axis.set(title=title, xlabel="step", ylabel=label)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(framealpha=1, edgecolor="none")  # Opaque: a curve or baseline may pass behind it.
-  figure.tight_layout()
-  picture = io.BytesIO()
-  figure.savefig(picture, format="png", dpi=120)
-  files.write_atomically(path, picture.getvalue())
-  plt.close(figure)
-
-
-def smooth(points: np.ndarray, width: int) -> np.ndarray:
-  """Returns the means of every `width` consecutive points: float64 [N - width + 1, 2].
-
-  Args:
-    points: float64 [N, 2], N >= width.
-    width: points per mean.
-  """
-  kernel = np.full(width, 1 / width)
-  return np.stack([np.convolve(column, kernel, "valid") for column in points.T], axis=1)
-
-
-# -------------------------------------------------------------- bertgpt data
-
-
-def describe_data(config: ConfigDict, steps: Sequence[int]) -> str:
-  """Returns the output of `bertgpt data`: the corpus, and batches with masks as in training.
-
-  Args:
-    config: a whole config.
-    steps: steps whose batches are shown.
-  Raises:
-    ConfigError: the config sets a field that nothing would read.
-  """
-  unread.check(config)
-  corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
-  config = corpora.resolve(config, corpus.tokenizer)
-  corrupt = objectives.make_objective(at_phase(config, 0), corpus.vocabulary).corrupt
-  mask = functools.partial(_mask_rows, jax.jit(corrupt), config.seed)
-  warnings = filter(None, [corpus_lib.describe_unknown(corpus.manifest)])
-  return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), *warnings, "",
-                    description.describe(corpus, config, steps, mask_fn=mask)])
-
-
-def _mask_rows(corrupt, seed, batch):
-  rows = np.arange(len(batch["tokens"]), dtype=np.int32)
-  return jax.device_get(corrupt(batch, jax.random.key(seed), rows))

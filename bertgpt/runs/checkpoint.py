@@ -180,7 +180,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
       step_folders.publish(self._root, step, {
-          "step": step, "metadata": metadata,
+          "step": step, "metadata": metadata | {"step": step},
           "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
       self._on_save(step)
       for old in retention.choose_old(committed_steps(self._root.parent), keep=self._keep,

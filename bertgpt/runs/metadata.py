@@ -6,7 +6,7 @@
 | corpus     | identity of the pretraining corpus; '' if unknown         | a run is resumed       |
 | tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
 | data_order | `rows.ORDER_VERSION`, the order in which rows are read    | a run is resumed       |
-| step       | number of steps done                                      |                        |
+| step       | number of steps done, which `Checkpoints.save` adds       |                        |
 | task       | only after fine-tuning: description of the task's run     |                        |
 | fresh      | only after an import: heads with random weights           |                        |
 | bos_id     | only after an import: token that begins a text            |                        |
@@ -24,7 +24,7 @@ from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
-def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step: int = 0,
+def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str,
                   task: Mapping[str, Any] | None = None, fresh: Sequence[str] = (),
                   bos_id: int = -1) -> dict[str, Any]:
   """Returns the metadata of a checkpoint, as JSON values.
@@ -33,14 +33,12 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str, step
     config: resolved config of the run.
     tokenizer: tokenizer of the model.
     corpus: identity of the pretraining corpus; '' if it is unknown.
-    step: number of steps done.
     task: description of the fine-tuning run, as JSON values; None after pretraining.
     fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
     bos_id: see `Trained`.
   """
   metadata = {"config": to_json(config), "corpus": corpus,
-              "tokenizer": tokenizer.fingerprint(), "data_order": ORDER_VERSION,
-              "step": step}
+              "tokenizer": tokenizer.fingerprint(), "data_order": ORDER_VERSION}
   if task is not None:
     metadata["task"] = dict(task)
   if bos_id >= 0:

@@ -59,17 +59,15 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
   Raises:
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(events.recording())
-    run = stack.enter_context(open_run(config, path, allow_change))
-    loop = open_loop(run, stack)
+  with events.recording(), open_run(config, path, allow_change) as run, open_loop(run) as loop:
     loop.evaluate_if_due()  # A signal or a crash may have prevented it.
-    for step, train_step, batch in loop.open_steps(stack):
-      loop.run_step(step, train_step, batch)
-      loop.save_if_due()
-      loop.evaluate_if_due()
-      loop.stop_if_asked()
-    return loop.finish()
+    with loop.open_steps() as remaining:
+      for step, train_step, batch in remaining:
+        loop.run_step(step, train_step, batch)
+        loop.save_if_due()
+        loop.evaluate_if_due()
+        loop.stop_if_asked()
+      return loop.finish()
 
 
 class Loop:
@@ -102,21 +100,17 @@ class Loop:
     self.step, self.state, self.is_stopping = int(state.step), state, False
     self.scores: dict[str, float] = {}
 
-  def open_steps(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Callable, Any]]:
-    """Returns the remaining steps, see `make_steps`; from here on, signals stop the loop.
-
-    Args:
-      stack: ends what is needed only during the steps.
-    """
+  @contextlib.contextmanager
+  def open_steps(self) -> Iterator[Iterator[tuple[int, Callable, Any]]]:
+    """Yields the remaining steps, see `make_steps`; until it is closed, signals stop the loop."""
     run = self._run
-    self._should_stop = stack.enter_context(process.catch_signals())
-    self._trace = stack.enter_context(process.tracer(run.config.profile.steps,
-                                                     run.path / "profile"))
-    watchdog.arm_for(run.config.system, compiles=True)
-    left = stack.enter_context(contextlib.closing(make_steps(
-        run.config, self.step, functools.partial(jit_phase, run),
-        functools.partial(device_batches, run))))
-    return self._log.pace.timed(events.timed("input", left))
+    with (process.catch_signals() as self._should_stop,
+          process.tracer(run.config.profile.steps, run.path / "profile") as self._trace):
+      watchdog.arm_for(run.config.system, compiles=True)
+      with contextlib.closing(make_steps(
+          run.config, self.step, functools.partial(jit_phase, run),
+          functools.partial(device_batches, run))) as remaining:
+        yield self._log.pace.timed(events.timed("input", remaining))
 
   def run_step(self, step: int, train_step: Callable, batch: dict[str, jax.Array]) -> None:
     """Starts a step, logs the one before, and asks whether a signal was received.
@@ -182,30 +176,43 @@ class Loop:
 
   @events.during("saving")
   def _save(self, wait: bool) -> None:
-    self._checkpoints.save(self.step, self.state, self._run.metadata | {"step": self.step},
-                           wait=wait)
+    self._checkpoints.save(self.step, self.state, self._run.metadata, wait=wait)
 
 
-def open_loop(run: Run, stack: contextlib.ExitStack) -> Loop:
-  """Restores or makes the state of a run, and makes its folder a run.
+@contextlib.contextmanager
+def open_loop(run: Run) -> Iterator[Loop]:
+  """Restores or makes the state of a run, makes its folder a run, and yields its loop.
 
   Args:
     run: the opened run.
-    stack: closes the checkpoints and the log.
   """
-  config, path = run.config, run.path
-  checkpoints = stack.enter_context(checkpoint.Checkpoints(
-      path, **config.checkpoint, on_save=functools.partial(history.note_checkpoint, path)))
-  state = restore_or_init(run, checkpoints)
-  first_step = int(state.step)
-  write_start(run, first_step)  # Only now, so that a refused start changes nothing.
-  skipped = spikes.SkippedSteps(path, first_step, run.corpus, config)
-  log = stack.enter_context(contextlib.closing(StepLog(
-      config, path, first_step, on_skip=skipped.write)))
-  for line in explain(config):
-    log.message(line)
-  announce(run, log, first_step)
-  return Loop(run, checkpoints, log, state)
+  with open_checkpoints(run) as checkpoints:
+    state = restore_or_init(run, checkpoints)
+    first_step = int(state.step)
+    write_start(run, first_step)  # Only now, so that a refused start changes nothing.
+    with contextlib.closing(make_log(run, first_step)) as log:
+      for line in explain(run.config):
+        log.message(line)
+      announce(run, log, first_step)
+      yield Loop(run, checkpoints, log, state)
+
+
+def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
+  """Returns the checkpoints of a run, which its history names."""
+  return checkpoint.Checkpoints(run.path, **run.config.checkpoint,
+                                on_save=functools.partial(history.note_checkpoint, run.path))
+
+
+def make_log(run: Run, first_step: int, **shared: Any) -> StepLog:
+  """Returns the log of a run, which also writes down the steps that are not applied.
+
+  Args:
+    run: the opened run.
+    first_step: steps done before.
+    **shared: arguments of `StepLog` for a run that is trained together with others.
+  """
+  skipped = spikes.SkippedSteps(run.path, first_step, run.corpus, run.config)
+  return StepLog(run.config, run.path, first_step, on_skip=skipped.write, **shared)
 
 
 def announce(run: Run, log: StepLog, first_step: int) -> None:
@@ -386,5 +393,5 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_applied:
     checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
-                             run.metadata | {"step": step})
+                             run.metadata)
   return results

@@ -12,7 +12,7 @@ import functools
 import math
 import pathlib
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +25,12 @@ from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, process, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
-from bertgpt.runs import checkpoint, history
-from bertgpt.training import loop, per_run, step_log, steps
+from bertgpt.runs import checkpoint
+from bertgpt.training import loop, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.saving import SavePolicy
-from bertgpt.training.spikes import SkippedSteps
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
@@ -244,7 +243,7 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
     check_same_corpus(runs)
     stacked = StackedRuns(runs)
     stacked.check()  # Before anything is written.
-    states, members = _start(stacked, stack)
+    states, members = stack.enter_context(_open_members(stacked))
     stack.enter_context(sharding.use_mesh(stacked.mesh, runs[0].config))
     loop_of_steps = MappedLoop(stacked, members, states)
     loop_of_steps.run()
@@ -263,35 +262,35 @@ def check_same_corpus(runs: Sequence[Run]) -> None:
                         "because the text or the tokenizer has changed. Leave out --mapped")
 
 
-def _start(stacked: StackedRuns, stack: contextlib.ExitStack) -> tuple[TrainState, list[Member]]:
+@contextlib.contextmanager
+def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Member]]]:
   """Restores or makes the state of every run, and makes their folders runs.
 
   Args:
     stacked: the runs.
-    stack: closes the checkpoints and logs.
+  Yields:
+    The states of all runs, on the devices; the runs with their checkpoints and logs.
   """
-  states, opened = stacked.make_states(), []
-  for i, run in enumerate(stacked.runs):
-    checkpoints = stack.enter_context(checkpoint.Checkpoints(
-        run.path, **run.config.checkpoint,
-        on_save=functools.partial(history.note_checkpoint, run.path)))
-    state = restore_or_init(run, checkpoints)
-    opened.append((run, checkpoints, int(state.step)))
-    states = stacked.put(states, state, i)
-  members = []
-  for run, checkpoints, step in opened:
-    loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
-    log = stack.enter_context(contextlib.closing(StepLog(
-        run.config, run.path, step, name=run.path.name, num_runs=len(opened),
-        on_skip=SkippedSteps(run.path, step, run.corpus, run.config).write)))
-    for line in () if members else explain(run.config):  # The same for all.
-      log.message(line)
-    loop.announce(run, log, step)
-    members.append(Member(run, checkpoints, log, step))
-  for member in members:  # Before any log is closed, so all trackers end at the same time.
-    stack.callback(member.log.end)
-  events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
-  return states, members
+  states, opened, members = stacked.make_states(), [], []
+  with contextlib.ExitStack() as stack:
+    for i, run in enumerate(stacked.runs):
+      checkpoints = stack.enter_context(loop.open_checkpoints(run))
+      state = restore_or_init(run, checkpoints)
+      opened.append((run, checkpoints, int(state.step)))
+      states = stacked.put(states, state, i)
+    for run, checkpoints, step in opened:
+      loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
+      log = stack.enter_context(contextlib.closing(
+          loop.make_log(run, step, name=run.path.name, num_runs=len(opened))))
+      warnings = schedules.find_long_warmups(run.config.phases)
+      for line in warnings if members else explain(run.config):  # The rest is the same for all.
+        log.message(line)
+      loop.announce(run, log, step)
+      members.append(Member(run, checkpoints, log, step))
+    for member in members:  # Before any log is closed, so all trackers end at the same time.
+      stack.callback(member.log.end)
+    events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
+    yield states, members
 
 
 class MappedLoop:
@@ -432,8 +431,7 @@ class MappedLoop:
   @events.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
     for member in members:
-      member.checkpoints.save(step, self.state_of(member), member.run.metadata | {"step": step},
-                              wait=wait)
+      member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
 
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:
     """Evaluates runs after their last step; returns False if a signal was received."""

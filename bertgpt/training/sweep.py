@@ -15,7 +15,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import console, files
-from bertgpt.config import ConfigDict, recipes, resuming, unread
+from bertgpt.config import ConfigDict, choices, recipes, resuming, unread
 from bertgpt.config.overrides import try_override
 from bertgpt.devices import children
 from bertgpt.errors import INTERRUPTED, ConfigError, DivergedError, Preempted, UserError
@@ -103,9 +103,9 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
   Args:
     table: result of `make_table`.
   """
-  print("\n".join(format_table(table)))
+  console.print_progress("\n".join(format_table(table)))
   if medians := medians_over_seeds(table):
-    print("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
+    console.print_progress("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
 
 
 @contextlib.contextmanager
@@ -259,7 +259,7 @@ def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[
     recipe, path, overrides: see `run`.
   """
   config, _ = try_override(recipes.load(recipe), overrides)
-  is_needed = config.log.trackers and not config.log.group
+  is_needed = choices.names_of_trackers(config.log.trackers) and not config.log.group
   return [f"--config.log.group={path.name}"] if is_needed else []
 
 

@@ -57,12 +57,19 @@ def test_defaults_are_valid_on_any_number_of_devices():
      "choose one of auto, none, tpu_overlap, gpu_cublas, gpu_overlap"),
     ("--config.model.num_heads=0", "model.num_heads=0: must be at least 1"),
     ("--config.phases[0].learning_rate=-1e-4", "learning_rate=-0.0001: must be at least 0"),
-    ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at least 0 and finite"),
+    ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at most 3.4e+38"),
+    ("--config.phases[0].learning_rate=1e39", "learning_rate=1e+39: must be at most 3.4e+38"),
+    ("--config.optimizer.clip_norm=1e-50", "clip_norm=1e-50: devices take it for 0. Set it to 0,"),
+    ("--config.model.window=5000000000", "model.window=5000000000: must be at most 2147483647"),
+    ("--config.tokenizer.vocab_size=2000000000", "vocab_size=2000000000: must be at most 16777216"),
+    ("--config.profile.steps=", "profile.steps=('',): give (first, last), counted from 1, within"),
+    ("--config.profile.steps=True,True", "within the run's steps, or () for none"),
+    ("--config.train.skip_steps=", "before the last step of the run, or () for none"),
     ("--config.optimizer.epsilon=nan", "optimizer.epsilon=nan: must be at least 1.18e-38"),
     ("--config.optimizer.epsilon=0", "optimizer.epsilon=0.0: must be at least 1.18e-38"),
     ("--config.optimizer.epsilon=1e-40", "optimizer.epsilon=1e-40: must be at least 1.18e-38"),
     ("--config.optimizer.freeze=a{99999999999}", "is not a regular expression (the repetition"),
-    ("--config.phases[0].steps=3000000000", "phases[].steps: 3000000000 in total"),
+    ("--config.phases[0].steps=3000000000", "phases[0].steps=3000000000: must be at most 21474"),
     ("--config.phases[0].warmup_steps=3000000000", "must be at most 2147483647"),
     (f"--config.seed={2**63}", f"must be at most {2**63 - 1}"),
     ("--config.optimizer.b1=1", "optimizer.b1=1.0: must be at least 0 and below 1"),
@@ -89,6 +96,26 @@ def test_axes_that_meet_in_an_array_of_one_family_are_refused():
   config.objective.name = "bilm"
   (line,) = (line for line in config_lib.find_problems(config) if "mesh.axes" in line)
   assert line.startswith("mesh.axes.batch and mesh.axes.mlp both name tensor, but some arrays have")
+
+
+def test_the_steps_of_all_phases_are_counted_together():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(steps=2**31 - 1), config_lib.phase(steps=1))
+  (line,) = config_lib.find_problems(config)
+  assert line.startswith("phases[].steps: 2147483648 in total")
+
+
+def test_a_width_that_the_mesh_does_not_divide_is_refused():
+  """The layers would be whole on every device, with their optimizer's state."""
+  fields = ["--config.mesh.fsdp=8", "--config.model.num_heads=4", "--config.model.width=36"]
+  (line,) = problems_of(config_lib.validate, override(config_lib.base(), fields), 8)
+  assert line.startswith("model.width=36 cannot be divided among fsdp = 8 devices")
+  config_lib.validate(override(config_lib.base(), [*fields, "--config.mesh.axes.embed=()"]), 8)
+
+
+def test_a_row_has_at_most_as_many_sequences_as_tokens():
+  config = override(config_lib.base(), ["--config.data.max_sequences=1000000"])
+  assert config_lib.max_sequences(config, 128) == 128
 
 
 def test_nothing_need_be_masked_in_the_objective_if_every_phase_has_a_share():

@@ -50,6 +50,8 @@ def test_a_field_of_another_choice_is_refused_by_its_name(objective, field, valu
     ("mlm_nsp", {"data.packing": False}, "data.max_sequences", 3),
     ("mlm_nsp", {"optimizer.name": "nvlamb"}, "optimizer.clip_norm", 0.5),
     ("mlm", {}, "phases[0].warmup_rule", "before"),
+    ("mlm", {"phases[0].schedule": "wsd", "phases[0].decay_fraction": 0.0}, "phases[0].power", 0.5),
+    ("mlm", {"log.trackers": ","}, "log.group", "a"),
     ("mlm", {"model.position": "rope", "model.window": 8, "model.global_every": 0},
      "model.rope_theta", 5e4),
     ("mlm", {"model.position": "rope", "model.window": 8, "model.global_every": 0},

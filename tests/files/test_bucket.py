@@ -56,6 +56,15 @@ def test_the_home_of_an_unknown_user_is_refused():
     files.make_path("~nobody-here/x")
 
 
+@pytest.mark.parametrize("name", ["~", "~/runs"])
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, name):
+  """As in a container whose user has a number, but no line in /etc/passwd."""
+  monkeypatch.delenv("HOME", raising=False)
+  monkeypatch.setattr("os.getuid", lambda: 54321)
+  with pytest.raises(ConfigError, match=f"^{name}: this user has no home folder. Set HOME"):
+    files.make_path(name)
+
+
 def test_queries_give_what_a_disk_gives(both):
   def describe(root):
     place = lambda path: os.fspath(path).removeprefix(f"{root}/")

@@ -247,6 +247,44 @@ def test_damaged_weights_are_an_error_that_names_the_file(folder, tmp_path):
   assert all(str(path) in line and "\n" not in line for line in found)
 
 
+def link(file, other, name):
+  import h5py
+  file[name] = h5py.ExternalLink(other, name)
+
+
+def link_group(file, other, name):
+  import h5py
+  del file["CNN_proj"]
+  file["CNN_proj"] = h5py.ExternalLink(other, "CNN_proj")
+
+
+def store_outside(file, other, name):
+  file.create_dataset(name, shape=(16,), dtype="f4", external=[(other, 0, 64)])
+
+
+def map_outside(file, other, name):
+  import h5py
+  layout = h5py.VirtualLayout(shape=(16,), dtype="f4")
+  layout[:] = h5py.VirtualSource(other, name, shape=(16,))
+  file.create_virtual_dataset(name, layout)
+
+
+@needs_h5py
+@pytest.mark.parametrize("refer", [link, link_group, store_outside, map_outside])
+def test_arrays_of_other_files_are_refused(folder, tmp_path, refer):
+  """A folder of weights could otherwise name any file of the reader's disk."""
+  import h5py
+  model = config_lib.base().model
+  model.update(elmo.read_options(folder / "elmo_options.json"))
+  weights, other, name = folder / "elmo_weights.hdf5", tmp_path / "other.hdf5", "CNN_proj/b_proj"
+  other.write_bytes(weights.read_bytes())
+  with h5py.File(weights, "r+") as file:
+    del file[name]
+    refer(file, str(other), name)
+  with pytest.raises(DataError, match=r"lacks CNN_proj/\w+, or names another file for it"):
+    elmo.read_arrays(weights, model)
+
+
 @needs_h5py
 def test_an_array_of_another_shape_is_not_read(folder):
   """A damaged shape may need more memory than there is."""

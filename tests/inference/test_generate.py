@@ -67,6 +67,12 @@ def test_temperature_0_takes_the_likeliest():
   assert count_draws(GREEDY)[4] == count_draws(Sampling(top_p=0.0))[4] == DRAWS
 
 
+def test_a_temperature_at_which_logits_overflow_takes_the_likeliest():
+  logits = jnp.broadcast_to(jnp.array([10.0, 25.0, 30.0, 5.0]), (16, 4))
+  drawn = draws.draw(logits, Sampling(temperature=2e-38), jax.random.split(jax.random.key(0), 16))
+  assert drawn.tolist() == [2] * 16
+
+
 def kept_by_numpy(logits, top_k, top_p):
   """Picks the k likeliest tokens, then the fewest of them with `top_p` of their probability."""
   order = sorted(range(len(logits)), key=lambda token: -logits[token])[:top_k or len(logits)]

@@ -103,7 +103,16 @@ def test_points_that_are_not_finite_in_a_run_are_left_out():
 
 def test_curves_that_a_run_has_not_reached_are_left_out():
   first, second = a_run(0, [3.0], [100]), a_run(1, [1.0, 1.0], [10, 20])
-  assert bands.average([first, second]).curves == {}
+  for run in (first, second):
+    run.curves["train/other_loss"] = Curve([10], [10], [1.0], [2.0])
+  assert bands.average([first, second]).curves.keys() == {"train/other_loss"}
+
+
+def test_runs_without_a_common_loss_make_no_reference():
+  """Nothing could ever be compared with it."""
+  first, second = a_run(0, [3.0], [100]), a_run(1, [1.0, 1.0], [10, 20])
+  with pytest.raises(ConfigError, match="no finite loss in common. Give runs that are trained"):
+    bands.average([first, second])
 
 
 def test_means_do_not_depend_on_how_often_a_run_logs():

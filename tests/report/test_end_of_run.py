@@ -2,8 +2,10 @@
 
 import collections
 import math
+import os
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
-from bertgpt.report import samples
+from bertgpt.report import picture, samples
 from bertgpt.report.baselines import (
     causal_baselines,
     larger_class_share,
@@ -33,7 +35,7 @@ from bertgpt.report.baselines import (
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
-from bertgpt.training import loop, objectives
+from bertgpt.training import loop, objectives, steps
 
 
 class Run:
@@ -297,8 +299,7 @@ def draw(monkeypatch, tmp_path, curves, baselines, steps):
   phases = [config_lib.phase(steps=n, seq_len=16 << i) for i, n in enumerate(steps)]
   panels = {"mlm_loss": ("Masked language model", "nats"),
             "nsp_accuracy": ("Next-sentence prediction", "accuracy")}
-  described = report.Description([], baselines, panels)
-  report.plot_curves(curves, tmp_path / "loss.png", described, phases)
+  picture.plot_curves(curves, tmp_path / "loss.png", panels, baselines, phases)
   axes = plt.gcf().axes
   monkeypatch.undo()
   plt.close("all")
@@ -343,15 +344,14 @@ def test_panels_are_those_that_the_description_names(monkeypatch, tmp_path):
 
 def test_smoothing_is_the_mean_of_neighbors():
   points = np.array([[10, 1.0], [20, 4.0], [30, 1.0], [40, 7.0]])
-  np.testing.assert_allclose(report.smooth(points, 3), [[20, 2.0], [30, 4.0]])
-  np.testing.assert_array_equal(report.smooth(points, 1), points)
+  np.testing.assert_allclose(picture.smooth(points, 3), [[20, 2.0], [30, 4.0]])
+  np.testing.assert_array_equal(picture.smooth(points, 1), points)
 
 
 def test_curves_of_a_run_too_short_to_be_logged(tmp_path):
-  report.plot_curves({"eval/validation/mlm_loss": [(3, 5.0)], "train/learning_rate": [(3, 0.1)]},
-                     tmp_path / "loss.png",
-                     report.Description([], {}, {"mlm_loss": ("Masked language model", "nats")}),
-                     [config_lib.phase(steps=3)])
+  picture.plot_curves({"eval/validation/mlm_loss": [(3, 5.0)], "train/learning_rate": [(3, 0.1)]},
+                      tmp_path / "loss.png", {"mlm_loss": ("Masked language model", "nats")}, {},
+                      [config_lib.phase(steps=3)])
   assert image.imread(tmp_path / "loss.png").size
 
 
@@ -403,6 +403,16 @@ def test_data_report_shows_masks_and_the_batches_that_training_sees(capsys, reci
   config = bert.trained.config
   with loader.make_train_batches(bert.train_set, config, 0, 7, slice(0, 8)) as batches:
     assert f"step 7: sha256 {loader.batch_sha256(next(batches))}" in text
+  with loader.make_train_batches(bert.train_set, config, 0, 0, slice(0, 8)) as batches:
+    batch = next(batches)
+  corrupt = objectives.make_objective(config, bert.train_set.vocabulary).corrupt
+  key = steps.make_key(config, steps.MASK_STREAM, 0)
+  masked = jax.device_get(jax.jit(corrupt)(batch, key, np.arange(8, dtype=np.int32)))
+  is_target = masked["predict_weights"][0] > 0
+  targets = np.asarray(masked["predict_targets"][0][is_target])
+  in_order = targets[np.argsort(masked["predict_positions"][0][is_target])]
+  decode = bert.trained.tokenizer.decode
+  assert f"to predict: {' | '.join(decode([i]).strip() for i in in_order)}\n" in text
   assert "[MASK]" in text
   assert "B follows A" in text or "B is random" in text
 
@@ -448,6 +458,20 @@ def test_the_report_of_a_run_that_was_opened_again_is_that_of_its_end(
                      if not line.startswith("Time:")] for p in (path, finished_bert))
   # The first report was written before the run had ended, so its time is shorter.
   assert [line.replace(str(path), str(finished_bert)) for line in written] == first
+
+
+def test_a_report_is_complete_though_nobody_reads_what_is_printed(
+    finished_bert, bert, tmp_path, monkeypatch):
+  """As in `bertgpt train ... | head`, and in the runs of a sweep whose reader has gone."""
+  path = shutil.copytree(finished_bert, tmp_path / "run")
+  for name in ("report.md", "report.html"):
+    (path / name).unlink(missing_ok=True)
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(writer, "w") as stream:
+    monkeypatch.setattr(sys, "stdout", stream)
+    report.write(bert.finished._replace(path=path))
+  assert (path / "report.md").is_file() and (path / "report.html").is_file()
 
 
 def test_a_precision_of_no_token_is_no_zero():

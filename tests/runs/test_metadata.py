@@ -30,7 +30,7 @@ def test_metadata_are_json_and_rebuild_the_config(finished_bert):
   tokenizer = tokenizers.load_tokenizer(finished_bert / "tokenizer")
   config = config_lib.base()
   config.seed = 7
-  metadata = make_metadata(config, tokenizer, corpus="c", step=3, task={"name": "sst2"})
+  metadata = make_metadata(config, tokenizer, corpus="c", task={"name": "sst2"})
   assert json.loads(json.dumps(metadata)) == metadata
   assert from_json(metadata["config"]) == config
   assert not {"task", "fresh", "bos_id"} & make_metadata(config, tokenizer, corpus="").keys()

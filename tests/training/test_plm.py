@@ -57,6 +57,12 @@ def test_the_rate_of_the_whole_config_may_be_0():
   objectives.make_objective(config, make_vocabulary())
 
 
+@pytest.mark.parametrize("rate", [1e-10, 5e-324])
+def test_a_tiny_rate_predicts_a_token_now_and_then(rate):
+  batch, _ = make_batch()
+  assert corrupt(batch, mask_prob=rate)["predict_positions"].shape[0] == ROWS
+
+
 def targets_of(drawn):
   """Returns which tokens are predicted, bool [B, L]."""
   is_target = np.zeros(drawn["tokens"].shape, bool)

@@ -194,7 +194,7 @@ def test_a_tracker_that_hangs_ends_when_the_training_is_killed(tmp_path, package
           "def init(**options): return Run()\n")
   tracker = ("import os\nfrom bertgpt.training.trackers import child\n"
              "child.PATIENCE_S = 0.1\nos._exit(child.main('wandb'))")
-  run = trackers.Run("id", "name", "", "", str(tmp_path), {})._asdict()
+  run = trackers.RunFacts("id", "name", "", "", str(tmp_path), {})._asdict()
   lines = "".join(f"{json.dumps(line)}\n" for line in (run, {"step": 1, "scalars": {}}))
   script = ("import os, pathlib, subprocess, sys, time\n"
             "command = [sys.executable, '-c', sys.argv[1]]\n"

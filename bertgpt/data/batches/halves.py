@@ -8,7 +8,7 @@ Axes: C chunks, each of which makes a sequence.
 
 import numpy as np
 
-from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.config import ConfigDict
 from bertgpt.data.batches import packing
 from bertgpt.data.batches.pairs import gather_sentences, has_one_sequence, segments_of
 from bertgpt.data.batches.parts import (
@@ -50,10 +50,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   length_b = np.minimum(texts.bounds[last] - texts.bounds[cut],
                         np.maximum(seq_len - 3 - length_a, 0))
   sizes = length_a + 2 + np.where(length_b > 0, length_b + 1, 0)
-  if config.data.packing:
-    members, offsets = packing.pack(sizes, seq_len, max_sequences(config, seq_len), rng)
-  else:
-    members, offsets = np.arange(len(sizes)), np.arange(len(sizes) + 1)
+  members, offsets = packing.assign_rows(sizes, config, seq_len, rng)
   parts = np.zeros((len(sizes), 2), PART)
   parts["document"] = texts.documents[document][:, None]
   parts["start"] = np.stack([start, start + whole_a], axis=1)

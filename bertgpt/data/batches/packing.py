@@ -6,6 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bertgpt.config import ConfigDict, max_sequences
+
+
+def assign_rows(lengths: np.ndarray, config: ConfigDict, seq_len: int,
+                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Returns which sequences each row holds: one, or several if `data.packing` is set.
+
+  Args:
+    lengths: integers [N], tokens of every sequence, 1 to `seq_len`.
+    config: whole config, of which `data` is read.
+    seq_len: tokens per row.
+    rng: decides which sequences share a row.
+  Returns:
+    (members, offsets), as those of `pack`.
+  """
+  if config.data.packing:
+    return pack(lengths, seq_len, max_sequences(config, seq_len), rng)
+  return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+
 
 def pack(lengths: np.ndarray, row_length: int, max_per_row: int,
          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -87,11 +87,7 @@ def place(parts: np.ndarray, config: ConfigDict, seq_len: int, rng: np.random.Ge
     rng: decides which pairs share a row.
   """
   lengths = parts["length"].sum(axis=1) + 3
-  if config.data.packing:
-    members, offsets = packing.pack(lengths, seq_len, max_sequences(config, seq_len), rng)
-  else:
-    members = np.arange(len(lengths))
-    offsets = np.arange(len(lengths) + 1)
+  members, offsets = packing.assign_rows(lengths, config, seq_len, rng)
   return place_pairs(parts[members], offsets)
 
 

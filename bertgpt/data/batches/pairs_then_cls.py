@@ -8,7 +8,7 @@ Axes: C chunks, each of which makes a pair.
 
 import numpy as np
 
-from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.config import ConfigDict
 from bertgpt.data.batches import packing, pairs
 from bertgpt.data.batches.pairs import has_one_sequence
 from bertgpt.data.batches.parts import NO_LABEL, Plan, RowFormat, Texts, place_in_rows
@@ -37,10 +37,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   parts = np.concatenate([texts_C2, cls_C1], axis=1)
   parts["label"] = NO_LABEL
   sizes = parts["length"].sum(axis=1) + 3
-  if config.data.packing:
-    members, offsets = packing.pack(sizes, seq_len, max_sequences(config, seq_len), rng)
-  else:
-    members, offsets = np.arange(len(sizes)), np.arange(len(sizes) + 1)
+  members, offsets = packing.assign_rows(sizes, config, seq_len, rng)
   return _place(parts[members], sizes[members], offsets)
 
 

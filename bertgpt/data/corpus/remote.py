@@ -78,8 +78,7 @@ def _names_of_index(manifest: dict) -> list[str]:
 
 def find_cache() -> pathlib.Path:
   """Returns the folder of files that all runs of a user on this host share."""
-  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-  return cache / "bertgpt"
+  return files.expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertgpt"
 
 
 def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None:

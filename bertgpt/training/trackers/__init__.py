@@ -2,8 +2,8 @@
 
 The module of a tracker has
 
-  start  (Run) -> (log, finish): begins or continues a run of the service. `log` takes a step and
-         {tag: value}, `finish` the exit code of the program
+  start  (RunFacts) -> (log, finish): begins or continues a run of the service. `log` takes a step
+         and {tag: value}, `finish` the exit code of the program
 
 It imports its package inside `start`, and runs in a process of its own (see `child`), so that
 nothing that the package does, waits for or breaks can slow or end the training.
@@ -32,7 +32,7 @@ MAX_WAITING = 10_000  # Points that may wait for a tracker; further ones are dro
 CLOSE_S = 15          # Time for a tracker to send its last points, at the end of the program.
 
 
-class Run(NamedTuple):
+class RunFacts(NamedTuple):
   """The facts about a run that a tracker gets.
 
   Attributes:
@@ -75,8 +75,8 @@ def start(config: ConfigDict, folder: pathlib.Path) -> list[sinks.Sink]:
   names = choices.names_of_trackers(config.log.trackers)
   if not names:
     return []
-  run = Run(find_id(folder), folder.name, config.log.project, config.log.group, str(folder),
-            json.loads(to_json(config)))
+  run = RunFacts(find_id(folder), folder.name, config.log.project, config.log.group, str(folder),
+                 json.loads(to_json(config)))
   return [Tracker(name, run) for name in names]
 
 
@@ -102,7 +102,7 @@ def find_id(folder: pathlib.Path) -> str:
 class Tracker(sinks.Sink):
   """A tracker in a process of its own, which gets its points through a queue and a pipe."""
 
-  def __init__(self, name: str, run: Run):
+  def __init__(self, name: str, run: RunFacts):
     """Starts the process.
 
     Args:

@@ -31,7 +31,7 @@ def main(name: str) -> int:
   lines = map(json.loads, sys.stdin)
   try:
     module = importlib.import_module(f"{trackers.__name__}.{name}")
-    log, finish = module.start(trackers.Run(**next(lines)))
+    log, finish = module.start(trackers.RunFacts(**next(lines)))
     code = LOST
     for line in lines:
       if "code" in line:

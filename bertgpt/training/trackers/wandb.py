@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-from bertgpt.training.trackers import Run
+from bertgpt.training.trackers import RunFacts
 
 
-def start(run: Run) -> tuple[Callable[[int, Mapping[str, float]], None], Callable[[int], None]]:
+def start(run: RunFacts
+          ) -> tuple[Callable[[int, Mapping[str, float]], None], Callable[[int], None]]:
   """Begins or continues a run; see the package."""
   import wandb
   tracked = wandb.init(project=run.project, group=run.group or None, name=run.name, id=run.id,
