@@ -20,7 +20,7 @@ from bertgpt.config import finetuning
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.training import evaluate
+from bertgpt.training import evaluate_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG, DATA, STORAGE = (error.exit_code for error in
@@ -135,7 +135,7 @@ def test_the_example_of_a_field_is_one_of_the_command(capsys, command, make_base
   changed = override(make_base(), [example])
   assert to_json(changed) != to_json(make_base())
   if command == "evaluate":
-    evaluate.check_same_model(make_base(), changed, 0)
+    evaluate_run.check_same_model(make_base(), changed, 0)
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "localhost,2,0", "localhost:x,2,0", "h:1,2,2",

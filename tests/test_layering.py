@@ -306,6 +306,7 @@ TESTED_TOGETHER = {
     "training.objectives.objective": "training/test_objectives.py",
     **dict.fromkeys(("training.run", "training.start"), "training/test_loop.py"),
     "training.per_run": "training/test_mapped.py",
+    "training.evaluate_run": "training/test_evaluate.py",
     "training.progress_line": "training/test_writer.py",
     "training.schedules": "training/test_optimizers.py",
     "hub.architecture": "hub/test_conversion.py",

@@ -197,7 +197,7 @@ def test_the_same_weights_have_the_same_losses_and_take_the_same_steps(pair):
   """Optimizers, schedules and losses of both sides, on the masked batches of a run."""
   from benchmarks import twin_pytorch
   pair.copy_weights()
-  evaluator = evaluate.make_evaluator(pair.setup, pair.held_out)
+  evaluator = evaluate.Evaluator(pair.setup, pair.held_out)
   expected = evaluate.evaluate_corpus(evaluator, pair.state.params, 0)
   found = pair.twin.evaluate([twin_pytorch.to_torch(batch, "cpu") for batch in
                               twin.held_out_batches(pair.config, pair.held_out)])

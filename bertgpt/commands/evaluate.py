@@ -6,7 +6,7 @@ from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
 
 HELP = "Score a trained model on the validation split, or zero-shot."
-USES = ("bertgpt.devices.watchdog", "bertgpt.training.evaluate", "bertgpt.inference.zero_shot")
+USES = ("bertgpt.devices.watchdog", "bertgpt.training.evaluate_run", "bertgpt.inference.zero_shot")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
   """Prints the scores, one per line."""
   from bertgpt.devices import watchdog
   from bertgpt.inference import zero_shot
-  from bertgpt.training import evaluate
+  from bertgpt.training import evaluate_run
   dtype = arguments.dtype or flags.DTYPES[0]
   if arguments.suite is None:
-    for name, value in evaluate.evaluate_workdir(
+    for name, value in evaluate_run.evaluate_workdir(
         arguments.workdir, arguments.overrides, dtype).items():
       print(f"{name} {value:.6g}")
     return

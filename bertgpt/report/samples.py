@@ -14,6 +14,7 @@ from bertgpt.training.loop import Finished
 
 PROMPT = "The function returns"
 MAX_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.
+NUM_SENTENCES = 5
 
 
 def describe_guesses(run: Finished) -> list[str]:
@@ -38,7 +39,7 @@ def describe_continuation(run: Finished, title: str = "A sampled continuation") 
           *(line for text in continuation(run.trained).splitlines() for line in wrap(text))]
 
 
-def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> list[str]:
+def guess_words(trained: Trained, held_out: Corpus) -> list[str]:
   """Returns held-out sentences with one word masked, and the five likeliest tokens in its place.
 
   The rank of the word is added if the word is not among the five.
@@ -46,7 +47,6 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   Args:
     trained: a masked LM.
     held_out: documents to draw sentences from; the draws are always the same for a corpus.
-    num_sentences: number of sentences.
   Returns:
     Lines of the report.
   """
@@ -55,7 +55,7 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
   is_whole = whole_words(tokenizer)
   continues, ends = tokenizer.continues_word(), tokenizer.ends_word()
   longest = min(40, trained.config.model.max_positions - around.count())
-  lines = []
+  lines, left = [], NUM_SENTENCES
   for document in rng.permutation(len(held_out))[:MAX_DOCUMENTS]:
     sentence = pick_sentence(held_out, int(document), rng)
     followed = np.append(continues[sentence[1:]] & ~ends[sentence[:-1]], False)
@@ -75,8 +75,8 @@ def guess_words(trained: Trained, held_out: Corpus, num_sentences: int = 5) -> l
     rank = "" if hidden in order[:5] else f" ({word}: rank {order.index(hidden) + 1})"
     lines += [*wrap(f"{before} [{word}]{whole[len(through):]}".strip()),
               f"      guesses: {guesses}{rank}"]
-    num_sentences -= 1
-    if not num_sentences:
+    left -= 1
+    if not left:
       break
   return lines
 

@@ -271,12 +271,11 @@ def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
   return f"{place}: this fine-tuning run is not done. Finish it with `bertgpt finetune`"
 
 
-def find_best_run(workdir: pathlib.Path, flag: str = "--workdir") -> pathlib.Path:
+def find_best_run(workdir: pathlib.Path) -> pathlib.Path:
   """Returns the best run of a fine-tuning workdir; for any other folder, the folder itself.
 
   Args:
     workdir: the folder.
-    flag: flag that named the folder, for messages.
   Raises:
     ConfigError: no run is done, or the weights of the best one were not saved.
     DataError: results.json is damaged.
@@ -286,10 +285,10 @@ def find_best_run(workdir: pathlib.Path, flag: str = "--workdir") -> pathlib.Pat
   best = _read_results(workdir).get("best_run")
   if not (workdir / "results.json").is_file():
     kept = f". {_name_kept(workdir)}" if _find_kept(workdir) else ""
-    raise ConfigError(f"{flag} {workdir}: none of its fine-tuning runs is done. Finish them with "
-                      f"`bertgpt finetune`{kept}")
+    raise ConfigError(f"--workdir {workdir}: none of its fine-tuning runs is done. Finish them "
+                      f"with `bertgpt finetune`{kept}")
   if not isinstance(best, str) or not is_run(workdir / best):
-    raise ConfigError(f"{flag} {workdir}: the weights of the best run were not saved. "
+    raise ConfigError(f"--workdir {workdir}: the weights of the best run were not saved. "
                       f"{_name_kept(workdir)}")
   return workdir / best
 

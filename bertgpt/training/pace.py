@@ -22,13 +22,9 @@ _END: Any = object()
 class Pace:
   """Times of this process since the last log point, and those of the others at an earlier one."""
 
-  def __init__(self, every_s: float = EVERY_S):
-    """Begins to measure.
-
-    Args:
-      every_s: see `EVERY_S`.
-    """
-    self._board = peers.Board("pace", every_s)
+  def __init__(self):
+    """Begins to measure."""
+    self._board = peers.Board("pace", EVERY_S)
     self._own_s = self._all_input_s = 0.0  # Since the last times were taken.
     self._steps = 0
     self.restart()

@@ -81,7 +81,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
-      evaluator = evaluate.make_evaluator(setup, held_out)
+      evaluator = evaluate.Evaluator(setup, held_out)
       metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
       abstract_state = steps.make_abstract_state(setup)
       optimizers.check_frozen(config, abstract_state.params)

@@ -12,7 +12,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.inference.score import score
 from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate
+from bertgpt.training import evaluate_run
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,13 @@ def test_an_unknown_dtype_is_refused(narrow):
 def test_evaluate_gives_the_numbers_of_the_training_in_its_dtype(narrow, capsys):
   logged = {tag.rsplit("/", 1)[1]: points[-1][1]
             for tag, points in metrics_file.read_curves(narrow).items() if tag.startswith("eval/")}
-  assert evaluate.evaluate_workdir(narrow, dtype="") == logged
+  assert evaluate_run.evaluate_workdir(narrow, dtype="") == logged
   capsys.readouterr()
-  exact = evaluate.evaluate_workdir(narrow)
+  exact = evaluate_run.evaluate_workdir(narrow)
   assert capsys.readouterr().err.endswith(", computed in float32\n")
   assert exact["lm_loss"] != logged["lm_loss"]
   assert exact["lm_loss"] == pytest.approx(logged["lm_loss"], rel=1e-2)
-  assert evaluate.evaluate_workdir(narrow, ["--config.model.dtype=bfloat16"]) == logged
+  assert evaluate_run.evaluate_workdir(narrow, ["--config.model.dtype=bfloat16"]) == logged
 
 
 @pytest.mark.parametrize("arguments, place", [

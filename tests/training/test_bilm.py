@@ -20,7 +20,7 @@ from bertgpt.finetuning import predict as predict_lib
 from bertgpt.inference import embed, fill
 from bertgpt.runs import checkpoint, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, steps
+from bertgpt.training import evaluate_run, steps
 from bertgpt.training import loop as train
 
 RECIPE = """
@@ -171,7 +171,7 @@ def test_words_keep_their_rows_of_an_output_layer_of_another_size(finished_elmo,
 
 
 def test_evaluate_gives_the_last_score_of_the_training(finished_elmo):
-  scores = evaluate.evaluate_workdir(finished_elmo)
+  scores = evaluate_run.evaluate_workdir(finished_elmo)
   logged = metrics_file.read_curves(finished_elmo)["eval/validation/bilm_loss"][-1][1]
   assert scores["bilm_loss"] == pytest.approx(logged, rel=1e-5)
   assert scores["bilm_perplexity"] == pytest.approx(np.exp(logged), rel=1e-5)
@@ -180,8 +180,8 @@ def test_evaluate_gives_the_last_score_of_the_training(finished_elmo):
 
 def test_an_evaluation_carries_the_state_from_batch_to_batch(finished_elmo):
   """In rows of 8 tokens, sentences of 10 are cut, but hand on their state."""
-  short = evaluate.evaluate_workdir(finished_elmo, ["--config.phases[0].seq_len=8"])
-  whole = evaluate.evaluate_workdir(finished_elmo)
+  short = evaluate_run.evaluate_workdir(finished_elmo, ["--config.phases[0].seq_len=8"])
+  whole = evaluate_run.evaluate_workdir(finished_elmo)
   assert short["bilm_loss"] == pytest.approx(whole["bilm_loss"], abs=0.02)
   assert jnp.isfinite(short["bilm_loss"])
 

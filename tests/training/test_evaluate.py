@@ -26,7 +26,7 @@ from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import trained as trained_lib
-from bertgpt.training import evaluate, steps
+from bertgpt.training import evaluate, evaluate_run, steps
 
 # (batch size, devices)
 LAYOUTS = [(8, 1), *(pytest.param(layout, marks=pytest.mark.slow) for layout in ((16, 1), (64, 1))),
@@ -48,7 +48,7 @@ def make_evaluator(trained, held_out, batch_size, num_devices):
   config.eval.batch_size = batch_size
   mesh = sharding.make_mesh(config, jax.devices()[:num_devices])
   setup = steps.make_setup(config, mesh, make_vocabulary(trained.tokenizer))
-  return evaluate.make_evaluator(setup, held_out)
+  return evaluate.Evaluator(setup, held_out)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda p: f"rows{p[0]}-devices{p[1]}")
@@ -140,7 +140,7 @@ def test_the_command_prints_the_numbers_of_the_training_run(finished_run, last_s
 
 def test_a_mesh_that_does_not_fit_is_refused(finished_run):
   with pytest.raises(ConfigError, match="mesh data=3 .* but there are 8"):
-    evaluate.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
+    evaluate_run.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
 
 
 def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scores, tmp_path):
@@ -149,7 +149,7 @@ def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scor
   config = from_json((copy / "config.json").read_bytes())
   config.phases[0].micro_batches = 8
   (copy / "config.json").write_text(to_json(config))
-  scores = evaluate.evaluate_workdir(copy, [])
+  scores = evaluate_run.evaluate_workdir(copy, [])
   assert scores == pytest.approx(last_scores, rel=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_is_scored_as_in_its_own_phase(finished_run, last_scores, t
   (first,) = config.phases
   config.phases = (first, config_lib.phase(**{**first, "seq_len": 16, "mask_prob": 0.5}))
   (copy / "config.json").write_text(to_json(config))
-  assert evaluate.evaluate_workdir(copy) == pytest.approx(last_scores, rel=1e-5)
+  assert evaluate_run.evaluate_workdir(copy) == pytest.approx(last_scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("fields", [
@@ -169,8 +169,8 @@ def test_a_checkpoint_is_scored_as_in_its_own_phase(finished_run, last_scores, t
     ("data.packing=false",), ("tokenizer.lowercase=false",), ("model.num_heads=1", "seed=5")])
 def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
   with pytest.raises(ConfigError) as e:
-    evaluate.evaluate_workdir(finished_run, ["--config.eval.batch_size=8",
-                                             *(f"--config.{field}" for field in fields)])
+    evaluate_run.evaluate_workdir(finished_run, ["--config.eval.batch_size=8",
+                                                 *(f"--config.{field}" for field in fields)])
   lines = str(e.value).splitlines()
   assert len(lines) == len(fields)
   for line, field in zip(lines, fields, strict=True):
@@ -186,21 +186,21 @@ def test_a_field_of_the_model_or_objective_is_refused(finished_run, fields):
     "system.xla_options=none", "phases[0].seq_len=8"])
 def test_text_devices_and_speed_of_an_evaluation_may_differ(trained, field):
   config = override(trained.config, [f"--config.{field}"])
-  evaluate.check_same_model(trained.config, config, 0)
+  evaluate_run.check_same_model(trained.config, config, 0)
 
 
 def test_only_the_phase_that_is_evaluated_may_have_rows_of_another_length():
   config = config_lib.base()
   config.phases = (config_lib.phase(seq_len=16), config_lib.phase(seq_len=32))
   changed = override(config, ["--config.phases[0].seq_len=8"])
-  evaluate.check_same_model(config, changed, 0)
+  evaluate_run.check_same_model(config, changed, 0)
   with pytest.raises(ConfigError, match=r"phases\[0\].seq_len"):
-    evaluate.check_same_model(config, changed, 1)
+    evaluate_run.check_same_model(config, changed, 1)
 
 
 def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_scores, tmp_path):
   (tmp_path / "other.txt").write_text(small_runs.make_text(40, seed=9))
-  scores = evaluate.evaluate_workdir(finished_run, [
+  scores = evaluate_run.evaluate_workdir(finished_run, [
       f"--config.data.source=text:{tmp_path}/other.txt", f"--config.data.cache_dir={tmp_path}",
       "--config.data.validation_fraction=0.5"])
   assert set(scores) == set(last_scores) and scores != last_scores
@@ -211,8 +211,8 @@ def test_a_text_that_a_prepared_corpus_replaces_is_refused(trained, field):
   of_run = override(trained.config, ["--config.data.corpus=/corpora/a"])
   with pytest.raises(ConfigError, match=(
       f"--config.{field.split('=')[0]}: data.corpus='/corpora/a' replaces this field")):
-    evaluate.check_text_is_read(of_run, override(of_run, [f"--config.{field}"]))
-  evaluate.check_text_is_read(of_run, override(of_run, [
+    evaluate_run.check_text_is_read(of_run, override(of_run, [f"--config.{field}"]))
+  evaluate_run.check_text_is_read(of_run, override(of_run, [
       f"--config.{field}", "--config.data.corpus="]))
 
 

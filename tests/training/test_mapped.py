@@ -23,7 +23,16 @@ from bertgpt.errors import ConfigError
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint, corpora, metrics_file, workdir
-from bertgpt.training import evaluate, loop, mapped, per_run, schedules, step_log, steps
+from bertgpt.training import (
+  evaluate,
+  evaluate_run,
+  loop,
+  mapped,
+  per_run,
+  schedules,
+  step_log,
+  steps,
+)
 from bertgpt.training.run import Run
 
 STEPS = 6
@@ -295,7 +304,7 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
       np.testing.assert_allclose(curves(path)[tag], points, rtol=1e-6, atol=1e-12, err_msg=tag)
     assert (path / "config.json").read_text() == (alone / "config.json").read_text()
     assert checkpoint.committed_steps(path) == checkpoint.committed_steps(alone)
-    assert finished.scores == pytest.approx(evaluate.evaluate_workdir(path), rel=1e-5)
+    assert finished.scores == pytest.approx(evaluate_run.evaluate_workdir(path), rel=1e-5)
     assert goodput.summarize(path).attempts[0].code == 0
     longer = config_of(recipe, run, "--config.phases[0].steps=10")
     shutil.copytree(path, tmp_path / "copy" / path.name)

@@ -174,14 +174,11 @@ class EvalRows(Rows):
     corpus: split to read.
     config: whole config.
     phase_index: index of the phase whose `seq_len` the rows have.
-    num_windows: windows; None: as many as `WINDOW_TOKENS` demands.
   """
 
-  def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int,
-               num_windows: int | None = None):
+  def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int):
     index = phase_index if config.eval.rows_by == "phase" else 0  # 0: as in a run of one phase.
-    super().__init__(corpus, config, phase_index, (EVAL_SEED, index), num_windows,
-                     config.eval.batch_size)
+    super().__init__(corpus, config, phase_index, (EVAL_SEED, index), None, config.eval.batch_size)
     self._ends = [self._plan(0).num_rows]  # Rows up to the end of each window that was planned.
 
   def count(self, most: int) -> int:

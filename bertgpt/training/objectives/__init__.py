@@ -10,7 +10,6 @@ from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training.objectives.objective import (
     Batch,
     BoundModel,
-    Carry,
     Objective,
     Sums,
     compute_sums_and_carry,
@@ -18,7 +17,7 @@ from bertgpt.training.objectives.objective import (
     total_loss,
 )
 
-__all__ = ["Batch", "BoundModel", "Carry", "Objective", "Sums", "compute_sums_and_carry",
+__all__ = ["Batch", "BoundModel", "Objective", "Sums", "compute_sums_and_carry",
            "make_objective", "make_zero_carry", "total_loss"]
 
 

@@ -16,7 +16,6 @@ from bertgpt.data.batches.parts import Specs
 from bertgpt.models import Inputs, Module
 
 Batch = Mapping[str, jax.Array]
-Carry = Mapping[str, jax.Array]  # name -> [B, ...]; see `Objective.carry`
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 

@@ -1,0 +1,147 @@
+"""Scores of the newest checkpoint of a run on its validation split, or on another text."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from bertgpt import config as config_lib
+from bertgpt import models
+from bertgpt.config import ConfigDict, families, resuming
+from bertgpt.config.overrides import override
+from bertgpt.data.batches import loader
+from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus
+from bertgpt.devices import peers, process, sharding
+from bertgpt.errors import ConfigError
+from bertgpt.runs import corpora
+from bertgpt.runs import trained as trained_lib
+from bertgpt.training import evaluate
+from bertgpt.training.steps import make_setup
+
+# Fields that may differ from the run, besides those of `resuming.RESUMABLE`: they select the text
+# and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
+# differ, because the fingerprints of the tokenizers are compared.
+MAY_DIFFER = (*corpora.TEXT_FIELDS, "tokenizer.path", "model.dtype")
+
+
+def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
+                     dtype: str = trained_lib.SCORING_DTYPE) -> dict[str, float]:
+  """Scores the newest checkpoint of a run on the validation split.
+
+  Rows and masks are those of the phase that the checkpoint comes from. They are those of the last
+  phase if the weights were imported, or if `eval.rows_by` is 'phase'. The training itself evaluates
+  in `model.dtype`, so its last scores are those of this function with the same dtype, except with
+  `model.matmul=fp8`.
+
+  Args:
+    path: workdir of the run.
+    overrides: '--config.FIELD=VALUE' arguments on top of the run's config.
+    dtype: type of activations and matmuls; '': that of the training. `overrides` may change it.
+  Returns:
+    Metric -> value, as `evaluate.evaluate_corpus` returns it.
+  Raises:
+    ConfigError: `path` holds no run, an override is wrong or would change the model or the meaning
+      of the scores, or the corpus was made with another tokenizer.
+    DataError: no checkpoint is usable, or the corpus is damaged.
+  """
+  peers.check_agreement({"command": "evaluate", "--workdir": str(path), "--dtype": dtype,
+                         "config fields": list(overrides)})
+  trained = trained_lib.load_trained(path, dtype=dtype)
+  trained_lib.check_same_step(path, trained)
+  if trained.fresh:
+    process.say_once(f"note: {path}: random weights in what the imported model lacks: "
+                     f"{', '.join(families.HEADS[head] for head in trained.fresh)}")
+  config = override(trained.config, overrides)
+  phase_index = _find_phase(trained, config)
+  check_same_model(trained.config, config, phase_index)
+  check_text_is_read(trained.config, config)
+  if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
+    config.tokenizer.path = str(path / "tokenizer")  # One trained on other text is another one.
+  checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
+  checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  for p in checked.phases:
+    p.update(batch_size=config.eval.batch_size, micro_batches=1)
+  config_lib.validate(checked, jax.device_count(), jax.default_backend())
+  held_out = open_held_out(path, trained, config)
+  mesh = sharding.make_mesh(config)
+  evaluator = evaluate.Evaluator(make_setup(config, mesh, held_out.vocabulary), held_out)
+  params = jax.device_put(trained.params, sharding.shard_state(
+      trained.params, trained.params, mesh, config, models.axes_of(config)))
+  weights = f"step {trained.step}" if trained.step else "imported weights"
+  num_rows = loader.count_eval_rows(held_out, config, phase_index)
+  process.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
+                   f"tokens from {len(held_out):,} held-out documents, computed in "
+                   f"{config.model.dtype}")
+  return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # Nothing stops it.
+
+
+def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: ConfigDict) -> Corpus:
+  """Opens the validation split, and says whether it may have been trained on.
+
+  Args:
+    path: workdir of the run.
+    trained: the model of the run.
+    config: config of the evaluation.
+  Raises:
+    ConfigError: the corpus was made with another tokenizer.
+    DataError: the corpus is damaged.
+  """
+  resumes = config.data.language == trained.config.data.language
+  identity = trained.corpus if corpora.is_same_text(trained.config, config) else ""
+  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
+                         "validation")
+  process.say_once(describe_unknown(held_out.manifest))
+  if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
+    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
+                      f"Add --config.tokenizer.path={path}/tokenizer")
+  if held_out.identity != trained.corpus:
+    process.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
+                     "trained on its documents")
+  return held_out
+
+
+def _find_phase(trained: trained_lib.Trained, config: ConfigDict) -> int:
+  """Returns the index of the phase whose rows and masks a checkpoint is evaluated with."""
+  last_step = config_lib.total_steps(config)
+  step = trained.step if trained.step and config.eval.rows_by == "length" else last_step
+  return config_lib.phase_at(config, min(step, last_step) - 1)[0]
+
+
+def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:
+  """Refuses another text if a prepared corpus replaces it.
+
+  Args:
+    trained: config of the run.
+    config: config of the evaluation.
+  Raises:
+    ConfigError: there are such fields; the message has one line per field.
+  """
+  if config.data.corpus and (fields := _other_text(trained, config)):
+    raise ConfigError("\n".join(
+        f"--config.{field}: data.corpus={config.data.corpus!r} replaces this field. Add "
+        "--config.data.corpus=''" for field in fields))
+
+
+def _other_text(trained, config):
+  """Returns the fields by which a config selects another text than the run's."""
+  old, new = dict(config_lib.leaves(trained)), dict(config_lib.leaves(config))
+  return [field for field in corpora.TEXT_FIELDS if old[field] != new[field]]
+
+
+def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int) -> None:
+  """Checks that a config evaluates the model of a run, with the objective of the run.
+
+  The phase that is evaluated may have rows of another length.
+
+  Args:
+    trained: config of the run.
+    config: config of the evaluation.
+    phase_index: index of this phase.
+  Raises:
+    ConfigError: fields outside `MAY_DIFFER` differ; the message has one line per field.
+  """
+  rows = f"phases[{phase_index}].seq_len"
+  if lines := resuming.differences(trained, config, (*MAY_DIFFER, rows)):
+    raise ConfigError("\n".join(
+        f"--config.{line}: evaluate scores the run as it was trained. Leave the field out"
+        for line in lines))
