@@ -57,11 +57,11 @@ MINUTES ?= 20
 SEED ?= 1
 PROCESSES ?= 1
 soak: $(STAMP)
-	$(BIN)/python tests/soak.py --minutes $(MINUTES) --seed $(SEED) --processes $(PROCESSES)
+	$(BIN)/python tests/helpers/soak.py --minutes $(MINUTES) --seed $(SEED) --processes $(PROCESSES)
 
 REPETITIONS ?= 5
 recovery: $(STAMP)
-	$(BIN)/python tests/recovery.py --repetitions $(REPETITIONS)
+	$(BIN)/python tests/helpers/recovery.py --repetitions $(REPETITIONS)
 
 # Without PyTorch these tests would be skipped, so the import of PyTorch comes first.
 test-hf: $(HF_STAMP)

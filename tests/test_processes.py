@@ -26,7 +26,7 @@ SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds betwe
 def test_four_processes_that_share_the_parameters_give_the_losses_of_one():
   """Along two axes of the mesh, so that every layer communicates."""
   env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, str(ROOT / "tests" / "together.py"), str(free_port()), "4"]
+  command = [sys.executable, str(ROOT / "tests" / "helpers" / "together.py"), str(free_port()), "4"]
   four = [subprocess.Popen([*command, str(i), "2", "2"], env=env, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
   try:

@@ -9,8 +9,8 @@ from program import ROOT
 
 
 def run(script, *arguments):
-  result = subprocess.run([sys.executable, ROOT / "tests" / script, *arguments], text=True,
-                          capture_output=True)
+  result = subprocess.run([sys.executable, ROOT / "tests" / "helpers" / script, *arguments],
+                          text=True, capture_output=True)
   assert result.returncode == 0, result.stdout + result.stderr
   return result.stdout
 

@@ -371,7 +371,7 @@ def test_splash_compiles_for_tpu_v5e():
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
       "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join(map(str, [tests / "models", tests, tests.parent]))}
+      "PYTHONPATH": os.pathsep.join(map(str, [tests / "models", tests / "helpers", tests.parent]))}
   result = subprocess.run([sys.executable, "-c", V5E], env=env, cwd=tests, check=False,
                           capture_output=True, text=True)
   assert result.returncode == 0, result.stderr[-2000:]

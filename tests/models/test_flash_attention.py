@@ -237,7 +237,7 @@ def test_it_compiles_for_tpus(kind):
   tests = pathlib.Path(__file__).parents[1]
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
       "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join(map(str, [tests / "models", tests, tests.parent]))}
+      "PYTHONPATH": os.pathsep.join(map(str, [tests / "models", tests / "helpers", tests.parent]))}
   result = subprocess.run([sys.executable, "-c", TPU.replace("KIND", kind)], env=env, cwd=tests,
                           check=False, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr[-2000:]

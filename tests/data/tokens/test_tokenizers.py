@@ -20,7 +20,7 @@ from bertgpt import config as config_lib
 from bertgpt.data.tokens import offsets, tokenizers, training
 from bertgpt.errors import DataError
 
-TESTS = pathlib.Path(__file__).parents[2]
+HELPERS = pathlib.Path(__file__).parents[2] / "helpers"
 
 KINDS = ("sentencepiece", "wordpiece", "bpe")
 SIZES = {"sentencepiece": 80, "wordpiece": 160, "bpe": 330, "words": 30}
@@ -121,7 +121,7 @@ def test_specials_come_first_and_text_never_yields_them(trained, kind):
 def test_training_twice_gives_the_same_file(kind):
   code = f"""
 import sys
-sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(TESTS)!r}]
+sys.path[:0] = [{os.path.dirname(__file__)!r}, {str(HELPERS)!r}]
 import test_tokenizers as t
 text = t.ENGLISH * 20 + t.CHINESE
 config = t.settings({kind!r}, vocab_size={SIZES[kind] + 25})

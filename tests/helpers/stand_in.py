@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import time
 
-LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 TIMEOUT_S = 1200  # Only a hang takes so long, even on a busy machine.
 
 

@@ -20,7 +20,7 @@ import small_runs
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import manifest as manifest_lib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1200  # Only a hang takes so long, even on a busy machine.
 STEPS = 40
 
@@ -83,7 +83,7 @@ class Program:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
   def command(self, workdir, *arguments) -> list[str]:
-    return [sys.executable, str(ROOT / "tests" / "watched.py"), "train",
+    return [sys.executable, str(ROOT / "tests" / "helpers" / "watched.py"), "train",
             f"--config={self.folder}/recipe.py", f"--workdir={workdir}", *arguments]
 
   def variables(self, workdir, devices=1) -> dict[str, str]:
