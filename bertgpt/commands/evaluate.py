@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-  """Refuses flags that exclude each other; the scores of a suite are kept in a file."""
+  """Refuses flags that exclude each other. With --out, the work resumes."""
   if arguments.suite is None:
     for flag in ("window", "stride", "limit", "out", "batch_size"):
       if getattr(arguments, flag):

@@ -53,7 +53,7 @@ PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
 MAX_STEPS = 2**31 - 1  # A step is an int32.
-# Devices compute in int32 and float32, and take numbers below the smallest normal float32 for 0.
+# Devices compute in int32 and float32, and treat numbers below the smallest normal float32 as 0.
 AT_MOST = {"seed": 2**63 - 1, "tokenizer.train_bytes": 2**63 - 1, "tokenizer.vocab_size": 2**24}
 MAX_INT, MAX_FLOAT, MIN_FLOAT = 2**31 - 1, 3.4e38, 2.0 ** -126
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
@@ -143,7 +143,7 @@ def outside(field: str, value: float, low: float) -> Iterator[str]:
   elif value > most:
     yield f"{field}={value}: must be at most {most}"
   elif 0 < value < MIN_FLOAT:
-    yield f"{field}={value}: devices take it for 0. Set it to 0, or to at least {MIN_FLOAT:.3g}"
+    yield f"{field}={value}: devices treat it as 0. Set it to 0, or to at least {MIN_FLOAT:.3g}"
 
 
 def _no_fraction(field, value):
@@ -382,7 +382,7 @@ def _mesh_problems(config, num_devices):
   embed = [axis for axis in mesh.axes.embed if axis in MESH_AXES]
   if config.model.width % (parts := math.prod(sizes[axis] for axis in embed)):
     problems.append(f"model.width={config.model.width} cannot be divided among "
-                    f"{' x '.join(embed)} = {parts} devices, so that each would hold all layers")
+                    f"{' x '.join(embed)} = {parts} devices, so each would hold all layers")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

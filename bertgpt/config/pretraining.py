@@ -116,7 +116,7 @@ def base() -> ConfigDict:
   data.prefetch = 2                        # batches that are kept ready on the device
   data.packing = True                      # whether several sequences share a row
   data.max_sequences = 0                   # sequences per row, at most; 0: max(2, seq_len // 32)
-  # Pairs, and halves (rtd): share of passes through a document with a shorter target length.
+  # Pairs, and halves (rtd): share of passes through a document that aim at a shorter length.
   data.short_sequence_prob = 0.1
   # mlm_nsp and plm: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5

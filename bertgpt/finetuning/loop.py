@@ -15,11 +15,7 @@ was stopped from its last checkpoint; see `finetuning.resume`. With several proc
 compute, and process 0 writes.
 """
 
-import contextlib
-import dataclasses
 import pathlib
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,29 +23,22 @@ import jax
 from bertgpt import console, files, models, trees
 from bertgpt.config import ConfigDict, finetuning, resuming
 from bertgpt.config.stored import to_json
-from bertgpt.devices import peers, process, sharding, watchdog
-from bertgpt.errors import DivergedError, Preempted
-from bertgpt.finetuning import evaluation, resume, tasks
+from bertgpt.devices import peers, process
+from bertgpt.errors import DivergedError
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning.start import init_from_pretrained
+from bertgpt.finetuning import resume, run, tasks
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import (
-    Program,
-    Tuning,
-    check_run,
-    is_end_of_epoch,
-    iterate_batches,
-    make_program,
-    open_tuning,
+  Tuning,
+  check_run,
+  make_program,
+  open_tuning,
 )
 from bertgpt.hub import opening
-from bertgpt.runs import checkpoint, spellings, workdir
+from bertgpt.runs import spellings, workdir
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs.metadata import make_metadata
 from bertgpt.runs.trained import Trained
-from bertgpt.training import steps, trackers
-from bertgpt.training.saving import SavePolicy
-from bertgpt.training.step_log import StepLog
+from bertgpt.training import trackers
 
 
 def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict[str, Any]:
@@ -86,7 +75,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     results = results_lib.read_results(path, config, identity)
     check_agreement(identity, task, results)
     stamp = resume.make_stamp(identity, pretrained.tokenizer, config)
-    resume.check_states(path, stamp, {run["folder"] for run in results["runs"]})
+    resume.check_states(path, stamp, {row["folder"] for row in results["runs"]})
     tuning = open_tuning(config, init, pretrained, task, path, stamp)
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
@@ -152,7 +141,7 @@ def check_agreement(identity: dict[str, Any], task: rows_lib.Task,
     ConfigError: the processes differ; raised in every process.
   """
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
-  done = [(run["learning_rate"], run["seed"]) for run in results["runs"]]
+  done = [(row["learning_rate"], row["seed"]) for row in results["runs"]]
   rows = identity["rows"] | results_lib.fingerprint_unlabeled(task)
   peers.check_agreement({"weights of --init": init, "rows of task.data": rows,
                          "labels of task.data": identity["gold"],
@@ -170,32 +159,32 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
   """
   config, kept = tuning.config, None
   if jax.process_index() == 0:
-    for run in results["runs"]:  # A start that was killed may have left the state of its last run.
-      resume.remove(tuning.path / run["folder"])
+    for row in results["runs"]:  # A start that was killed may have left the state of its last run.
+      resume.remove(tuning.path / row["folder"])
   unlabeled = results_lib.fingerprint_unlabeled(tuning.task)
   with process.catch_signals() as should_stop:
     for rate in config.learning_rates:
-      done = [run["seed"] for run in results["runs"] if run["learning_rate"] == rate]
+      done = [row["seed"] for row in results["runs"] if row["learning_rate"] == rate]
       seeds = [seed for seed in config.seeds if seed not in done]
       program = make_program(tuning, rate) if seeds else None
       for seed in seeds:
-        run, state = train_and_score(tuning, program, seed, should_stop)
-        results["runs"].append(run)
+        row, state = run.train_and_score(tuning, program, seed, should_stop)
+        results["runs"].append(row)
         if state is not None:  # It did not diverge.
-          results["predicted"][run["folder"]] = unlabeled
+          results["predicted"][row["folder"]] = unlabeled
         summary = results_lib.summarize(results, config)
-        is_best = summary["best_run"] == run["folder"]
+        is_best = summary["best_run"] == row["folder"]
         if state is not None and (config.save == "all" or (config.save == "best" and is_best)):
-          save_weights(tuning, program, seed, state)
+          run.save_weights(tuning, program, seed, state)
         del state  # The next run needs its memory.
         if jax.process_index() == 0:
           results_lib.write_results(tuning.path, summary)
-          resume.remove(tuning.path / run["folder"])
+          resume.remove(tuning.path / row["folder"])
           if kept and config.save == "best" and is_best:
             # Only weights that this start has saved; weights of earlier starts stay.
             workdir.remove_run(tuning.path / kept)
         if is_best:
-          kept = run["folder"]
+          kept = row["folder"]
 
 
 def describe(tuning: Tuning, results: dict[str, Any]) -> list[str]:
@@ -228,163 +217,3 @@ def _untrained(tuning):
   if count := trained_lib.count_untrained(pretrained, rows):
     yield (trained_lib.describe_untrained(pretrained, count, len(rows))
            + ". task.max_length makes rows shorter")
-
-
-# ------------------------------------------------------------------ one run
-
-
-def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
-                    ) -> tuple[dict[str, Any], steps.TrainState | None]:
-  """Trains and scores one run, and writes everything in its folder except the weights.
-
-  Args:
-    tuning: the opened fine-tuning.
-    program: compiled parts, with the learning rate.
-    seed: seed of the order of the rows, the dropout and the new weights.
-    should_stop: whether a signal was received; all processes call it the same number of times.
-  Returns:
-    (row of the run in results.json, state after the last step). A run that diverged also has a row,
-    because other runs may do better; its state is None.
-  Raises:
-    Preempted: a signal was received.
-  """
-  name = results_lib.run_name(program.learning_rate, seed)
-  folder = tuning.path / name
-  row = {"learning_rate": program.learning_rate, "seed": seed, "folder": name}
-  if should_stop():
-    raise Preempted(f"stopped before run {name}. The same command continues with this run")
-  is_first = jax.process_index() == 0
-  if is_first:
-    console.print_progress(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
-    resume.clear(folder, tuning.stamp)
-  try:
-    state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
-  except DivergedError:
-    if is_first:
-      console.print_progress(
-          f"{name} diverged: loss or gradient not finite. The run is left out")
-    return row | {"diverged": True}, None
-  if is_first:
-    evaluation.write_predictions(tuning.task, outputs, folder / "predictions")
-  return row | {"steps": int(state.step), "seconds": round(seconds, 1), **scores}, state
-
-
-def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
-              should_stop: Callable[[], bool]
-              ) -> tuple[steps.TrainState, float, dict[str, dict[str, float]], dict[str, Any]]:
-  """Trains one run and evaluates it, after its last step or after every epoch.
-
-  Args:
-    tuning, program, seed, should_stop: see `train_and_score`.
-    folder: folder of the run, for the curves and the checkpoints.
-  Returns:
-    After the last step: (state, seconds of all starts, metrics by set, outputs by set).
-  Raises:
-    DivergedError: too many consecutive steps were not applied.
-    Preempted: a signal was received; a checkpoint is saved.
-  """
-  config, start = program.setup.config, time.monotonic()
-  with contextlib.ExitStack() as stack:
-    stack.callback(watchdog.disarm)  # Also after an error.
-    watchdog.arm_for(config.system, compiles=True)
-    shapes = set()  # Shapes of batches whose program has been called.
-    stack.enter_context(sharding.use_mesh(tuning.mesh, config))
-    saves = stack.enter_context(resume.open_saves(folder, tuning.config))
-    restored = saves.restore_latest(program.abstract)
-    state, metadata = restored or (init_from_pretrained(tuning, program, seed), {"seconds": 0.0})
-    first_step, start = int(state.step), start - metadata["seconds"]
-    log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
-                                                         is_static=False)))
-    results: Any = None
-    saving = SavePolicy(log)
-
-    def save(step: int, wait: bool) -> None:
-      saves.save(step, state, {**tuning.stamp, "seconds": time.monotonic() - start}, wait=wait)
-
-    if first_step:
-      log.message(f"{folder}: resuming after step {first_step}")
-      if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
-        results = evaluate_if_due(tuning, program, log, state, should_stop)
-        if results is None:
-          raise describe_stop(folder, first_step)
-    for step, batch in log.pace.timed(iterate_batches(tuning, seed, first_step)):
-      shape = batch["tokens"].shape
-      watchdog.arm_for(config.system, compiles=shape not in shapes)
-      if shape not in shapes:
-        with log.untimed():
-          peers.compile_together("the train step", config.system, program.step, state, batch)
-      with log.pace.waiting():
-        state, step_metrics = program.step(state, batch)
-      shapes.add(shape)
-      log.add(step, step_metrics)
-      stop = should_stop()
-      if is_saved := saving.should_save(saves.is_due(step), is_last=False, is_stopping=stop):
-        save(step, wait=stop)
-      if not stop and is_end_of_epoch(tuning, step):
-        results = evaluate_if_due(tuning, program, log, state, should_stop)
-        stop = results is None
-      if stop:
-        if not is_saved:
-          save(step, wait=True)
-        raise describe_stop(folder, step)
-  return state, time.monotonic() - start, *results
-
-
-def describe_stop(folder: pathlib.Path, step: int) -> Preempted:
-  """Returns the error of a run that a signal stopped after its checkpoint was saved.
-
-  Args:
-    folder: folder of the run.
-    step: steps done.
-  """
-  return Preempted(f"stopped in run {folder.name} at step {step} with a checkpoint saved. The same "
-                   "command continues this run and keeps the completed ones")
-
-
-def evaluate_if_due(tuning: Tuning, program: Program, log: StepLog, state: steps.TrainState,
-                    should_stop: Callable[[], bool]) -> evaluation.Evaluation | None:
-  """Evaluates and logs a run after the last step of an epoch, if the config says so.
-
-  Args:
-    tuning, program: see `train_and_score`.
-    log: log of the run.
-    state: state after the step.
-    should_stop: whether a signal was received; called once per batch.
-  Returns:
-    (metrics by evaluation set, outputs by evaluation set); None if it was stopped.
-  Raises:
-    DivergedError: the last step of the run was not finite.
-  """
-  log.write_all()
-  step = int(state.step)
-  is_last = step == program.setup.config.phases[0].steps
-  if is_last and int(state.bad_steps):  # Too few steps for `StepLog` to notice it.
-    raise DivergedError(f"step {step}: loss or gradient not finite")
-  if not (is_last or tuning.config.eval.every_epoch):
-    return {}, {}
-  found = evaluation.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)
-  if found is None:
-    return None
-  scores, outputs = found
-  for name, metrics in scores.items():
-    log.record(step, name, metrics)
-  return scores, outputs
-
-
-def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.TrainState) -> None:
-  """Makes the folder of a run a workdir that `runs.trained` opens, without the optimizer's state.
-
-  Args:
-    tuning, program, seed: see `train_and_score`.
-    state: state after the last step.
-  """
-  config, pretrained = program.setup.config, tuning.pretrained
-  folder = tuning.path / results_lib.run_name(program.learning_rate, seed)
-  task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
-          "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
-          "config": to_json(tuning.config)}
-  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, task=task)
-  with checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0, keep=1) as checkpoints:
-    checkpoints.save(int(state.step), dataclasses.replace(state, opt_state=()), metadata, wait=True)
-  if jax.process_index() == 0:
-    workdir.write_run(folder, config, pretrained.tokenizer)

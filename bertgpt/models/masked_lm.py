@@ -1,4 +1,4 @@
-"""What BERT and the families after it compute between the encoder and the table of tokens."""
+"""What BERT and later families compute between the encoder and the token table."""
 
 import jax
 from flax import linen as nn
@@ -8,7 +8,7 @@ from bertgpt.models import layers
 
 
 class MaskedLmTransform(nn.Module):
-  """Dense, activation and norm before the tied table, and the output bias."""
+  """Dense, activation and norm before the token table, and the output bias."""
 
   config: FrozenConfigDict
 

@@ -6,7 +6,7 @@
 | corpus     | identity of the pretraining corpus; '' if unknown         | a run is resumed       |
 | tokenizer  | SHA-256 of the tokenizer's file                           | a checkpoint is opened |
 | data_order | `rows.ORDER_VERSION`, the order in which rows are read    | a run is resumed       |
-| step       | number of steps done, which `Checkpoints.save` adds       |                        |
+| step       | number of steps done, set by `Checkpoints.save`           |                        |
 | task       | only after fine-tuning: description of the task's run     |                        |
 | fresh      | only after an import: heads with random weights           |                        |
 | bos_id     | only after an import: token that begins a text            |                        |

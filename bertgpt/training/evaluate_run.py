@@ -56,7 +56,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   check_same_model(trained.config, config, phase_index)
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
-    config.tokenizer.path = str(path / "tokenizer")  # One trained on other text is another one.
+    config.tokenizer.path = str(path / "tokenizer")  # A newly trained one would differ.
   checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
   checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   for p in checked.phases:
@@ -72,11 +72,11 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   process.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
                    f"tokens from {len(held_out):,} held-out documents, computed in "
                    f"{config.model.dtype}")
-  return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # Nothing stops it.
+  return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # It is never None.
 
 
 def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: ConfigDict) -> Corpus:
-  """Opens the validation split, and says whether it may have been trained on.
+  """Opens the validation split, and notes if the training may have used it.
 
   Args:
     path: workdir of the run.
@@ -108,7 +108,7 @@ def _find_phase(trained: trained_lib.Trained, config: ConfigDict) -> int:
 
 
 def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:
-  """Refuses another text if a prepared corpus replaces it.
+  """Refuses fields that choose a text if `data.corpus` replaces them.
 
   Args:
     trained: config of the run.

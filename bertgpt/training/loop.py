@@ -5,8 +5,8 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -27,6 +27,8 @@ from bertgpt.training.run import Run, open_run
 from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_evaluated
+
+T = TypeVar("T")
 
 
 class Finished(NamedTuple):
@@ -181,7 +183,7 @@ class Loop:
 
 @contextlib.contextmanager
 def open_loop(run: Run) -> Iterator[Loop]:
-  """Restores or makes the state of a run, makes its folder a run, and yields its loop.
+  """Restores or makes the state of a run, writes its first files, and yields its loop.
 
   Args:
     run: the opened run.
@@ -198,7 +200,7 @@ def open_loop(run: Run) -> Iterator[Loop]:
 
 
 def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
-  """Returns the checkpoints of a run, which its history names."""
+  """Returns the checkpoints of a run. Its history notes the first one."""
   return checkpoint.Checkpoints(run.path, **run.config.checkpoint,
                                 on_save=functools.partial(history.note_checkpoint, run.path))
 
@@ -343,14 +345,25 @@ def device_batches(run: Run, phase_index: int,
   batch_size = run.config.phases[phase_index].batch_size
   layout = sharding.batch_sharding(run.setup.mesh, run.config)
   rows = sharding.local_rows(layout, batch_size)
-  queue: collections.deque = collections.deque()
   with contextlib.closing(loader.make_train_batches(run.corpus, run.config, phase_index, first_step,
                                                     rows)) as batches:
-    for batch in batches:
-      queue.append(sharding.make_global_batch(batch, layout, batch_size))
-      if len(queue) > run.config.data.prefetch:
-        yield queue.popleft()
-    yield from queue
+    yield from prefetch((sharding.make_global_batch(batch, layout, batch_size)
+                         for batch in batches), run.config.data.prefetch)
+
+
+def prefetch(batches: Iterable[T], ahead: int) -> Iterator[T]:
+  """Yields batches; when one is yielded, the next ones are on their way to the devices.
+
+  Args:
+    batches: begins to transfer a batch when it is asked for the batch.
+    ahead: number of batches on their way.
+  """
+  queue: collections.deque = collections.deque()
+  for batch in batches:
+    queue.append(batch)
+    if len(queue) > ahead:
+      yield queue.popleft()
+  yield from queue
 
 
 @events.during("report")

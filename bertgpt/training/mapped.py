@@ -1,9 +1,10 @@
 """Mapped sweeps: one program trains runs that differ only in numbers of the train step.
 
 The states of all runs are stacked along a first axis, and one jitted step maps
-`steps.make_train_step` over it. The axis is split over as many devices as its length allows; the
-other devices split the batch of every run, as usual. Each run has its own folder, with the
-checkpoints, curves and report of a run that was trained alone, so `bertgpt train` can continue it.
+`steps.make_train_step` over it. The devices form groups, as many as divide both the runs and the
+axis `data`; each group has its share of the runs and splits their batches, as usual. Each run has
+its own folder, with the checkpoints, curves and report of a run that was trained alone, so
+`bertgpt train` can continue it.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -156,19 +156,16 @@ class StackedRuns:
     layout = self._layout(sharding.batch_sharding(self.mesh, config).spec)
     seeds = list(dict.fromkeys(run.config.seed for run in self.runs))
     which = [seeds.index(run.config.seed) for run in self.runs]
-    queue: deque = deque()
     with contextlib.ExitStack() as stack:
       readers = []
       for seed in seeds:
         run = self.runs[which.index(seeds.index(seed))]
         readers.append(stack.enter_context(contextlib.closing(loader.make_train_batches(
             run.corpus, run.config, phase_index, first_step, slice(None)))))
-      for parts in zip(*readers, strict=True):
-        batch = {name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
-        queue.append(sharding.make_global_batch(batch, layout, len(self.runs)))
-        if len(queue) > config.data.prefetch:
-          yield queue.popleft()
-      yield from queue
+      stacked = ({name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
+                 for parts in zip(*readers, strict=True))
+      yield from loop.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
+                                for batch in stacked), config.data.prefetch)
 
 
 def _shardings(abstract_state: TrainState) -> TrainState:
@@ -264,7 +261,7 @@ def check_same_corpus(runs: Sequence[Run]) -> None:
 
 @contextlib.contextmanager
 def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Member]]]:
-  """Restores or makes the state of every run, and makes their folders runs.
+  """Restores or makes the state of every run, and writes its first files.
 
   Args:
     stacked: the runs.

@@ -59,7 +59,7 @@ def test_defaults_are_valid_on_any_number_of_devices():
     ("--config.phases[0].learning_rate=-1e-4", "learning_rate=-0.0001: must be at least 0"),
     ("--config.phases[0].learning_rate=inf", "learning_rate=inf: must be at most 3.4e+38"),
     ("--config.phases[0].learning_rate=1e39", "learning_rate=1e+39: must be at most 3.4e+38"),
-    ("--config.optimizer.clip_norm=1e-50", "clip_norm=1e-50: devices take it for 0. Set it to 0,"),
+    ("--config.optimizer.clip_norm=1e-50", "clip_norm=1e-50: devices treat it as 0. Set it to 0,"),
     ("--config.model.window=5000000000", "model.window=5000000000: must be at most 2147483647"),
     ("--config.tokenizer.vocab_size=2000000000", "vocab_size=2000000000: must be at most 16777216"),
     ("--config.profile.steps=", "profile.steps=('',): give (first, last), counted from 1, within"),

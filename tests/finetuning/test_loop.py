@@ -19,17 +19,17 @@ from ml_collections import FrozenConfigDict
 from bertgpt import cli, trees
 from bertgpt.config import families, finetuning
 from bertgpt.config.stored import from_json
-from bertgpt.devices import peers, sharding
+from bertgpt.devices import peers, process, sharding, watchdog
 from bertgpt.errors import DataError
-from bertgpt.finetuning import loop as finetune
+from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import objectives as task_objectives
-from bertgpt.finetuning import resume
 from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import steps
+from bertgpt.training.step_log import StepLog
 
 
 def run(tuning, init, out, *arguments):
@@ -397,14 +397,14 @@ def test_a_rate_that_diverges_is_left_out(tuning, finished_bert, tmp_path, capsy
 def test_an_error_disarms_the_watchdog(tuning, finished_bert, tmp_path, monkeypatch):
   """Otherwise the watchdog would later end a process that has caught the error."""
   armed = []
-  monkeypatch.setattr(finetune.watchdog, "arm", lambda minutes: armed.append(minutes))
-  monkeypatch.setattr(finetune.watchdog, "disarm", armed.clear)
+  monkeypatch.setattr(watchdog, "arm", lambda minutes: armed.append(minutes))
+  monkeypatch.setattr(watchdog, "disarm", armed.clear)
 
   def fail(*arguments, **named):
     assert armed
     raise DataError("as it may happen")
 
-  monkeypatch.setattr(finetune.evaluation, "evaluate", fail)
+  monkeypatch.setattr(evaluation, "evaluate", fail)
   assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 65
   assert not armed
 
@@ -414,7 +414,7 @@ def test_a_stop_between_runs_starts_none(short, tuning, finished_bert, tmp_path,
   import contextlib
   out = tmp_path / "out"
   shutil.copytree(short, out)
-  monkeypatch.setattr(finetune.process, "catch_signals",
+  monkeypatch.setattr(process, "catch_signals",
                       lambda: contextlib.nullcontext(lambda: True))
   assert run(tuning, finished_bert, out, *SHORT, "--config.seeds=0,1") == 75
   assert not (out / "lr0.01-seed1").exists()
@@ -547,7 +547,7 @@ def test_a_config_may_change_until_a_run_has_begun(tuning, finished_bert, tmp_pa
 
   out = tmp_path / "out"
   with monkeypatch.context() as patch:
-    patch.setattr(finetune.StepLog, "add", fail)
+    patch.setattr(StepLog, "add", fail)
     with pytest.raises(MemoryError):
       run(tuning, finished_bert, out, *SHORT)
   assert (out / "config.json").exists() and not (out / "results.json").exists()
@@ -589,7 +589,7 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
 
   Before, another --init is refused as if no run were done: it would begin the second run again.
   """
-  add, out = finetune.StepLog.add, tmp_path / "out"
+  add, out = StepLog.add, tmp_path / "out"
 
   def add_and_stop(self, step, step_metrics):
     add(self, step, step_metrics)
@@ -598,7 +598,7 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
 
   arguments = ("--config.seeds=0,1", "--config.epochs=10")
   with monkeypatch.context() as patch:
-    patch.setattr(finetune.StepLog, "add", add_and_stop)
+    patch.setattr(StepLog, "add", add_and_stop)
     assert run(tuning, finished_bert, out, *arguments, "--config.log.every_steps=1000") == 75
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert losses_of(out, "lr0.01-seed1")[-1][0] >= 5, "the last steps are logged before the end"

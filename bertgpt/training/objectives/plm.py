@@ -65,7 +65,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary):
     keys_B2 = jax.vmap(lambda k: jax.random.split(k, 2))(keys_B)
     is_special_BL = is_text_BL & jnp.asarray(is_special_V)[tokens_BL]
     continues_BL = words.continues_words(vocabulary, tokens_BL) if objective.whole_words else None
-    # K in the paper, about 6. With a smaller rate, the context is longer than any row anyway.
+    # K in the paper, about 6. Below 1e-6, the context is longer than any row anyway.
     context = max(1, round(1 / max(objective.mask_prob, 1e-6)))
     count_B = masking.round_count(keys_B, is_text_BL, objective.mask_prob, slots)
     order_BL, count_B = spans.choose_spans(

@@ -17,8 +17,8 @@ def choose_spans(keys_B: jax.Array, is_candidate_BL: jax.Array, continues_BL: ja
   first word after l tokens, with l uniform in 0..n * context - 1, and the next context begins
   `context` times the span's tokens later, minus l. A shorter span is taken if the tokens of n words
   would exceed `count_B`. Single tokens then fill up to `count_B` (data_utils.py,
-  github.com/zihangdai/xlnet, 2019, which says words but counts pieces, and chooses a fixed number
-  of tokens in each half of a row, special tokens among the single ones).
+  github.com/zihangdai/xlnet, 2019, which says words but counts pieces, chooses a fixed number of
+  tokens in each half of a row, and may take special tokens as single ones).
 
   Args:
     keys_B: random keys, one per row.
