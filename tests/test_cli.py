@@ -384,6 +384,8 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
     (["prepare", "--config=c.py"], False), (["export", "--workdir=w", "--out=b"], False)])
 def test_an_interrupt_says_whether_the_work_is_kept(capsys, monkeypatch, argv, is_kept):
   def interrupt(arguments):
+    if argv[0] == "evaluate":  # Whether it resumes depends on its flags.
+      arguments.module.check(arguments)
     raise KeyboardInterrupt
 
   monkeypatch.setattr(cli, "dispatch", interrupt)

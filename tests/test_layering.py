@@ -1,10 +1,13 @@
 """Layers: imports point down, data/ imports no JAX, no API is deprecated, modules have tests."""
 
 import ast
+import functools
 import graphlib
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -75,6 +78,7 @@ def module_in(name: str, modules) -> str | None:
   return name or None
 
 
+@functools.cache  # Two tests read those of every module.
 def references_of(tree: ast.AST) -> set[str]:
   """Returns the dotted names that a file imports or reads, without aliases: 'flax.linen.Module'."""
   aliases = {}
@@ -119,12 +123,25 @@ def uses_mesh_as_context(tree: ast.AST) -> list[int]:
           for item in node.items if ast.unparse(item.context_expr).split(".")[-1] == "mesh"]
 
 
+def violations(check: Callable[[str], Any], but: Iterable[str] = ()) -> dict[str, Any]:
+  """Returns {module: what a check finds in it}, without modules in which it finds nothing.
+
+  One test for all modules: a test for each of them would take longer to collect than to run.
+
+  Args:
+    check: name of a module -> what is wrong with it, empty if it is right.
+    but: modules and packages that may be otherwise.
+  """
+  return {module: found for module in MODULES
+          if not any(is_within(module, package) for package in but) and (found := check(module))}
+
+
 # ----------------------------------------------------------------- imports
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "bertgpt"])
-def test_imports_point_down(module):
-  assert upward_edges(module, TREES[module], MODULES) == []
+def test_imports_point_down():
+  assert violations(lambda module: module != "bertgpt"
+                    and upward_edges(module, TREES[module], MODULES)) == {}
 
 
 def test_the_package_itself_imports_nothing():
@@ -133,14 +150,14 @@ def test_the_package_itself_imports_nothing():
   assert imports_of(TREES["bertgpt.data"]) == {"importlib", "typing.Any"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_lines_on_stderr_go_through_the_console(module):
+def test_lines_on_stderr_go_through_the_console():
   """A terminal that was closed must not end the work. A progress bar may be given the stream."""
-  if module != "bertgpt.console":
-    prints = [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)
-              and ast.unparse(node.func) in ("print", "sys.stderr.write")
-              and "sys.stderr" in ast.unparse(node)]
-    assert not prints, f"lines {prints}: write console.say(line)"
+  def prints(module):
+    return [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("print", "sys.stderr.write")
+            and "sys.stderr" in ast.unparse(node)]
+
+  assert violations(prints, but=["bertgpt.console"]) == {}, "write console.say(line)"
 
 
 def test_imports_have_no_cycle():
@@ -178,18 +195,15 @@ def test_data_and_config_work_without_jax():
   assert len(modules) > 50 and result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_only_models_know_flax(module):
-  if not is_within(module, "bertgpt.models"):
-    assert not [name for name in references_of(TREES[module]) if is_within(name, "flax")]
+def test_only_models_know_flax():
+  assert violations(lambda module: [name for name in references_of(TREES[module])
+                                    if is_within(name, "flax")], but=["bertgpt.models"]) == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_deprecated_api(module):
-  used = {name for name in references_of(TREES[module])
-          if any(is_within(name, old) for old in DEPRECATED)}
-  assert used == set()
-  assert uses_mesh_as_context(TREES[module]) == []
+def test_no_deprecated_api():
+  assert violations(lambda module: [name for name in references_of(TREES[module])
+                                    if any(is_within(name, old) for old in DEPRECATED)]) == {}
+  assert violations(lambda module: uses_mesh_as_context(TREES[module])) == {}
 
 
 @pytest.mark.parametrize("text, name", [
@@ -228,9 +242,9 @@ def builtin_opens(tree: ast.AST) -> list[int]:
           and ast.unparse(node.args[0]) != "os.devnull"]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not is_within(m, "bertgpt.files")])
-def test_files_are_opened_through_one_room(module):
-  assert builtin_opens(TREES[module]) == [] or module in OPENS_LOCAL_FILES
+def test_files_are_opened_through_one_room():
+  assert violations(lambda module: builtin_opens(TREES[module]),
+                    but=["bertgpt.files", *OPENS_LOCAL_FILES]) == {}
 
 
 # ------------------------------------------------------------------- names
@@ -257,11 +271,9 @@ def compared_names(tree: ast.AST) -> list[int]:
   return lines
 
 
-@pytest.mark.parametrize("module", [
-    m for m in MODULES if not any(is_within(m, table) for table in TABLES)])
-def test_no_family_or_objective_is_told_by_its_name(module):
+def test_no_family_or_objective_is_told_by_its_name():
   """Code looks up how they differ in their records."""
-  assert compared_names(TREES[module]) == []
+  assert violations(lambda module: compared_names(TREES[module]), but=TABLES) == {}
 
 
 @pytest.mark.parametrize("text", [
@@ -355,15 +367,20 @@ TESTED_BY_TABLE = {
 }
 
 
-@pytest.mark.parametrize("module", [m for m, p in MODULES.items() if p.name != "__init__.py"])
-def test_every_module_has_its_tests(module):
+def test_every_module_has_its_tests():
   """The test file has the same name, and is in the folder of the same name."""
-  *folders, name = module.split(".")[1:]
-  file = (TESTED_BY_TABLE.get(".".join(folders)) or TESTED_TOGETHER.get(".".join([*folders, name]))
-          or "/".join([*folders, f"test_{name}.py"]))
-  if folders == ["hub"] and name in families.FAMILIES:
-    file = "hub/test_parity.py"
-  assert (REPOSITORY / "tests" / file).is_file()
+  def missing(module):
+    if MODULES[module].name == "__init__.py":
+      return ""
+    *folders, name = module.split(".")[1:]
+    file = (TESTED_BY_TABLE.get(".".join(folders))
+            or TESTED_TOGETHER.get(".".join([*folders, name]))
+            or "/".join([*folders, f"test_{name}.py"]))
+    if folders == ["hub"] and name in families.FAMILIES:
+      file = "hub/test_parity.py"
+    return "" if (REPOSITORY / "tests" / file).is_file() else file
+
+  assert violations(missing) == {}
 
 
 def test_the_table_of_modules_tested_together_is_no_longer_than_needed():
@@ -383,14 +400,14 @@ def long_functions(tree: ast.AST) -> list[str]:
           and node.end_lineno - node.lineno >= MAX_LINES_OF_A_FUNCTION]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_file_is_too_long(module):
-  assert len(MODULES[module].read_text().split("\n")) - 1 <= MAX_LINES_OF_A_FILE
+def test_no_file_is_too_long():
+  sizes = {module: path.read_text().count("\n") for module, path in MODULES.items()}
+  assert violations(lambda module: max(0, sizes[module] - MAX_LINES_OF_A_FILE)) == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_function_is_too_long(module):
-  assert set(long_functions(TREES[module])) <= {TABLES_OF_FIELDS.get(module)}
+def test_no_function_is_too_long():
+  assert violations(lambda module: set(long_functions(TREES[module]))
+                    - {TABLES_OF_FIELDS.get(module)}) == {}
 
 
 @pytest.mark.parametrize("text", ["def f():\n{}", "async def f():\n{}", "def g():\n  def f():\n{}",
