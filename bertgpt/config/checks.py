@@ -379,10 +379,10 @@ def _mesh_problems(config, num_devices):
                       f"{devices}")
   if config.eval.batch_size % parts:
     problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among {devices}")
-  embed = [axis for axis in mesh.axes.embed if axis in MESH_AXES]
-  if config.model.width % (parts := math.prod(sizes[axis] for axis in embed)):
-    problems.append(f"model.width={config.model.width} cannot be divided among "
-                    f"{' x '.join(embed)} = {parts} devices, so each would hold all layers")
+  for axis in mesh.axes.embed:
+    if axis in MESH_AXES and config.model.width % sizes[axis]:
+      problems.append(f"mesh.{axis}={sizes[axis]} does not divide model.width="
+                      f"{config.model.width}, so it would not split the layers. Set another number")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

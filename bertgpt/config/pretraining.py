@@ -118,7 +118,7 @@ def base() -> ConfigDict:
   data.max_sequences = 0                   # sequences per row, at most; 0: max(2, seq_len // 32)
   # Pairs, and halves (rtd): share of passes through a document that aim at a shorter length.
   data.short_sequence_prob = 0.1
-  # mlm_nsp and plm: share of pairs whose second part comes from another document.
+  # mlm_nsp, plm, plm_memory: share of pairs whose second part comes from another document.
   data.random_next_prob = 0.5
   # GPT, and mlm and diffusion with packing: whether every document of a row is a sequence of its
   # own, without attention across documents and with positions that restart.

@@ -133,6 +133,8 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     tokenizer: tokenizer in the folder.
     source: the folder.
     hf_config: content of config.json.
+  Raises:
+    DataError: a text yields this end, or no token.
   """
   end = next(iter(find_ends(source, hf_config)), -1)
   if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
@@ -150,6 +152,8 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     data = json.dumps(content, ensure_ascii=False).encode()
   changed = type(tokenizer)(data, names)
   changed.note = tokenizer.note
+  if leak := changed.find_leak():
+    raise DataError(f"{source / changed.file_name}: {tokenizers.describe_leak(leak)}")
   return changed
 
 
@@ -225,7 +229,8 @@ def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizer
   """
   (ids,) = tokenizer.encode([_TEXT])
   is_encoder = families.find(config).kind == "encoder"
-  return -1 if is_encoder or template[1:] != ids.tolist() else template[0]
+  is_beginning = bool(template) and template[1:] == ids.tolist()
+  return template[0] if is_beginning and not is_encoder else -1
 
 
 def describe_template(template: list[int], folder: pathlib.Path, config: ConfigDict,
@@ -293,9 +298,13 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   name = hf.used_class
   if name not in _PIPELINES:
     return ""
+  kind, make_pipeline = _PIPELINES[name]
+  if (found := content["model"]["type"]) != kind:
+    return (f"tokenizer.json, which is used here, holds a {found}, which {name} of transformers 5 "
+            "does not read")
   try:
     with without_panics():
-      like = json.loads(_PIPELINES[name](hf, content).to_str())
+      like = json.loads(make_pipeline(hf, content).to_str())
       steps = {step: like[step] for step in ("normalizer", "pre_tokenizer")}
       model = content["model"] | {
           key: value for key, value in like["model"].items() if key not in _OF_THE_FILE}
@@ -368,10 +377,12 @@ def _like_unigram(content: dict[str, Any], *, lowercase: bool, keep_accents: boo
 
 
 # Class -> function that returns its steps before the model, from the files and tokenizer.json.
-_PIPELINES: dict[str, Callable[[hf_files.HfFiles, dict[str, Any]], fast_tokenizers.Tokenizer]] = {
-    "AlbertTokenizer": _like_albert,
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _like_bert),
-    **dict.fromkeys(("GPT2Tokenizer", *reading.ROBERTA_CLASSES), _like_gpt2),
-    "OpenAIGPTTokenizer": _like_gpt1,
-    "XLNetTokenizer": _like_xlnet,
+_Maker = Callable[[hf_files.HfFiles, dict[str, Any]], fast_tokenizers.Tokenizer]
+_PIPELINES: dict[str, tuple[str, _Maker]] = {
+    "AlbertTokenizer": ("Unigram", _like_albert),
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"),
+                    ("WordPiece", _like_bert)),
+    **dict.fromkeys(("GPT2Tokenizer", *reading.ROBERTA_CLASSES), ("BPE", _like_gpt2)),
+    "OpenAIGPTTokenizer": ("BPE", _like_gpt1),
+    "XLNetTokenizer": ("Unigram", _like_xlnet),
 }

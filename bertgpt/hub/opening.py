@@ -17,7 +17,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, families
+from bertgpt.config import ConfigDict, choices, families
 from bertgpt.config.families import HEADS
 from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, tokenizers
@@ -192,6 +192,9 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
   """
   path = source / "config.json"
   if not path.exists() and (inner := find_inner(source)):
+    if len(inner) > 1:
+      raise DataError(f"{path}: no such file. There are models in {', '.join(map(str, inner))}. "
+                      "Give one of these folders")
     raise DataError(f"{path}: no such file. The model is in {inner[0]}. Give that folder")
   return files.read_json(path, weights.REMEDY)
 
@@ -255,8 +258,12 @@ def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> Config
   if problem or (problem := next(iter(config_lib.find_problems(config)), "")):
     raise DataError(f"{problem}. Choose another model")
   # GPT-1 has no token for the end of a document, and none is needed to score and continue texts.
-  return corpora.resolve(config, tokenizer,
-                         will_train=families.find(config).kind == "encoder")
+  is_encoder = families.find(config).kind == "encoder"
+  needs = choices.OBJECTIVES[config.objective.name].needs if is_encoder else ()
+  if lacking := [f"{name}_token" for name in needs if getattr(tokenizer, f"{name}_id") < 0]:
+    raise DataError(f"its tokenizer has no {', '.join(lacking)}. Name the token in "
+                    "tokenizer_config.json, or put the tokenizer of the model into the folder")
+  return corpora.resolve(config, tokenizer, will_train=is_encoder)
 
 
 def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:

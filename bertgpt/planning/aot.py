@@ -360,7 +360,8 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   flags = []
   most = topology.devices_per_model // tensor
-  wider = max(n for n in range(fsdp, 8 * fsdp + 1) if most % n == 0)
+  wider = max((n for n in range(fsdp, 8 * fsdp + 1)
+               if most % n == 0 and config.model.width % n == 0), default=fsdp)
   if sum(step.state_bytes) * fsdp > topology.chip.usable_hbm / 8 and wider > fsdp:
     flags.append(f"--config.mesh.fsdp={wider}" + " --config.mesh.data=-1" * (config.mesh.data > 0))
   rows = phase.batch_size // phase.micro_batches // (chips // tensor)

@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -229,7 +229,7 @@ class Checkpoints:
         if jax.process_index() == 0:
           set_aside(path, f"is damaged: {e}")
     if any(self._root.glob("damaged-*")):
-      raise _none_usable(self._root)
+      raise _none_usable(self._root, [])
     return None
 
   def _agree_on_step(self) -> int:
@@ -301,8 +301,8 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
       return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
     except Damaged as e:
       if path.is_dir():
-        console.say(f"WARNING: {path} is damaged: {e}. The previous checkpoint is used")
-  raise _none_usable(root)
+        console.say(f"WARNING: {path} is damaged: {e}")
+  raise _none_usable(root, sorted(tried))
 
 
 def committed_steps(workdir: os.PathLike | str) -> list[int]:
@@ -405,9 +405,16 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
 # -------------------------------------------------------------- files
 
 
-def _none_usable(root: pathlib.Path) -> DataError:
-  """Returns the error for checkpoints that are all damaged, or absent."""
-  names = ", ".join(sorted(p.name for p in root.glob("damaged-*"))) or "none was saved"
+def _none_usable(root: pathlib.Path, damaged: Sequence[int]) -> DataError:
+  """Returns the error for checkpoints that are all damaged, or absent.
+
+  Args:
+    root: their folder.
+    damaged: damaged steps that were not set aside.
+  """
+  found = [*(f"{step} is damaged" for step in damaged),
+           *sorted(p.name for p in root.glob("damaged-*"))]
+  names = ", ".join(found) or "none was saved"
   return DataError(f"{root}: no usable checkpoint ({names}). Restore one from a backup, use "
                    f"another --workdir, or delete {root.parent} to start over")
 

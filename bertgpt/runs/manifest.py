@@ -26,7 +26,9 @@ def _list_files(path: pathlib.Path) -> dict[str, int]:
     found = path.list_tree()  # type: ignore[attr-defined]
     return {name: info.st_size for name, info in sorted(found.items()) if name != MANIFEST}
   paths = (p for p in sorted(path.rglob("*")) if p.is_symlink() or not p.is_dir())
-  return {name: p.lstat().st_size for p in paths if (name := str(p.relative_to(path))) != MANIFEST}
+  # A link, as in the cache of huggingface_hub, has the size of its file, if that is there.
+  return {name: (p.stat() if p.exists() else p.lstat()).st_size for p in paths
+          if (name := str(p.relative_to(path))) != MANIFEST}
 
 
 def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:

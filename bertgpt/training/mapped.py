@@ -275,6 +275,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
       state = restore_or_init(run, checkpoints)
       opened.append((run, checkpoints, int(state.step)))
       states = stacked.put(states, state, i)
+    del state  # It would stay on the devices while the runs are open.
     for run, checkpoints, step in opened:
       loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
       log = stack.enter_context(contextlib.closing(

@@ -210,7 +210,8 @@ def load_params(run: Run, fresh: Any) -> Any:
            for path, x in wanted.items() if path not in found or found[path].shape != x.shape]
   if wrong:
     raise ConfigError(f"init_from={run.config.init_from}: its parameters do not fit this model. "
-                      "Set the model.* fields of that run, or use another run:\n  "
+                      f"Set the model.* fields and objective.name of that run "
+                      f"({source.config.objective.name}), or use another run:\n  "
                       + "\n  ".join(wrong))
   others = describe_other_model(source.config, config_lib.with_model_at(run.config, 0))
   process.say_once(f"note: starting from the parameters of step {source.step} of "

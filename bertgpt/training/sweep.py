@@ -315,8 +315,13 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
     if not found:
-      is_run = workdir.is_run(folders[i])
-      found = unread.find_problems(config, workdir.read_config(folders[i]) if is_run else None)
+      stored = workdir.read_config(folders[i]) if workdir.is_run(folders[i]) else None
+      found = unread.find_problems(config, stored)
+      if stored is not None:
+        found += [f"{folders[i]} holds another run, {line}. Add new runs at the end of "
+                  "get_sweep(), or use another --workdir" for line in resuming.differences(
+                      stored, former.as_begun(folders[i], config),
+                      ("model.vocab_size", *unread.unset_fields(config)))]
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))

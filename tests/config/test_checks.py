@@ -109,7 +109,7 @@ def test_a_width_that_the_mesh_does_not_divide_is_refused():
   """The layers would be whole on every device, with their optimizer's state."""
   fields = ["--config.mesh.fsdp=8", "--config.model.num_heads=4", "--config.model.width=36"]
   (line,) = problems_of(config_lib.validate, override(config_lib.base(), fields), 8)
-  assert line.startswith("model.width=36 cannot be divided among fsdp = 8 devices")
+  assert line.startswith("mesh.fsdp=8 does not divide model.width=36, so it would not split the")
   config_lib.validate(override(config_lib.base(), [*fields, "--config.mesh.axes.embed=()"]), 8)
 
 

@@ -773,6 +773,36 @@ def test_what_cannot_come_in_is_refused_in_one_line(kind, tmp_path, capsys):
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("letters", ["ACGT", "acgt"])
+def test_a_decoder_with_texts_that_have_no_token_is_refused(tmp_path, letters):
+  """A tokenizer of DNA; that `<eos>` is a special token, only config.json says."""
+  tokenizer = fast_tokenizers.Tokenizer(fast_tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = fast_tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = fast_tokenizers.decoders.ByteLevel()
+  tokenizer.train_from_iterator([letters * 9], fast_tokenizers.trainers.BpeTrainer(
+      vocab_size=12, special_tokens=["<eos>"], show_progress=False))
+  make_theirs("GPT2LMHeadModel", DECODER | {
+      "vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 0}).save_pretrained(tmp_path)
+  tokenizer.save(str(tmp_path / "tokenizer.json"))
+  with pytest.raises(DataError, match="/tokenizer.json: the text '<eos>' yields no token. Give a"):
+    opening.open_model(tmp_path)
+
+
+def test_an_encoder_whose_tokenizer_has_no_mask_is_refused_with_its_folder(tmp_path):
+  make_theirs("BertModel", ENCODER).save_pretrained(tmp_path)
+  pieces = [piece if piece != "[MASK]" else "[none]" for piece in PIECES]
+  (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+  with pytest.raises(DataError, match=f"{tmp_path}.*its tokenizer has no mask_token. Name the"):
+    opening.open_model(tmp_path)
+
+
+def test_a_tokenizer_of_another_type_than_its_class_reads_is_named(tmp_path):
+  make_theirs("AlbertModel", SHARED).save_pretrained(tmp_path)
+  make_wordpiece().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+  assert any("holds a WordPiece, which AlbertTokenizer of transformers 5 does not read" in note
+             for note in opening.open_folder(tmp_path, "--workdir").notes)
+
+
 def test_gpt1_comes_in_with_its_own_tokenizer(tmp_path):
   """GPT-1's vocabulary has no token for the end of a document."""
   texts = [*small_runs.make_text(20).splitlines(), "Naïve CAFÉ: (unseen) ☃!", ""]

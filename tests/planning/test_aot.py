@@ -139,7 +139,7 @@ def test_remedies_are_overrides_that_lower_memory():
 
 
 @pytest.mark.parametrize("chips, num_slices, mesh, remedy", [
-    (8, 2, (-1, 1, 1), "--config.mesh.fsdp=4"), (6, 1, (-1, 1, 2), "--config.mesh.fsdp=3"),
+    (8, 2, (-1, 1, 1), "--config.mesh.fsdp=4"), (6, 1, (-1, 1, 2), None),
     (8, 1, (4, 1, 2), "--config.mesh.fsdp=4 --config.mesh.data=-1"), (8, 2, (-1, 4, 1), None)])
 def test_a_remedy_is_a_mesh_of_the_machine(chips, num_slices, mesh, remedy):
   """Parameters stay in a slice, and all axes together have as many devices as there are."""

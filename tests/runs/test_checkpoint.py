@@ -372,6 +372,14 @@ def test_no_usable_step_is_an_error_every_time(copy):
     checkpoint.restore_params(copy)
 
 
+def test_a_reader_names_the_steps_that_are_damaged(copy):
+  """It does not set them aside."""
+  for step in ("10", "20"):
+    (copy / "checkpoints" / step / "manifest.json").write_text("{}")
+  with pytest.raises(DataError, match=r"no usable checkpoint \(10 is damaged, 20 is damaged\)"):
+    checkpoint.restore_params(copy)
+
+
 def test_no_checkpoint_is_an_error_for_a_reader(tmp_path):
   with pytest.raises(DataError, match="none was saved"):
     checkpoint.restore_params(tmp_path)

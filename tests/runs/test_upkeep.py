@@ -57,6 +57,18 @@ def test_damage_is_found_wherever_it_is_and_nothing_is_changed(copy, capsys):
   assert contents(copy) == before
 
 
+def test_links_are_as_good_as_their_files(copy, tmp_path):
+  """As in a snapshot in the cache of huggingface_hub."""
+  (tmp_path / "blobs").mkdir()
+  files = [path for path in (copy / "checkpoints").rglob("*") if path.is_file()]
+  for i, path in enumerate(files):
+    path.rename(tmp_path / "blobs" / str(i))
+    path.symlink_to(tmp_path / "blobs" / str(i))
+  assert verify(copy) == 0
+  (tmp_path / "blobs" / "0").unlink()
+  assert verify(copy) == 65
+
+
 def test_a_checkpoint_that_the_training_deletes_meanwhile_is_not_called_damaged(copy):
   lines = upkeep.verify(copy)
   assert next(lines)[0].startswith("checkpoints/20: good")

@@ -7,6 +7,7 @@ import operator
 import shutil
 import time
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
 from bertgpt.devices import events, process, sharding
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, Preempted
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint, corpora, metrics_file, workdir
@@ -291,6 +292,28 @@ def swept(recipe, tmp_path_factory):
   file = make_sweep(recipe, folder / "recipe.py", RUNS_OF_SWEEP[:2])
   assert sweep(file, folder / "sweep") == 0
   return folder / "sweep"
+
+
+def test_runs_that_are_open_have_one_state_on_the_devices_and_their_own_warnings(
+    recipe, tmp_path, monkeypatch, capsys):
+  made, alive, restore = [], [], mapped.restore_or_init
+
+  def remember(*arguments):
+    state = restore(*arguments)
+    made.append(weakref.ref(jax.tree.leaves(state.params)[0]))
+    return state
+
+  def stop(loop_of_steps):
+    alive.extend(x for x in [ref() for ref in made] if x is not None)
+    raise Preempted("enough")
+
+  monkeypatch.setattr(mapped, "restore_or_init", remember)
+  monkeypatch.setattr(mapped.MappedLoop, "run", stop)
+  file = make_sweep(recipe, tmp_path / "recipe.py", [
+      {"seed": 0, "phases[0].warmup_steps": 1}, {"seed": 1, "phases[0].warmup_steps": 100}])
+  assert sweep(file, tmp_path / "sweep") == 75
+  assert len(made) == 2 and alive == []
+  assert capsys.readouterr().err.count("it warms up for 100 of") == 1
 
 
 @pytest.mark.slow

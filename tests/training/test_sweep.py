@@ -20,6 +20,7 @@ from bertgpt import cli
 from bertgpt.commands import sweep as sweep_command
 from bertgpt.config import recipes
 from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.devices import process
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
@@ -285,11 +286,12 @@ def test_values_of_numpy_are_written(tmp_path, recipe, monkeypatch):
 
 
 def test_the_page_of_the_runs_is_named(tmp_path, recipe, finished_bert, monkeypatch, capsys):
-  path = tmp_path / "w"
+  path, file = tmp_path / "w", tmp_path / "recipe.py"
+  file.write_text(recipe.read_text().split("def get_sweep")[0] + "get_sweep = lambda: [{}, {}]\n")
   for name in ("000", "001"):
     shutil.copytree(finished_bert, path / name, ignore=shutil.ignore_patterns("checkpoints"))
   stand_in_for_train(monkeypatch).update(("000", "001"))
-  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}"]) == 0
+  assert cli.main(["sweep", f"--config={file}", f"--workdir={path}"]) == 0
   assert capsys.readouterr().out.splitlines()[-1].endswith(f": {path / 'sweep.html'}")
   assert (path / "sweep.html").is_file()
 
@@ -411,6 +413,21 @@ def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recip
                   f"get_config = lambda: load({str(recipe)!r})\n"
                   "get_sweep = lambda: [{'seed': 1}, {'optimizer.momentum': 0.5}]\n")
   with pytest.raises(ConfigError, match="run 1: optimizer.momentum=0.5"):
+    sweep.run(str(path), tmp_path / "runs", [])
+  assert not (tmp_path / "runs" / "000").exists()
+
+
+def test_a_run_whose_place_in_the_list_has_changed_is_refused_before_the_first(recipe, tmp_path):
+  """Otherwise, the sweep would fail at the second run, after the first has been trained."""
+  path, folder = tmp_path / "sweep.py", tmp_path / "runs" / "001"
+  text = (f"from bertgpt.config.recipes import load\nget_config = lambda: load({str(recipe)!r})\n"
+          "get_sweep = lambda: [{'seed': 0}, {'seed': SEED}]\n")
+  path.write_text(text.replace("SEED", "1"))
+  folder.mkdir(parents=True)
+  stored = override(recipes.load(str(path)), ["--config.seed=1"])
+  (folder / "config.json").write_text(to_json(stored))
+  path.write_text(text.replace("SEED", "2"))
+  with pytest.raises(ConfigError, match=r"^run 1: .*/001 holds another run, seed: 1 -> 2. Add new"):
     sweep.run(str(path), tmp_path / "runs", [])
   assert not (tmp_path / "runs" / "000").exists()
 
