@@ -1,10 +1,12 @@
-"""Lines whose failure does not stop the work; standard streams that are closed."""
+"""Lines whose failure does not stop the work; standard streams that are closed; tables."""
 
 import contextlib
 import io
 import os
 import stat
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def open_closed_streams() -> None:
@@ -73,6 +75,21 @@ def print_progress(text: str) -> None:
   except OSError:
     with contextlib.suppress(OSError, ValueError):
       _discard(sys.stdout)
+
+
+def format_table(table: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns a table as lines of text, the first with the names of the columns.
+
+  Args:
+    table: column -> value of each row; rows may have different columns.
+  """
+  cells = [list(dict.fromkeys(name for row in table for name in row))]
+  for row in table:
+    values = [row.get(name, "") for name in cells[0]]
+    cells.append([f"{v:.5g}" if isinstance(v, float) else str(v) for v in values])
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+          for line in cells]
 
 
 def _discard(stream) -> None:

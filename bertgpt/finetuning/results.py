@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bertgpt import files, trees
+from bertgpt import console, files, trees
 from bertgpt.config import ConfigDict, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json
@@ -24,7 +24,6 @@ from bertgpt.finetuning import resume
 from bertgpt.finetuning.tasks.rows import Task
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.trained import Trained
-from bertgpt.training import sweep
 
 
 def runs_of(config: ConfigDict) -> list[tuple[float, int]]:
@@ -222,7 +221,7 @@ def report(results: dict[str, Any], config: ConfigDict, task: Task) -> list[str]
     table.append({"learning rate": repr(median["learning_rate"]), "seed": "median",
                   **flatten(median)})
   table.append({"learning rate": "", "seed": "baseline", **flatten(task.baseline)})
-  lines = ["  " + line for line in sweep.format_table(table)]
+  lines = ["  " + line for line in console.format_table(table)]
   return [*lines, "", f"Best on dev: {results['best_run']}; best median: learning rate "
           f"{results['best_rate']!r}. Baseline: the same answer to all examples."]
 

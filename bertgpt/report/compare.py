@@ -8,12 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt import files
+from bertgpt import console, files
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
 from bertgpt.training.progress_line import format_duration
-from bertgpt.training.sweep import format_table
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
@@ -92,13 +91,14 @@ def lines(runs: Sequence[Compared]) -> list[str]:
   Args:
     runs: runs and references.
   """
-  found = format_table(table(runs))
+  found = console.format_table(table(runs))
   if said := notes(runs):
     found += ["", *said]
   if fields := curves.differences(runs):
-    found += ["", *format_table([{"field": field, **{label(run): json.dumps(value) for run, value
-                                                     in zip(runs, values, strict=True)}}
-                                 for field, values in fields.items()])]
+    rows = [{"field": field, **{label(run): json.dumps(value)
+                                for run, value in zip(runs, values, strict=True)}}
+            for field, values in fields.items()]
+    found += ["", *console.format_table(rows)]
   return found
 
 

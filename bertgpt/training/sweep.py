@@ -103,9 +103,9 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
   Args:
     table: result of `make_table`.
   """
-  console.print_progress("\n".join(format_table(table)))
+  console.print_progress("\n".join(console.format_table(table)))
   if medians := medians_over_seeds(table):
-    console.print_progress("\nMedians over seeds:\n" + "\n".join(format_table(medians)))
+    console.print_progress("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
 
 
 @contextlib.contextmanager
@@ -435,18 +435,3 @@ def final_scores(folder: pathlib.Path) -> dict[str, float]:
   """
   return {tag: points[-1][1] for tag, points in metrics_file.read_curves(folder).items()
           if tag.startswith("eval/")}
-
-
-def format_table(table: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Returns a table as lines of text, the first with the names of the columns.
-
-  Args:
-    table: column -> value of each row; rows may have different columns.
-  """
-  cells = [list(dict.fromkeys(name for row in table for name in row))]
-  for row in table:
-    values = [row.get(name, "") for name in cells[0]]
-    cells.append([f"{v:.5g}" if isinstance(v, float) else str(v) for v in values])
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-          for line in cells]
