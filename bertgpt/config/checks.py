@@ -379,10 +379,13 @@ def _mesh_problems(config, num_devices):
                       f"{devices}")
   if config.eval.batch_size % parts:
     problems.append(f"eval.batch_size={config.eval.batch_size} cannot be divided among {devices}")
+  split = 1  # As in `sharding`, an axis is used if the axes before it leave enough to split.
   for axis in mesh.axes.embed:
-    if axis in MESH_AXES and config.model.width % sizes[axis]:
-      problems.append(f"mesh.{axis}={sizes[axis]} does not divide model.width="
-                      f"{config.model.width}, so it would not split the layers. Set another number")
+    split *= sizes.get(axis, 1)
+    if axis in sizes and config.model.width % split:
+      what = "what the axes before it leave of " * (split != sizes[axis])
+      problems.append(f"mesh.{axis}={sizes[axis]} does not divide {what}model.width="
+                      f"{config.model.width}: it would not split the layers. Set another number")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

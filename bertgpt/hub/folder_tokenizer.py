@@ -152,8 +152,15 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     data = json.dumps(content, ensure_ascii=False).encode()
   changed = type(tokenizer)(data, names)
   changed.note = tokenizer.note
-  if leak := changed.find_leak():
-    raise DataError(f"{source / changed.file_name}: {tokenizers.describe_leak(leak)}")
+  file = source / changed.file_name
+  try:
+    with without_panics():
+      leak = changed.find_leak()
+  except Exception as e:  # Both libraries raise plain Exceptions.
+    raise DataError(f"{file}: cannot be used with the end of text {names['eod']!r} "
+                    f"({one_line(e)}). Give {reading.FORMS}") from e
+  if leak:
+    raise DataError(f"{file}: {tokenizers.describe_leak(leak)}")
   return changed
 
 

@@ -302,7 +302,7 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
     except Damaged as e:
       if path.is_dir():
         console.say(f"WARNING: {path} is damaged: {e}")
-  raise _none_usable(root, sorted(tried))
+  raise _none_usable(root, [step for step in sorted(tried) if (root / str(step)).is_dir()])
 
 
 def committed_steps(workdir: os.PathLike | str) -> list[int]:

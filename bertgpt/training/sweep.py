@@ -63,11 +63,11 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   check_unset(overrides, runs)
   shared = [*overrides, *group_of(recipe, path, overrides)]
   folders = [path / f"{i:03d}" for i in range(len(runs))]
+  chosen = range(share[0], len(runs), share[1])
   configs = check_runs(recipes.load(recipe), folders,
-                       [[*shared, *arguments] for arguments in flags])
+                       [[*shared, *arguments] for arguments in flags], chosen)
   workdir.check_unused(path, SWEEP_FILES)
   check_table(path / "sweep.json")
-  chosen = range(share[0], len(runs), share[1])
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
   diverged: list[UserError] = []
@@ -299,13 +299,14 @@ def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> 
 
 
 def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
-               arguments: Sequence[Sequence[str]]) -> list[ConfigDict]:
+               arguments: Sequence[Sequence[str]], chosen: Sequence[int]) -> list[ConfigDict]:
   """Returns the config of every run.
 
   Args:
     base: config of the recipe.
     folders: workdirs of the runs.
     arguments: for each run, its '--config.FIELD=VALUE' arguments.
+    chosen: the runs that will be trained here. Those of another host may name other files.
   Raises:
     ConfigError: lists all problems of all runs.
   """
@@ -317,9 +318,10 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
     if not found:
       stored = workdir.read_config(folders[i]) if workdir.is_run(folders[i]) else None
       found = unread.find_problems(config, stored)
-      if stored is not None:
-        found += [f"{folders[i]} holds another run, {line}. Add new runs at the end of "
-                  "get_sweep(), or use another --workdir" for line in resuming.differences(
+      if stored is not None and i in chosen:
+        found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
+                  "at the end of get_sweep(), or use another --workdir"
+                  for line in resuming.differences(
                       stored, former.as_begun(folders[i], config),
                       ("model.vocab_size", *unread.unset_fields(config)))]
     problems += [f"run {i}: {line}" for line in found]

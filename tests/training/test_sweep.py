@@ -427,7 +427,7 @@ def test_a_run_whose_place_in_the_list_has_changed_is_refused_before_the_first(r
   stored = override(recipes.load(str(path)), ["--config.seed=1"])
   (folder / "config.json").write_text(to_json(stored))
   path.write_text(text.replace("SEED", "2"))
-  with pytest.raises(ConfigError, match=r"^run 1: .*/001 holds another run, seed: 1 -> 2. Add new"):
+  with pytest.raises(ConfigError, match=r"^run 1: .*/001 holds another run, seed: 1 -> 2. Set the"):
     sweep.run(str(path), tmp_path / "runs", [])
   assert not (tmp_path / "runs" / "000").exists()
 
