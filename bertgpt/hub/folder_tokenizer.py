@@ -133,8 +133,6 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     tokenizer: tokenizer in the folder.
     source: the folder.
     hf_config: content of config.json.
-  Raises:
-    DataError: a text yields this end, or no token.
   """
   end = next(iter(find_ends(source, hf_config)), -1)
   if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
@@ -152,15 +150,6 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     data = json.dumps(content, ensure_ascii=False).encode()
   changed = type(tokenizer)(data, names)
   changed.note = tokenizer.note
-  file = source / changed.file_name
-  try:
-    with without_panics():
-      leak = changed.find_leak()
-  except Exception as e:  # Both libraries raise plain Exceptions.
-    raise DataError(f"{file}: cannot be used with the end of text {names['eod']!r} "
-                    f"({one_line(e)}). Give {reading.FORMS}") from e
-  if leak:
-    raise DataError(f"{file}: {tokenizers.describe_leak(leak)}")
   return changed
 
 

@@ -346,16 +346,10 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
   except Exception as e:  # Both libraries raise plain Exceptions.
     raise DataError(f"{file}: is not a tokenizer ({one_line(e)}). Give {reading.FORMS}") from e
   if leak:
-    raise DataError(f"{file}: {describe_leak(leak)}")
+    raise DataError(f"{file}: the text {leak.text!r} " + (
+        f"yields the special token {leak.name}. Give a tokenizer whose special tokens are not part "
+        "of texts" if leak.name else
+        "yields no token. Give a tokenizer with an unknown token or byte fallback"))
   absent = reading.describe_absent(hf, tokenizer.pieces)
   tokenizer.note = ". ".join(filter(None, (note, absent)))
   return tokenizer
-
-
-def describe_leak(leak: promises.Leak) -> str:
-  """Returns what is wrong with a tokenizer that has a leak, and what to do."""
-  if leak.name:
-    return (f"the text {leak.text!r} yields the special token {leak.name}. Give a tokenizer whose "
-            "special tokens are not part of texts")
-  return (f"the text {leak.text!r} yields no token. Give a tokenizer with an unknown token or byte "
-          "fallback")
