@@ -52,10 +52,10 @@ BELOW_ONE = ("model.dropout", "model.attention_dropout", "optimizer.b1", "optimi
 PHASE_AT_LEAST = {"steps": 1, "seq_len": 8, "batch_size": 1, "micro_batches": 1,
                   "max_predictions": 0, "rope_theta": 0, "rope_theta_local": 0,
                   "learning_rate": 0, "warmup_steps": 0, "power": 0}
-MAX_STEPS = 2**31 - 1  # A step is an int32.
+MAX_INT = MAX_STEPS = 2**31 - 1  # A step is an int32.
 # Devices compute in int32 and float32, and treat numbers below the smallest normal float32 as 0.
 AT_MOST = {"seed": 2**63 - 1, "tokenizer.train_bytes": 2**63 - 1, "tokenizer.vocab_size": 2**24}
-MAX_INT, MAX_FLOAT, MIN_FLOAT = 2**31 - 1, 3.4e38, 2.0 ** -126
+MAX_FLOAT, MIN_FLOAT = 3.4e38, 2.0 ** -126
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
 LOCAL_PATHS = ("system.compilation_cache",)

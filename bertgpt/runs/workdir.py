@@ -367,14 +367,25 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
                         "file from a backup, or use another --workdir")
     check_unused(workdir)
     return
-  # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
-  allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
-  lines = resuming.differences(read_config(workdir), config, allowed)
-  if lines:
+  if lines := find_changes(workdir, config, allowed):
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "
                       + "\n  ".join(lines)
                       + "\nUse another --workdir, or name the fields with "
                       "--allow_change=FIELD,FIELD")
+
+
+def find_changes(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str] = ()
+                 ) -> list[str]:
+  """Returns lines about the fields in which a config differs from that of a run.
+
+  Args:
+    workdir: folder of the run.
+    config: config of a start.
+    allowed: fields that may differ, in addition to those that always may.
+  """
+  # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
+  allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
+  return resuming.differences(read_config(workdir), config, allowed)
 
 
 def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> None:

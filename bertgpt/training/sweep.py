@@ -321,9 +321,7 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
       if stored is not None and i in chosen:
         found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
                   "at the end of get_sweep(), or use another --workdir"
-                  for line in resuming.differences(
-                      stored, former.as_begun(folders[i], config),
-                      ("model.vocab_size", *unread.unset_fields(config)))]
+                  for line in workdir.find_changes(folders[i], former.as_begun(folders[i], config))]
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))
