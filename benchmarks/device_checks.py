@@ -23,7 +23,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, attention_kernels, presets, recipes
 from bertgpt.config.stored import to_json
 from bertgpt.data.batches import formats
-from bertgpt.devices import process, sharding
+from bertgpt.devices import compilation_cache, sharding
 from bertgpt.models import attention as attention_lib
 from bertgpt.models.attention import Visibility
 from bertgpt.training import steps
@@ -131,7 +131,7 @@ def _check_recipe(path: pathlib.Path, rehearse: bool) -> Iterator[Row]:
 
 def _first_losses(config: ConfigDict) -> list[float]:
   """Returns the losses of two steps on a batch of random tokens."""
-  process.use_compilation_cache(config.system.compilation_cache)
+  compilation_cache.enable(config.system.compilation_cache)
   mesh = sharding.make_mesh(config, jax.devices()[:1])
   config_lib.validate(config, 1, jax.default_backend())
   with sharding.use_mesh(mesh, config):

@@ -21,7 +21,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, recipes
 from bertgpt.config.flops import flops_per_step
 from bertgpt.config.overrides import set_field
-from bertgpt.devices import hardware, process
+from bertgpt.devices import compilation_cache, hardware
 from bertgpt.planning import aot, collectives, roofline
 from bertgpt.planning.kernels import Kernel
 
@@ -69,7 +69,7 @@ def read_program(name: str, rehearse: bool) -> ConfigDict:
 
 def start(config: ConfigDict) -> BareStep:
   """Returns the step of a config on a batch of random tokens."""
-  process.use_compilation_cache(config.system.compilation_cache)
+  compilation_cache.enable(config.system.compilation_cache)
   vocabulary = step_bertgpt.make_vocabulary(config.model.vocab_size)
   return BareStep(config, vocabulary, [step_bertgpt.make_batch(config)])
 

@@ -134,8 +134,8 @@ def measure_loader(config: ConfigDict, path: pathlib.Path,
     arguments: values of the flags.
   """
   from benchmarks import bare_step
-  from bertgpt.devices import process
-  process.use_compilation_cache(config.system.compilation_cache)
+  from bertgpt.devices import compilation_cache
+  compilation_cache.enable(config.system.compilation_cache)
   corpus = corpus_lib.open_corpus(path, "train")
   step = bare_step.from_corpus(corpus, config)
   step.seconds(2)

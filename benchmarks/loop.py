@@ -18,7 +18,7 @@ import jax
 from benchmarks import bare_step, real_loop, side_by_side
 from benchmarks.side_by_side import Result, Row, Spread
 from bertgpt.config import ConfigDict
-from bertgpt.devices import process
+from bertgpt.devices import compilation_cache
 
 EVERY = 10  # Steps from one evaluation, or checkpoint, to the next.
 
@@ -45,7 +45,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> Result:
   """Measures the bare step, the loop, and the parts that the flags name."""
   recipe = side_by_side.read_config(arguments)
-  process.use_compilation_cache(recipe.system.compilation_cache)
+  compilation_cache.enable(recipe.system.compilation_cache)
   parts = {name: PARTS[name] for name in arguments.parts.split(",") if name}
   silent = switched(recipe, SILENT)
   loops = {

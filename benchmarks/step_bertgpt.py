@@ -12,7 +12,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.devices import process
+from bertgpt.devices import compilation_cache
 from bertgpt.errors import ConfigError
 from bertgpt.hub import conversion
 
@@ -37,7 +37,7 @@ def make(config_json: str, device: str, variants: Mapping[str, Mapping[str, Any]
     raise ConfigError(f"--device={device}: JAX sees no such device. Install its support with "
                       "pip install -e '.[cuda]'") from e
   config = from_json(config_json)
-  process.use_compilation_cache(config.system.compilation_cache)
+  compilation_cache.enable(config.system.compilation_cache)
   configs = {name: with_fields(config, fields) for name, fields in variants.items()}
   batch = make_batch(config)
   held = {}

@@ -169,9 +169,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
     release()
     if not arguments.distributed:
       return command.run(arguments) or 0
-    from bertgpt.devices import peers, process
-    process.start_distributed(arguments.distributed, arguments.distributed_timeout)
-    with peers.end_together(), name_preemption(arguments), process.name_lost_peer():
+    from bertgpt.devices import cluster, peers
+    cluster.start_distributed(arguments.distributed, arguments.distributed_timeout)
+    with peers.end_together(), name_preemption(arguments), cluster.name_lost_peer():
       return command.run(arguments) or 0
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from bertgpt import cli, files
 from bertgpt import config as config_lib
-from bertgpt.devices import events, process
+from bertgpt.devices import events, preemption, profiler
 from bertgpt.errors import ConfigError, StorageError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
@@ -208,7 +208,7 @@ def test_a_fine_tuning_in_a_bucket_is_that_on_a_disk(storage, finished_bert, tun
   assert finetune(tmp_path / "disk") == 0
   calls = iter(range(100))
   with monkeypatch.context() as patch:
-    patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(
+    patch.setattr(preemption, "catch_signals", lambda: contextlib.nullcontext(
         lambda: next(calls) == 2))
     assert finetune(bucket / "tuned") == 75
   (state,) = (bucket / "tuned").glob("*/unfinished/checkpoints/*/manifest.json")
@@ -330,7 +330,7 @@ def test_the_test_server_keeps_its_word(storage, bucket):
 
 def test_a_trace_in_a_bucket_survives_an_error_and_the_next_start(bucket):
   def trace(first):
-    with process.tracer((2, 3), bucket / "profile") as visit:
+    with profiler.trace_steps((2, 3), bucket / "profile") as visit:
       for step in range(first, 6):
         visit(step, lambda: None)
         jax.block_until_ready(jax.numpy.ones(3) + step)

@@ -231,8 +231,8 @@ def own_devices() -> tuple[int, str]:
   """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
   import jax
 
-  from bertgpt.devices import process
-  return process.count_devices(), jax.default_backend()
+  from bertgpt.devices import cluster
+  return cluster.count_devices(), jax.default_backend()
 
 
 def refuse(problems: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Effects of SIGTERM, a closed terminal (SIGHUP) and Ctrl-C on a command, without JAX.
 
 Outside of a training loop they raise an exception in the main thread, so that temporary files are
-removed and locks released. Inside, `process.catch_signals` turns them into a function that the
+removed and locks released. Inside, `preemption.catch_signals` turns them into a function that the
 loop calls.
 """
 

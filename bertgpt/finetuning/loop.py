@@ -23,7 +23,7 @@ import jax
 from bertgpt import console, files, models, trees
 from bertgpt.config import ConfigDict, finetuning, resuming
 from bertgpt.config.stored import to_json
-from bertgpt.devices import peers, process
+from bertgpt.devices import compilation_cache, peers, preemption
 from bertgpt.errors import DivergedError
 from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning import resume, run, tasks
@@ -58,7 +58,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
   """
   peers.check_agreement({"command": "finetune", "--init": str(init), "--workdir": str(path),
                          **resuming.shared_fields(config)})
-  process.use_compilation_cache(config.system.compilation_cache)
+  compilation_cache.enable(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
   if not results_lib.has_work(path):  # Earlier versions accepted such fields.
@@ -162,7 +162,7 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
     for row in results["runs"]:  # A start that was killed may have left the state of its last run.
       resume.remove(tuning.path / row["folder"])
   unlabeled = results_lib.fingerprint_unlabeled(tuning.task)
-  with process.catch_signals() as should_stop:
+  with preemption.catch_signals() as should_stop:
     for rate in config.learning_rates:
       done = [row["seed"] for row in results["runs"] if row["learning_rate"] == rate]
       seeds = [seed for seed in config.seeds if seed not in done]

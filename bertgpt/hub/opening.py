@@ -21,7 +21,7 @@ from bertgpt.config import ConfigDict, choices, families
 from bertgpt.config.families import HEADS
 from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, tokenizers
-from bertgpt.devices import process
+from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
 from bertgpt.hub.conversion import Converted
@@ -71,9 +71,9 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
       raise ConfigError(workdir.describe_missing(
           path, flag, "Give the folder of a run, or of a model of transformers"))
     return trained_lib.load_trained(path, flag, dtype)
-  process.count_devices()
+  cluster.count_devices()
   opened = open_folder(path, flag)
-  process.say_once(*(f"note: {flag} {path}: {note}" for note in opened.notes))
+  cluster.say_once(*(f"note: {flag} {path}: {note}" for note in opened.notes))
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
                                      workdir=path, dtype=dtype)
   return trained._replace(fresh=opened.fresh, bos_id=opened.bos_id)

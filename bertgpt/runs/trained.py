@@ -12,7 +12,7 @@ from bertgpt import console, models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import peers, process
+from bertgpt.devices import cluster, peers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint
@@ -227,7 +227,7 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
     DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
   workdir_lib.read_config(workdir, flag)
-  process.count_devices()
+  cluster.count_devices()
   params, metadata = checkpoint.restore_params(workdir)
   config = from_json(metadata["config"])
   tokenizer = tokenizers.load_tokenizer(workdir / "tokenizer", is_saved=True)

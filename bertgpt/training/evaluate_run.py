@@ -11,7 +11,7 @@ from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus
-from bertgpt.devices import peers, process, sharding
+from bertgpt.devices import cluster, peers, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -49,7 +49,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   trained = trained_lib.load_trained(path, dtype=dtype)
   trained_lib.check_same_step(path, trained)
   if trained.fresh:
-    process.say_once(f"note: {path}: random weights in what the imported model lacks: "
+    cluster.say_once(f"note: {path}: random weights in what the imported model lacks: "
                      f"{', '.join(families.HEADS[head] for head in trained.fresh)}")
   config = override(trained.config, overrides)
   phase_index = _find_phase(trained, config)
@@ -69,7 +69,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
       trained.params, trained.params, mesh, config, models.axes_of(config)))
   weights = f"step {trained.step}" if trained.step else "imported weights"
   num_rows = loader.count_eval_rows(held_out, config, phase_index)
-  process.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
+  cluster.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
                    f"tokens from {len(held_out):,} held-out documents, computed in "
                    f"{config.model.dtype}")
   return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # It is never None.
@@ -90,12 +90,12 @@ def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: Conf
   identity = trained.corpus if corpora.is_same_text(trained.config, config) else ""
   held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
                          "validation")
-  process.say_once(describe_unknown(held_out.manifest))
+  cluster.say_once(describe_unknown(held_out.manifest))
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
                       f"Add --config.tokenizer.path={path}/tokenizer")
   if held_out.identity != trained.corpus:
-    process.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
+    cluster.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
                      "trained on its documents")
   return held_out
 

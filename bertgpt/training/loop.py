@@ -16,7 +16,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import events, guard, peers, process, sharding, watchdog
+from bertgpt.devices import events, guard, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint, former, history, metrics_file, retention, workdir
 from bertgpt.runs import trained as trained_lib
@@ -106,8 +106,8 @@ class Loop:
   def open_steps(self) -> Iterator[Iterator[tuple[int, Callable, Any]]]:
     """Yields the remaining steps, see `make_steps`; until it is closed, signals stop the loop."""
     run = self._run
-    with (process.catch_signals() as self._should_stop,
-          process.tracer(run.config.profile.steps, run.path / "profile") as self._trace):
+    with (preemption.catch_signals() as self._should_stop,
+          profiler.trace_steps(run.config.profile.steps, run.path / "profile") as self._trace):
       watchdog.arm_for(run.config.system, compiles=True)
       with contextlib.closing(make_steps(
           run.config, self.step, functools.partial(jit_phase, run),

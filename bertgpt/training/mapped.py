@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bertgpt import config as config_lib
 from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
-from bertgpt.devices import events, peers, process, sharding, watchdog
+from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
 from bertgpt.training import loop, per_run, schedules, step_log, steps
@@ -319,8 +319,8 @@ class MappedLoop:
     """
     config, first_step = self._config, min(member.step for member in self._members)
     with contextlib.ExitStack() as stack:
-      should_stop = stack.enter_context(process.catch_signals())
-      trace = stack.enter_context(process.tracer(
+      should_stop = stack.enter_context(preemption.catch_signals())
+      trace = stack.enter_context(profiler.trace_steps(
           config.profile.steps, self._stacked.runs[0].path / "profile"))
       # A signal or a crash may have prevented the last evaluation of a run.
       waiting = [m for m in self._members if step_log.is_evaluated(config, m.step)]

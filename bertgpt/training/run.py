@@ -12,7 +12,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, families, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
-from bertgpt.devices import hardware, peers, process, sharding, watchdog
+from bertgpt.devices import cluster, compilation_cache, hardware, peers, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, former, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -59,15 +59,15 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   """
   peers.check_agreement({"command": "train", "--workdir": str(path),
                          "--allow_change": sorted(allow_change), **resuming.shared_fields(config)})
-  config_lib.validate(config, process.count_devices(), jax.default_backend())
+  config_lib.validate(config, cluster.count_devices(), jax.default_backend())
   kind = jax.devices()[0].device_kind
   hardware.check_matmul(config.model.matmul, kind, hardware.find_chip(kind))
-  process.use_compilation_cache(config.system.compilation_cache)
+  compilation_cache.enable(config.system.compilation_cache)
   with watchdog.restored(), workdir.make_and_lock(path, jax.process_index() == 0):
     watchdog.arm_for(config.system, compiles=True)
     asked, config = config, former.as_begun(path, config)
     workdir.check_unchanged(path, config, allow_change)
-    process.say_once(*former.describe(asked, config))
+    cluster.say_once(*former.describe(asked, config))
     is_new = not workdir.is_run(path)
     unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
@@ -75,7 +75,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if jax.process_index() == 0:
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
-    process.say_once(describe_unknown(train_set.manifest))
+    cluster.say_once(describe_unknown(train_set.manifest))
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)

@@ -16,7 +16,7 @@ from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import events, process
+from bertgpt.devices import cluster, events
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, spellings
 from bertgpt.runs import trained as trained_lib
@@ -66,7 +66,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     check_phases(old, run.config, int(state.step), run.path)
     check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))
-    process.say_once(change and f"note: {change}")
+    cluster.say_once(change and f"note: {change}")
     return state
   history.check_start(run.path, metrics_file.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
@@ -214,7 +214,7 @@ def load_params(run: Run, fresh: Any) -> Any:
                       f"({source.config.objective.name}), or use another run:\n  "
                       + "\n  ".join(wrong))
   others = describe_other_model(source.config, config_lib.with_model_at(run.config, 0))
-  process.say_once(f"note: starting from the parameters of step {source.step} of "
+  cluster.say_once(f"note: starting from the parameters of step {source.step} of "
                    f"{run.config.init_from}, with a fresh optimizer",
                    *(f"WARNING: {line}" for line in others))
   return jax.tree_util.tree_map_with_path(

@@ -18,9 +18,9 @@ from bertgpt.errors import exit_code
 PRELUDE = """
 import errno, os, sys, threading, time
 from bertgpt import errors
-from bertgpt.devices import peers, process
+from bertgpt.devices import cluster, peers
 index = int(sys.argv[2])
-process.start_distributed(f"127.0.0.1:{sys.argv[1]},{sys.argv[3]},{index}", 200)
+cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},{sys.argv[3]},{index}", 200)
 end = lambda code: (sys.stdout.flush(), os._exit(code))
 try:
   with peers.end_together():
@@ -164,7 +164,7 @@ layout = NamedSharding(jax.make_mesh((jax.device_count(),), ("x",)), PartitionSp
 x = jax.make_array_from_callback((jax.device_count(),), layout, lambda i: jnp.ones(1))
 program = jax.jit(total)
 peers.wait_for_all("the begin")
-with process.name_lost_peer():
+with cluster.name_lost_peer():
   IN_BETWEEN
   print("SUM", float(program(x)) / jax.device_count(), flush=True)
 peers.wait_for_all("the end")"""

@@ -19,7 +19,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt import cli, trees
 from bertgpt.config import families, finetuning
 from bertgpt.config.stored import from_json
-from bertgpt.devices import peers, process, sharding, watchdog
+from bertgpt.devices import peers, preemption, sharding, watchdog
 from bertgpt.errors import DataError
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import objectives as task_objectives
@@ -414,7 +414,7 @@ def test_a_stop_between_runs_starts_none(short, tuning, finished_bert, tmp_path,
   import contextlib
   out = tmp_path / "out"
   shutil.copytree(short, out)
-  monkeypatch.setattr(process, "catch_signals",
+  monkeypatch.setattr(preemption, "catch_signals",
                       lambda: contextlib.nullcontext(lambda: True))
   assert run(tuning, finished_bert, out, *SHORT, "--config.seeds=0,1") == 75
   assert not (out / "lr0.01-seed1").exists()

@@ -146,6 +146,12 @@ def kill_in_save(process: subprocess.Popen, workdir: pathlib.Path, step: int, de
   return finish(process)
 
 
+def run_python(code: str) -> subprocess.CompletedProcess:
+  """Runs code in a Python of its own."""
+  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                        timeout=TIMEOUT_S)
+
+
 def free_port() -> int:
   """Returns a port on which nobody listens.
 

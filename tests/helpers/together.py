@@ -31,8 +31,8 @@ def train(mesh: tuple[int, int, int]) -> list[float]:
 
 
 if __name__ == "__main__":
-  from bertgpt.devices import process
+  from bertgpt.devices import cluster
   port, count, index, fsdp, tensor = map(int, sys.argv[1:])
-  process.start_distributed(f"127.0.0.1:{port},{count},{index}", 600)
+  cluster.start_distributed(f"127.0.0.1:{port},{count},{index}", 600)
   print(json.dumps(train((count // (fsdp * tensor), fsdp, tensor))), flush=True)
   os._exit(0)  # At a normal exit, the processes would wait for each other.

@@ -20,7 +20,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import choices, recipes
 from bertgpt.config.overrides import override
 from bertgpt.data.corpus import frequencies
-from bertgpt.devices import process
+from bertgpt.devices import preemption, profiler
 from bertgpt.errors import ConfigError, DataError, Preempted
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
@@ -155,7 +155,7 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
     clock[0] += 9e7
     save(*args, **options)
 
-  monkeypatch.setattr(process, "catch_signals",
+  monkeypatch.setattr(preemption, "catch_signals",
                       lambda: contextlib.nullcontext(lambda: next(calls) == 2))
   monkeypatch.setattr(checkpoint.Checkpoints, "save", save_slowly)
   monkeypatch.setattr(step_log, "time", types.SimpleNamespace(
@@ -224,7 +224,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(recipe, tmp
 def test_a_trace_is_written_also_by_a_run_resumed_inside_it(tmp_path):
   for first in (1, 3, 4):
     folder = tmp_path / str(first)
-    with process.tracer((2, 3), folder) as visit:
+    with profiler.trace_steps((2, 3), folder) as visit:
       for step in range(first, 6):
         visit(step, lambda: None)
         jax.block_until_ready(jnp.ones(3) + step)
@@ -232,7 +232,7 @@ def test_a_trace_is_written_also_by_a_run_resumed_inside_it(tmp_path):
 
 
 def test_a_trace_ends_though_the_step_after_it_is_skipped(tmp_path):
-  with process.tracer((2, 3), tmp_path) as visit:
+  with profiler.trace_steps((2, 3), tmp_path) as visit:
     for step in (1, 2, 3, 6):
       visit(step, lambda: None)
     assert list(tmp_path.rglob("*.xplane.pb"))

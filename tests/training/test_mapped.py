@@ -19,7 +19,7 @@ from bertgpt import cli
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
-from bertgpt.devices import events, process, sharding
+from bertgpt.devices import events, preemption, sharding
 from bertgpt.errors import ConfigError, Preempted
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
@@ -276,7 +276,7 @@ def stopped_at(call):
   """Reports a signal from the given time on, counted from 1, that the loop asks for one."""
   calls = iter(range(1, 1000))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(process, "catch_signals",
+    patch.setattr(preemption, "catch_signals",
                   lambda: contextlib.nullcontext(lambda: next(calls) >= call))
     yield
 

@@ -21,7 +21,7 @@ from bertgpt.commands import sweep as sweep_command
 from bertgpt.config import recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
-from bertgpt.devices import process
+from bertgpt.devices import preemption
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
@@ -67,7 +67,7 @@ def test_two_runs_and_their_table_and_no_run_again(tmp_path, recipe, monkeypatch
   # The run was prolonged and stopped, so it is no longer done.
   longer = override(config, ["--config.phases[0].steps=6"])
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted):
-    patch.setattr(process, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
+    patch.setattr(preemption, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
     train.train(longer, path / "000")
   assert not sweep.is_done(path / "000", longer)
 

@@ -1,26 +1,18 @@
-"""The environment of the computation: cluster, signals, compilation cache, profiler."""
+"""The processes of a run: how they find each other, which of them speaks, what a lost one means."""
 
 import contextlib
 import errno
 import ipaddress
-import itertools
 import math
-import os
-import pathlib
-import signal
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-from jax.experimental import multihost_utils
 
-from bertgpt import config as config_lib
-from bertgpt import console, files
-from bertgpt.devices import lost, signals
-from bertgpt.errors import ConfigError, PeerError, StorageError, one_line
+from bertgpt import console
+from bertgpt.devices import lost
+from bertgpt.errors import ConfigError, PeerError, one_line
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
@@ -201,176 +193,3 @@ def name_lost_peer() -> Iterator[None]:
     devices = jax.devices() if "gloo/" in str(e) else ()
     owners = {device.id: device.process_index for device in devices}
     raise PeerError(lost.explain(str(e), owners)) from e
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], bool]]:
-  """Turns SIGTERM, SIGHUP and Ctrl-C into a function that the loop calls after every step.
-
-  With several processes, JAX's preemption service answers: it gives all processes the same answer
-  at the same call. A second signal of the same kind ends the process, see `signals.end_at_next`.
-  SIGHUP means that the terminal was closed; it stays ignored if the process was started with nohup.
-
-  Yields:
-    should_stop(), whether a signal was received; all processes call it the same number of times.
-  """
-  stopped, calls = False, itertools.count()
-
-  def ask(signum, frame):
-    nonlocal stopped
-    stopped = True
-    signals.end_at_next(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
-
-  def pass_on(signum, frame):
-    signals.end_at_next(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)  # JAX's service listens only to this signal.
-
-  def agree() -> bool:
-    # The service counts calls. It returns True at a single call, the first that all can reach.
-    nonlocal stopped
-    stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
-    return stopped
-
-  is_single = jax.process_count() == 1
-  numbers = [signal.SIGINT, *signals.ENDING] if is_single else [signal.SIGINT, signal.SIGHUP]
-  previous = {number: signal.signal(number, ask if is_single else pass_on) for number in numbers
-              if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT}
-  if not is_single:
-    _start_preemption_service()
-  try:
-    yield (lambda: stopped) if is_single else agree
-  finally:
-    if not is_single:  # JAX's service has replaced the handler behind Python's back.
-      previous[signal.SIGTERM] = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    for signum, handler in previous.items():
-      signal.signal(signum, handler)
-
-
-def _start_preemption_service() -> None:
-  """Starts JAX's preemption service, which handles SIGTERM instead of Python.
-
-  JAX has no public function for this: `jax.distributed.initialize` starts the service long before
-  the loop.
-  """
-  from jax._src.distributed import global_state
-  if global_state.preemption_sync_manager is None:
-    jax.config.update("jax_enable_preemption_service", True)
-    global_state.initialize_preemption_sync_manager()
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs between runs, in a private folder: programs in it are executed.
-
-  The variable JAX_COMPILATION_CACHE_DIR replaces the default folder.
-
-  Args:
-    folder: path of the folder; '': no cache.
-  Raises:
-    ConfigError: other users may write to the folder, or own it.
-    StorageError: the folder cannot be written.
-  """
-  named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-  if named and folder == config_lib.base().system.compilation_cache:
-    if files.is_remote(named):
-      return  # JAX reads the variable itself.
-    folder = named
-  if folder:
-    path = files.expand(folder)
-    try:
-      path.mkdir(mode=0o700, parents=True, exist_ok=True)
-      found = path.stat()
-    except OSError as e:
-      raise StorageError(f"system.compilation_cache={folder}: cannot be written ({e.strerror}). "
-                         "Choose another folder, or '' for no cache") from e
-    if found.st_uid not in (os.geteuid(), 0):
-      raise ConfigError(f"system.compilation_cache={folder}: belongs to the user with the number "
-                        f"{found.st_uid}, who can write to it, and the programs in it are "
-                        f"executed. Make it yours (chown {os.geteuid()} {path}), or choose another "
-                        "folder, or '' for no cache")
-    if found.st_mode & 0o022:
-      raise ConfigError(f"system.compilation_cache={folder}: other users can write to it, and the "
-                        f"programs in it are executed. Make it private (chmod go-w {path}), or "
-                        "choose another folder, or '' for no cache")
-    jax.config.update("jax_compilation_cache_dir", str(path))
-
-
-@contextlib.contextmanager
-def tracer(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable]:
-  """Traces some steps with JAX's profiler; xprof and TensorBoard open the trace.
-
-  A trace that cannot be made costs a line, not the run.
-
-  Args:
-    steps: (first, last) step of the trace, counted from 1; (): no trace.
-    path: folder that the trace is written to.
-  Yields:
-    visit(step, wait), to be called before every step. wait() must return only when the previous
-    step is done.
-  """
-  is_on, is_due, local = False, bool(steps), path
-
-  def start() -> None:
-    nonlocal is_on, local
-    with _as_warning(path):
-      if files.is_remote(path):  # JAX writes only to disks.
-        local = pathlib.Path(stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="bertgpt-", ignore_cleanup_errors=True)))
-      local.mkdir(parents=True, exist_ok=True)  # JAX tries only at the end.
-      jax.profiler.start_trace(str(local))
-      is_on = True
-
-  def stop() -> None:
-    nonlocal is_on
-    is_on = False
-    with _as_warning(path):
-      jax.profiler.stop_trace()
-      if local != path:
-        upload_trace(local, path)
-
-  def note_done() -> None:
-    with _as_warning(path):
-      if not path.exists():
-        console.say(f"note: profile.steps={steps}: these steps are done, so nothing is traced")
-
-  def visit(step: int, wait: Callable) -> None:
-    nonlocal is_due
-    if is_due and step >= steps[0]:  # The first step may be one that is skipped, or done.
-      is_due = False
-      if step <= steps[1]:
-        wait()
-        start()
-      elif jax.process_index() == 0:
-        note_done()
-    elif is_on and step > steps[1]:
-      wait()
-      stop()
-
-  with contextlib.ExitStack() as stack:
-    try:
-      yield visit
-    finally:
-      if is_on:
-        stop()
-
-
-@contextlib.contextmanager
-def _as_warning(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except Exception as e:  # JAX's profiler raises errors of many types.
-    console.say(f"WARNING: {path}: the trace could not be stored ({one_line(e)}). The training "
-                "continues without it")
-
-
-def upload_trace(local: pathlib.Path, path: Any) -> None:
-  """Copies a trace to a bucket, next to earlier ones.
-
-  Args:
-    local: folder of the trace.
-    path: folder in the bucket.
-  Raises:
-    OSError: it cannot be stored.
-  """
-  for file in sorted(local.rglob("*")):
-    if file.is_file():
-      (path / str(file.relative_to(local))).upload(file)
