@@ -5,7 +5,7 @@
 
 Every part runs in a process of its own with a time limit. A part that fails or takes too long is
 one line of the table, and the next part follows. Parts about correctness mostly compile, so several
-of them share the device; those about speed have it for themselves. The JSON file is written after
+of them share the device; those about speed have it to themselves. The JSON file is written after
 every part and holds what a part had measured when it was stopped. The parts are in `device_parts`.
 """
 

@@ -18,6 +18,7 @@ the same masked batches. Their losses must agree within 1e-4.
 import argparse
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -224,6 +225,19 @@ def differs(config: ConfigDict, fields: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
+def huge_pages_for_children() -> Iterator[None]:
+  """Gives huge pages to processes that are started inside the context."""
+  if huge_pages.VARIABLE in os.environ or not huge_pages.is_on_request():
+    yield
+    return
+  os.environ[huge_pages.VARIABLE] = huge_pages.TUNABLE
+  try:
+    yield
+  finally:
+    del os.environ[huge_pages.VARIABLE]
+
+
+@contextlib.contextmanager
 def start(make: Callable[..., dict[str, Callable]], *arguments: Any,
           huge: bool = True) -> Iterator[Worker]:
   """Yields a worker that is closed at the end.
@@ -232,7 +246,7 @@ def start(make: Callable[..., dict[str, Callable]], *arguments: Any,
     make, *arguments: see `Worker`.
     huge: whether the process uses huge pages, as in `bertgpt train`.
   """
-  with huge_pages.for_children() if huge else contextlib.nullcontext():
+  with huge_pages_for_children() if huge else contextlib.nullcontext():
     worker = Worker(make, *arguments)
   with contextlib.closing(worker):
     yield worker

@@ -230,7 +230,7 @@ def to_torch(batch: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Te
   """
   tensors = {name: torch.from_numpy(np.array(x)).to(device) for name, x in batch.items()}
   tensors = {name: x if x.is_floating_point() else x.long() for name, x in tensors.items()
-             if name != "sample_words"}
+             if name != "sample_key_data"}
   return tensors | {"is_text": tensors["sequence_ids"] > 0}
 
 

@@ -49,7 +49,7 @@ def set_up_process(arguments: argparse.Namespace) -> None:
   """
   if arguments.is_heavy:
     huge_pages.restart()
-  children.stop_with_parent()
+  children.terminate_with_starter()
   if arguments.distributed:
     guard.fork_worker("bertgpt")
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None,
     return e.exit_code
   except KeyboardInterrupt as e:
     console.say(f"{name}: {e if isinstance(e, signals.Terminated) else 'interrupted'}. The same "
-                f"command {'continues where it stopped' if resumes(arguments) else 'begins again'}")
+                f"command {'continues where it stopped' if resumes(arguments) else 'starts over'}")
     return code_of_interrupt(e, arguments)
   except BrokenPipeError:  # For example in `bertgpt data | head`.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

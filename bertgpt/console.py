@@ -62,7 +62,7 @@ def say(line: str) -> None:
   write(f"{line}\n")
 
 
-def print_progress(text: str) -> None:
+def print_stdout(text: str) -> None:
   """Writes to stdout. If its reader has gone, as `head` does, stdout is discarded from then on.
 
   Args:
@@ -98,3 +98,14 @@ def _discard(stream) -> None:
   null = os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, target)
   os.close(null)
+
+
+def format_duration(seconds: float) -> str:
+  """Returns a duration as hours:minutes:seconds, such as '0:03:21'.
+
+  Args:
+    seconds: at least 0.
+  """
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -14,7 +14,7 @@
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
 the word "Timeout" comes from the watchdog: a step did not end, because a peer or a device hung.
-Any other code, with a traceback, indicates a bug.
+Any other code, with a traceback, indicates a bug, or a device that ran out of memory.
 """
 
 import contextlib

@@ -3,8 +3,9 @@
 Command    bertgpt train --config configs/albert_base.py --workdir runs/albert_base
 Data       BooksCorpus and Wikipedia in the paper, 16 GB of text. A lower-case SentencePiece
            tokenizer with 30,000 pieces is trained on `data.source`.
-Hardware   64 to 512 TPU v3 chips in the paper; any number of devices that divides 4,096 rows. With
-           little memory, use --config.phases[0].micro_batches=16.
+Hardware   64 to 512 TPU v3 chips in the paper; any number of devices that divides 512, or 4,096
+           with --config.eval.batch_size=4096. With little memory, use
+           --config.phases[0].micro_batches=16.
 Expected   Masked-LM accuracy on held-out text about 54%; fine-tuned: SQuAD 1.1 F1 89.3, EM 82.3;
            MNLI 81.6; SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
 Status     Not yet run.

@@ -9,8 +9,8 @@ Data       FineWeb or OpenWebText instead of WebText, which was not published. T
            the English Wikipedia of November 2023, as in bert_base.py. `gpt2` is a folder with
            OpenAI's encoder.json and vocab.bpe; without it, a byte-level BPE of the same size is
            trained.
-Hardware   8 GPUs: a micro-batch is then 12 rows per GPU. 64 and more devices do not divide 480
-           rows; use --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
+Hardware   8 GPUs: a micro-batch is then 12 rows per GPU. 480 rows cannot be divided among 64
+           devices; use --config.phases[0].batch_size=512 --config.phases[0].micro_batches=1.
 Expected   Validation loss 2.85 on OpenWebText (nanoGPT, README, 600k steps), or 3.29 after 10 G
            tokens of FineWeb (llm.c, with 524,288 tokens per step).
 Status     Not yet run.

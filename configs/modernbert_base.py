@@ -8,7 +8,8 @@ Data       In the paper, 2 T tokens of web text, code and scientific papers, not
            docs/data.md has others, which can be added with a comma. A byte-level BPE of the same
            size is trained on the source.
 Hardware   8 H100 GPUs for 194 hours in the paper. Here 8 GPUs, with 96 rows of 1,024 tokens per GPU
-           in a micro-batch. If the devices have less memory, use more of them.
+           in a micro-batch. If the devices have less memory, use 16, 32, 48 or 96 of
+           them.
 Expected   Fine-tuned: GLUE 88.4 on average (CoLA 65.1, SST-2 96.0, MRPC 92.2, STS-B 91.8, QQP 92.1,
            MNLI 89.1, QNLI 93.9, RTE 87.4); BEIR 41.6 with one vector per text and 51.3 with one per
            token (Warner et al. 2024, arXiv:2412.13663, table 1 and appendix).
@@ -17,8 +18,8 @@ Status     Not yet run. A smaller recipe has been run: configs/modernbert_mini.p
 The batch grows over the first 50 B tokens. Every token, special tokens included, is predicted with
 a probability of 30%, or 15% in evaluation. Every document of a row is a sequence of its own. The
 rotary base of global layers is 10,000 at first, and 160,000 in long rows. A batch of long rows has
-as many tokens as one of short rows: 576 rows (the authors' yamls/modernbert, 2024). The 72 rows of
-the paper are those of one of 8 GPUs. The paper averages its final weights with those of three
+as many tokens as one of short rows: 576 rows (the authors' yamls/modernbert, 2024). The paper's
+72 rows are those of each of 8 GPUs. The paper averages its final weights with those of three
 earlier checkpoints, which is not done here.
 """
 

@@ -10,7 +10,7 @@ Expected   The held-out losses of the same training in PyTorch: docs/twins.md.
 `--config configs/twins.py:gpt2` chooses another model, of bert, gpt2, roberta, albert, electra and
 modernbert. Objective, masks, optimizer, schedule and dropout are those of its paper's recipe. The
 model is smaller (2 layers of width 128; GPT-2: 4 of 256), the rows have 128 tokens, and a run has
-1,000 steps of 16 rows instead of millions of rows, with a larger learning rate. Every row is one
+1,000 steps of 16 rows, far fewer than in the paper, and a larger learning rate. Every row is one
 sequence. `python -m benchmarks.twin` trains such a model here and in PyTorch.
 """
 

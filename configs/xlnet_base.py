@@ -2,8 +2,9 @@
 
 Command    bertgpt train --config configs/xlnet_base.py --workdir runs/xlnet_base
 Data       As for configs/xlnet_large.py.
-Hardware   Any number of devices that divides 2,048 rows, the batch of the published script. With
-           little memory, use --config.phases[0].micro_batches=8.
+Hardware   Any number of devices that divides 512, or 2,048 (the rows of a batch in the published
+           script) with --config.eval.batch_size=2048. With little memory, use
+           --config.phases[0].micro_batches=8.
 Expected   On dev sets, fine-tuned: MNLI 86.8, QNLI 91.7, QQP 91.4, RTE 74.0, SST-2 94.7, MRPC 88.2,
            CoLA 60.2, STS-B 89.5 (Song et al. 2020, arXiv:2004.09297, table 3).
 Status     Not yet run.

@@ -4,8 +4,9 @@ Command    bertgpt train --config configs/xlnet_large.py --workdir runs/xlnet_la
            bertgpt train --config configs/xlnet_large.py:memory --workdir runs/xlnet_large_memory
 Data       32.89 B pieces in the paper (Wikipedia, BooksCorpus, Giga5, ClueWeb 2012-B, Common
            Crawl). A cased SentencePiece tokenizer with 32,000 pieces is trained on `data.source`.
-Hardware   512 TPU v3 chips for 5.5 days in the paper; any number of devices that divides 8,192
-           rows. With little memory, use --config.phases[0].micro_batches=16.
+Hardware   512 TPU v3 chips for 5.5 days in the paper; any number of devices that divides 512,
+           or 8,192 with --config.eval.batch_size=8192. With little memory, use
+           --config.phases[0].micro_batches=16.
 Expected   On dev sets, fine-tuned: MNLI 89.8, QNLI 93.9, QQP 91.8, RTE 83.8, SST-2 95.6, MRPC 89.2,
            CoLA 63.6, STS-B 91.8; SQuAD 1.1 EM 88.95, 2.0 EM 86.12; RACE 81.75 on its test set
            (Yang et al. 2019, arXiv:1906.08237, tables 1, 2, 3 and 5).

@@ -356,5 +356,5 @@ def test_a_folder_of_other_objects_is_refused_as_a_workdir(bucket):
   for name in ("run", "new"):
     workdir_lib.check_unused(bucket / name)
   for path in (bucket / "docs", bucket):
-    with pytest.raises(ConfigError, match="holds no run, but other files"):
+    with pytest.raises(ConfigError, match="holds files, but no run"):
       workdir_lib.check_unused(path)

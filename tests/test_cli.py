@@ -392,7 +392,7 @@ def test_an_interrupt_says_whether_the_work_is_kept(capsys, monkeypatch, argv, i
   code, (line,) = run(capsys, *argv)
   assert code == 130
   assert line == f"bertgpt {argv[0]}: interrupted. The same command " + (
-      "continues where it stopped" if is_kept else "begins again")
+      "continues where it stopped" if is_kept else "starts over")
 
 
 @pytest.mark.parametrize("before", [True, False])

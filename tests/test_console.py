@@ -47,5 +47,5 @@ def test_progress_is_discarded_when_its_reader_has_gone(monkeypatch):
   os.close(reader)
   with open(writer, "w") as stream:
     monkeypatch.setattr(sys, "stdout", stream)
-    console.print_progress("lost")
+    console.print_stdout("lost")
     print("lost, too", flush=True)

@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "bertgpt"
 
 # Layers of the package by folder, lowest first. A module may import its own layer and those below.
 LAYERS = (
-    ("console", "errors", "files", "trees"),
+    ("console", "errors", "files", "progress", "trees"),
     ("config",),
     ("data", "devices"),
     ("models",),
@@ -341,7 +341,7 @@ TESTED_TOGETHER = {
     "data.corpus.encode": "data/corpus/test_prepare.py",
     **dict.fromkeys(("data.tokens.batching", "data.tokens.tokenizer", "data.tokens.training"),
                     "data/tokens/test_tokenizers.py"),
-    "runs.spellings": "training/test_bilm.py",
+    "runs.word_tables": "training/test_bilm.py",
     "data.tokens.following": "inference/test_fill.py",
     **dict.fromkeys(("data.tokens.hf_files", "data.tokens.pipelines", "data.tokens.reach"),
                     "data/tokens/test_reading.py"),

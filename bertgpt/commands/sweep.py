@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
                        arguments.max_parallel, train_mapped if arguments.mapped else None)
   if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
     compare.write_page(compare.read(runs), page, f"Sweep {arguments.workdir.name}")
-    console.print_progress(f"\nCurves, configs and samples: {page}")
+    console.print_stdout(f"\nCurves, configs and samples: {page}")
   if diverged:
     raise diverged[0]
 

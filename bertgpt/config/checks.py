@@ -114,7 +114,7 @@ def describe_empty(field: str) -> str:
 def _choice_problems(config):
   for field, names in CHOICES.items():
     group, name = field.split(".")
-    yield from _outside(field, config[group][name], names)
+    yield from _unknown_choice(field, config[group][name], names)
 
 
 def _tracker_problems(config):
@@ -124,12 +124,12 @@ def _tracker_problems(config):
              f"{', '.join(choices.TRACKERS)}")
 
 
-def _outside(field, value, choices):
-  if value not in choices:
-    yield f"{field}={value!r}: choose one of {', '.join(choices)}"
+def _unknown_choice(field, value, allowed):
+  if value not in allowed:
+    yield f"{field}={value!r}: choose one of {', '.join(allowed)}"
 
 
-def outside(field: str, value: float, low: float) -> Iterator[str]:
+def range_problems(field: str, value: float, low: float) -> Iterator[str]:
   """Yields a line if a number is too small, or too large or too close to 0 for the devices.
 
   Args:
@@ -146,7 +146,7 @@ def outside(field: str, value: float, low: float) -> Iterator[str]:
     yield f"{field}={value}: devices treat it as 0. Set it to 0, or to at least {MIN_FLOAT:.3g}"
 
 
-def _no_fraction(field, value):
+def _fraction_problems(field, value):
   if not 0 <= value <= 1:
     yield f"{field}={value}: must be between 0 and 1"
 
@@ -154,9 +154,9 @@ def _no_fraction(field, value):
 def _range_problems(config):
   values = dict(leaves(config))
   for field, low in AT_LEAST.items():
-    yield from outside(field, values[field], low)
+    yield from range_problems(field, values[field], low)
   for field in FRACTIONS:
-    yield from _no_fraction(field, values[field])
+    yield from _fraction_problems(field, values[field])
   for field in ABOVE_ZERO:
     if not MIN_FLOAT <= values[field] <= MAX_FLOAT:
       yield (f"{field}={values[field]}: must be at least {MIN_FLOAT:.3g} and at most "
@@ -264,11 +264,11 @@ def _axes_problems(config):
 
 def _phase_problems(config, p, name):
   for field, names in PHASE_CHOICES.items():
-    yield from _outside(f"{name}.{field}", p[field], names)
+    yield from _unknown_choice(f"{name}.{field}", p[field], names)
   for field, low in PHASE_AT_LEAST.items():
-    yield from outside(f"{name}.{field}", p[field], low)
+    yield from range_problems(f"{name}.{field}", p[field], low)
   for field in PHASE_FRACTIONS:
-    yield from _no_fraction(f"{name}.{field}", p[field])
+    yield from _fraction_problems(f"{name}.{field}", p[field])
   if p.seq_len > config.model.max_positions:
     yield (f"{name}.seq_len={p.seq_len} is longer than "
            f"model.max_positions={config.model.max_positions}. Set it to at most "
@@ -383,9 +383,9 @@ def _mesh_problems(config, num_devices):
   for axis in mesh.axes.embed:
     split *= sizes.get(axis, 1)
     if axis in sizes and config.model.width % split:
-      what = "what the axes before it leave of " * (split != sizes[axis])
-      problems.append(f"mesh.{axis}={sizes[axis]} does not divide {what}model.width="
-                      f"{config.model.width}: it would not split the layers. Set another number")
+      problems.append(f"mesh.{axis}={sizes[axis]}: the axes mesh.axes.embed would cut model.width="
+                      f"{config.model.width} into {split} parts, which do not divide it. Set "
+                      "another number")
   family = families.FAMILIES.get(config.model.family)
   of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
   of_attention = ["num_heads"] * bool(_stacks(config.model))

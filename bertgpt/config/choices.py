@@ -26,7 +26,7 @@ class ObjectiveRecord(NamedTuple):
     counts_bytes: whether the loss covers whole texts with their ends, so that bits per byte can be
       computed from it.
     continues_rows: whether a row continues the same row of the previous step.
-    abilities: those of `families.CAPABILITIES` that this objective gives a model, besides those of
+    abilities: those of `families.ABILITIES` that this objective gives a model, besides those of
       its family.
     exported_as: objective under which `transformers` has the same model; '': this one.
   """

@@ -103,7 +103,7 @@ def find_problems(config: ConfigDict) -> list[str]:
   """
   values = dict(config_lib.leaves(config))
   problems = [line for field, low in AT_LEAST.items()
-              for line in checks.outside(field, values[field], low)]
+              for line in checks.range_problems(field, values[field], low)]
   if not math.isfinite(config.task.null_threshold):
     problems.append(f"task.null_threshold={config.task.null_threshold}: give a finite number")
   # The seed is part of the batch, as int32.

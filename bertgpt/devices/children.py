@@ -34,7 +34,7 @@ def without_main() -> Iterator[None]:
     sys.modules["__main__"] = main
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
   """Ends this process when its parent is gone, if it is a child of `multiprocessing`."""
   global _watched
   parent = multiprocessing.parent_process()
@@ -90,7 +90,7 @@ def start(command: Sequence[str], environment: Mapping[str, str] | None = None,
   return child
 
 
-def stop_with_parent() -> None:
+def terminate_with_starter() -> None:
   """Sends SIGTERM to this process when the one that has called `start` is gone."""
   if (descriptor := os.environ.pop(PIPE, None)) is None:
     return

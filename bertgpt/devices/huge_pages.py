@@ -11,7 +11,6 @@ import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 
 VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 MARKER = "BERTGPT_RESTARTED"
@@ -31,19 +30,6 @@ def restart() -> None:
     sys.stderr.flush()
     with contextlib.suppress(OSError):  # The program then continues without huge pages.
       os.execve(sys.executable, sys.orig_argv, os.environ | {VARIABLE: TUNABLE, MARKER: "1"})
-
-
-@contextlib.contextmanager
-def for_children() -> Iterator[None]:
-  """Gives huge pages to processes that are started inside the context."""
-  if VARIABLE in os.environ or not is_on_request():
-    yield
-    return
-  os.environ[VARIABLE] = TUNABLE
-  try:
-    yield
-  finally:
-    del os.environ[VARIABLE]
 
 
 def is_on_request() -> bool:

@@ -82,8 +82,8 @@ def _watch() -> None:
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
   events.end(1, f"Timeout: nothing was done for {_minutes:g} minutes")
   console.say(f"bertgpt: Timeout: nothing was done for {_minutes:g} minutes. A peer, a worker, a "
-              "device or a disk hangs; the stacks above show who waits for what. Start the same "
-              "command again, or raise system.hang_timeout_minutes")
+              "device or a disk does not respond; the stacks above show what each thread waits "
+              "for. Run the same command again, or raise system.hang_timeout_minutes")
   children.kill_spawned()
   os._exit(1)
 

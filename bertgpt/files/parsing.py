@@ -10,16 +10,15 @@ from bertgpt.errors import DataError, one_line
 from bertgpt.files import paths
 
 
-def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
-  """Returns the content of a JSON file.
+def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+  """Returns the object in a JSON file.
 
   Args:
     path: file in UTF-8.
     remedy: second sentence of the error message, which says what to do if the file is damaged.
-    kind: required type of the content.
   Raises:
     DataError: the file cannot be read, is not valid UTF-8 or JSON, has a duplicate key or a number
-      that is not finite, or holds another type. The message is one line that names the file.
+      that is not finite, or holds no object. The message is one line that names the file.
   """
   try:
     content = parse_json(path.read_bytes(), is_strict=True)
@@ -28,9 +27,9 @@ def read_json(path: pathlib.Path, remedy: str, kind: type = dict) -> Any:
     raise DataError(f"{path}: cannot be read ({e.strerror}). {remedy}") from e
   except ValueError as e:
     raise DataError(f"{path}: {e}. {remedy}") from e
-  if not isinstance(content, kind):
+  if not isinstance(content, dict):
     raise DataError(f"{path}: holds JSON of type {type(content).__name__} instead of "
-                    f"{kind.__name__}. {remedy}")
+                    f"dict. {remedy}")
   return content
 
 

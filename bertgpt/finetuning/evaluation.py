@@ -11,7 +11,7 @@ from bertgpt.devices import peers, watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
 from bertgpt.finetuning.tuning import Program, Tuning, put_batch
-from bertgpt.runs import trained as trained_lib
+from bertgpt.models import precision
 
 Evaluation = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
 
@@ -65,7 +65,7 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
     batch = put_batch(tuning, chosen, index, size, tuning.eval_lengths)
     shape = batch["tokens"].shape
     watchdog.arm_for(system, compiles=shape not in program.predicted)
-    with trained_lib.matmul_precision(program.setup.config):  # As in `bertgpt predict`.
+    with precision.matmul_precision(program.setup.config):  # As in `bertgpt predict`.
       if shape not in program.predicted:
         peers.compile_together("the evaluation", system, program.predict, params, batch)
         program.predicted.add(shape)

@@ -35,8 +35,8 @@ from bertgpt.finetuning.tuning import (
   open_tuning,
 )
 from bertgpt.hub import opening
-from bertgpt.runs import spellings, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import word_tables, workdir
 from bertgpt.runs.trained import Trained
 from bertgpt.training import trackers
 
@@ -80,7 +80,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
-      console.print_progress("\n".join(describe(tuning, results)))
+      console.print_stdout("\n".join(describe(tuning, results)))
     run_missing(tuning, results)
     results = results_lib.summarize(results, config)
     if is_first:
@@ -104,10 +104,10 @@ def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_li
     return tasks.open_task(config.task, rows_lib.make_text_format(
         tokenizer, pretrained.config.model, config.task))
 
-  tokenizer = spellings.record_unknown_words(pretrained)
+  tokenizer = word_tables.record_unknown_words(pretrained)
   task = open_with(tokenizer)
-  if words := spellings.recorded_words(tokenizer):
-    pretrained = spellings.learn_words(pretrained, words)
+  if words := word_tables.recorded_words(tokenizer):
+    pretrained = word_tables.extend_vocabulary(pretrained, words)
     task = open_with(pretrained.tokenizer)
   return pretrained, task
 
@@ -121,12 +121,13 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   """
   lines = results_lib.report(results, tuning.config, tuning.task)
   best = tuning.path / results["best_run"]
-  lines.append(f"Its weights: {best}" if workdir.is_run(best) else "Its weights were not saved, "
-               f"because of save={tuning.config.save} in this start, another value in an earlier "
-               "start, or a run of other learning_rates or seeds that was better")
+  lines.append(f"Weights of the best run: {best}" if workdir.is_run(best) else
+               "The weights of the best run were not saved: either this start has "
+               f"save={tuning.config.save}, or an earlier start had another value, or this run "
+               "became the best one when other learning_rates or seeds were left out")
   files.write_atomically(tuning.path / "report.md",
                          "\n".join([*describe(tuning, results), "", *lines]) + "\n")
-  console.print_progress("\n" + "\n".join(lines))
+  console.print_stdout("\n" + "\n".join(lines))
 
 
 def check_agreement(identity: dict[str, Any], task: rows_lib.Task,

@@ -31,11 +31,11 @@ from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.inputs.form import Form, Prediction, Setting
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows
-from bertgpt.models import Module
-from bertgpt.runs import spellings
+from bertgpt.models import Module, precision
+from bertgpt.progress import Progress
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import word_tables
 from bertgpt.runs import workdir as workdir_lib
-from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
 CHUNK_BATCHES = 32  # Batches whose rows are sorted by length together.
@@ -96,7 +96,7 @@ def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -
     DataError: the run is damaged.
   """
   path = find_run(path)
-  trained = trained_lib.load_checkpoint(path, dtype=dtype)
+  trained = trained_lib.load_any(path, dtype=dtype)
   if not trained.task:
     raise ConfigError(f"--workdir {path}: holds a model that was not fine-tuned. Give the "
                       "--workdir of a `bertgpt finetune`")
@@ -143,7 +143,7 @@ def predict(predictor: Predictor, examples: Iterable[Any],
   size, row_lengths, remaining = 0, (), iter(examples)
   known = predictor
   while chunk := list(itertools.islice(remaining, most)):
-    predictor = learn_words(known, chunk)
+    predictor = extend_vocabulary(known, chunk)
     setting = predictor.setting
     rows, places = form.make_rows(chunk, setting)
     if not size:
@@ -154,7 +154,7 @@ def predict(predictor: Predictor, examples: Iterable[Any],
     yield from form.answer(chunk, places, _compute(predictor, rows, size, row_lengths), setting)
 
 
-def learn_words(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
+def extend_vocabulary(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
   """Returns a predictor that knows the words of examples, if its model reads whole words.
 
   Args:
@@ -166,9 +166,10 @@ def learn_words(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
     return predictor
   with_tokenizer = lambda tokenizer: setting._replace(
       text_format=setting.text_format._replace(tokenizer=tokenizer))
-  recording = spellings.record_unknown_words(trained)
+  recording = word_tables.record_unknown_words(trained)
   predictor.form.make_rows(examples, with_tokenizer(recording))
-  trained = spellings.learn_words(trained, spellings.recorded_words(recording), is_rounded=True)
+  trained = word_tables.extend_vocabulary(
+      trained, word_tables.recorded_words(recording), is_rounded=True)
   model = predictor.head.make_model(FrozenConfigDict(trained.config.model), len(setting.labels))
   return predictor._replace(trained=trained, setting=with_tokenizer(trained.tokenizer),
                             model=model, params=jax.device_put(trained.params))
@@ -181,7 +182,7 @@ def _compute(predictor: Predictor, rows: Rows, batch_size: int,
   most = predictor.setting.config.max_length
   for index in rows_lib.order_evaluation(rows.lengths, batch_size):
     batch = rows_lib.collate(rows, index, batch_size, most, 0, row_lengths)
-    with trained_lib.matmul_precision(predictor.trained.config):
+    with precision.matmul_precision(predictor.trained.config):
       values = jax.device_get(_outputs(predictor.head, predictor.model, predictor.params, batch))
     for row, i in enumerate(index):
       outputs[i] = values[row]

@@ -58,7 +58,8 @@ def identify(init: pathlib.Path, pretrained: Trained, task: Task) -> dict[str, A
   scored = {s.name: s.rows.fingerprint() for s in task.evals if s.score}
   gold = {s.name: hashlib.sha256(json.dumps(s.gold).encode()).hexdigest()
           for s in task.evals if s.score and s.gold is not None}
-  return {"init": {"workdir": str(init), "step": pretrained.step, "corpus": pretrained.corpus,
+  return {"init": {"workdir": str(init), "step": pretrained.step,
+                   "corpus": pretrained.corpus_identity,
                    "tokenizer": pretrained.tokenizer.fingerprint(), "params": digest.hexdigest()},
           "rows": {"train": task.train.fingerprint(), **scored}, "gold": gold}
 

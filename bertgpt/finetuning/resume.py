@@ -83,7 +83,7 @@ def clear(folder: pathlib.Path, stamp: dict[str, Any]) -> None:
     files.remove_tree(folder / "predictions", tries=True)
   else:
     if stored:
-      console.say(f"note: {folder}: this run begins again, because its checkpoint was made with "
+      console.say(f"note: {folder}: this run starts over, because its checkpoint was made with "
                   "other dev or test rows, or by another version of bertgpt")
     files.remove_tree(folder)
   folder.mkdir(exist_ok=True)

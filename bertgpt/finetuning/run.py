@@ -46,13 +46,13 @@ def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Ca
     raise Preempted(f"stopped before run {name}. The same command continues with this run")
   is_first = jax.process_index() == 0
   if is_first:
-    console.print_progress(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
+    console.print_stdout(f"learning rate {program.learning_rate!r}, seed {seed}: {folder}")
     resume.clear(folder, tuning.stamp)
   try:
     state, seconds, scores, outputs = train_run(tuning, program, seed, folder, should_stop)
   except DivergedError:
     if is_first:
-      console.print_progress(
+      console.print_stdout(
           f"{name} diverged: loss or gradient not finite. The run is left out")
     return row | {"diverged": True}, None
   if is_first:
@@ -174,7 +174,8 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
           "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
           "config": to_json(tuning.config)}
-  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus, task=task)
+  metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus_identity,
+                           task=task)
   with checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0, keep=1) as checkpoints:
     checkpoints.save(int(state.step), dataclasses.replace(state, opt_state=()), metadata, wait=True)
   if jax.process_index() == 0:

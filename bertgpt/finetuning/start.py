@@ -8,7 +8,7 @@ import numpy as np
 from bertgpt import models, trees
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tuning import Program, Tuning
-from bertgpt.runs import spellings
+from bertgpt.runs import word_tables
 from bertgpt.training import steps
 
 
@@ -28,7 +28,7 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
   config.seed = seed
   state = steps.make_state(program.setup._replace(config=config), program.abstract)
   if tuning.config.from_scratch:
-    return dataclasses.replace(state, params=spellings.add_words(
+    return dataclasses.replace(state, params=word_tables.add_words(
         config, state.params, tuning.pretrained.tokenizer))
   found = trees.named_leaves({"body": tuning.pretrained.params})
   axes_of, vocab_size = models.axes_of(config), tuning.pretrained.config.model.vocab_size

@@ -45,7 +45,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   files.refuse_existing(out, "--out")
   files.require_utf8(out)
   source = workdir.find_best_run(source)
-  trained = trained_lib.load_checkpoint(source)
+  trained = trained_lib.load_any(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind = trained.task["kind"] if trained.task else ""
   own = importlib.import_module(f"bertgpt.hub.{config.model.family}")

@@ -110,7 +110,7 @@ def language_line(trained: Trained) -> str:
     trained: the model.
   """
   language, task = trained.config.data.language, trained.task
-  is_imported = (not trained.corpus and not read_tuning(task).from_scratch if task
+  is_imported = (not trained.corpus_identity and not read_tuning(task).from_scratch if task
                  else not trained.step)
   if is_imported and language == config_lib.base().data.language:
     return ""
@@ -128,7 +128,7 @@ def describe_training(trained: Trained) -> list[str]:
     return ["The weights were imported, not trained with bertgpt."]
   lines = [f"- Data: `{without_folders(config.data.corpus or config.data.source)}`, of which "
            f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
-           f"`{trained.corpus[:16]}`.",
+           f"`{trained.corpus_identity[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]
   if config.init_from:
@@ -161,8 +161,8 @@ def describe_tuning(trained: Trained) -> list[str]:
   else:
     start = f"step {task['init_step']:,}"
     data = without_folders(config.data.corpus or config.data.source)
-    before = [f"- That model was trained on `{data}`; corpus `{trained.corpus[:16]}`."
-              if trained.corpus else "- That model was imported, not trained with bertgpt."]
+    before = [f"- That model was trained on `{data}`; corpus `{trained.corpus_identity[:16]}`."
+              if trained.corpus_identity else "- That model was imported, not trained with bertgpt."]
   return [f"- Fine-tuned on {task['name']} (`{without_folders(tuning.task.data)}`) from {start} of "
           f"`{without_folders(task['init'])}`.", *before,
           f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
@@ -222,7 +222,7 @@ def limits_of_training(trained: Trained) -> list[str]:
   config = trained.config
   longest = trained_lib.longest_row(trained)
   fresh = [f"The {families.HEADS[head]} has random weights." for head in trained.fresh]
-  lines = [*fresh, "It repeats its data, with their mistakes and prejudices. It was not trained to "
+  lines = [*fresh, "It reproduces its training data, mistakes and prejudices included. It was not trained to "
            "answer questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
@@ -236,7 +236,7 @@ def limits_of_tuning(trained: Trained) -> list[str]:
     trained: a fine-tuned model.
   """
   kind, task = trained.task["kind"], read_tuning(trained.task).task
-  lines = ["It repeats its data, with their mistakes and prejudices. It was made for texts like "
+  lines = ["It reproduces its training data, mistakes and prejudices included. It was made for texts like "
            "those of its task, and was not scored on others.",
            f"Rows of its task had at most {task.max_length} tokens."]
   if kind in ("classes", "values"):

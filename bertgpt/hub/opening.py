@@ -220,8 +220,8 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
       leaves[name] = leaves[name][:1]
   return converted._replace(
       params=trees.nest(leaves), fields=converted.fields | {"model.num_segments": 1}), (
-          f"left out, because the tokenizer of {converted.architecture.name} numbers no segments: "
-          "all but the first one")
+          "all segments but the first are left out, because the tokenizer of "
+          f"{converted.architecture.name} numbers none")
 
 
 def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:
@@ -279,13 +279,14 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     yield f"drawn at random, because the folder has none: {names}"
   if converted.zero:
     names = ", ".join(f"bias of the {HEADS[head]}" for head in converted.zero)
-    yield f"0, because the folder has none: {names}"
+    yield f"set to 0, because the folder has none: {names}"
   if converted.dropped:
     # One name per layer: weight and bias belong together.
     names = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in converted.dropped))
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
   if spare:
-    yield f"left out, because the tokenizer has no token for them: the last {spare} of {rows} rows"
+    yield (f"the last {spare} of {rows} rows are left out, because the tokenizer has no token for "
+           "them")
 
 
 def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer

@@ -143,7 +143,7 @@ def open_file(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
   except (safetensors.SafetensorError, OSError, TypeError, ValueError) as e:
     with path.open("rb") as file:
       is_pointer = file.read(40).startswith(b"version https://git-lfs")
-    remedy = "It is a pointer of Git LFS: run git lfs pull" if is_pointer else "Copy it again"
+    remedy = "It is a Git LFS pointer: run git lfs pull" if is_pointer else "Copy it again"
     raise DataError(f"{path}: is not a complete safetensors file ({one_line(e)}). {remedy}") from e
 
 

@@ -23,10 +23,10 @@ from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
-from bertgpt.models import Inputs, heads, layers
-from bertgpt.runs import spellings
+from bertgpt.models import Inputs, heads, layers, precision
+from bertgpt.progress import Progress
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs.progress import Progress
+from bertgpt.runs import word_tables
 from bertgpt.runs.trained import Trained
 
 # Features of a text: (number of layers, concatenated; whether there is a vector per token).
@@ -56,7 +56,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     ConfigError: the model gives no features, or has too few layers.
   """
   check_layer(trained, layer)
-  trained = spellings.learn_texts(trained, texts)
+  trained = word_tables.extend_vocabulary_to(trained, texts)
   rows, num_cut = make_rows(trained, texts)
   note_cut(trained, num_cut, len(texts))
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(texts))
@@ -146,7 +146,7 @@ def iterate_features(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
                             is_full=len(tokens) > batch_size)
     lengths_B = np.zeros(len(tokens_BL), np.int32)
     lengths_B[:len(which)] = [lengths[i] for i in which]
-    with trained_lib.matmul_precision(trained.config):
+    with precision.matmul_precision(trained.config):
       x_B = jax.device_get(_features(trained.model, layer, params, tokens_BL, lengths_B))
     for i, x in zip(which.tolist(), x_B, strict=False):
       yield i, (x[:lengths[i]] if LAYERS[layer][1] else x).copy()
@@ -168,8 +168,7 @@ def _features(model, layer, params, tokens_BL, lengths_B):
     return x_BLD
   if layer == "cls":
     return heads.take_cls(x_BLD, inputs, model.config)
-  is_text_BL1 = (jnp.arange(x_BLD.shape[1]) < lengths_B[:, None])[..., None]
-  return jnp.where(is_text_BL1, x_BLD, 0).sum(1) / jnp.maximum(lengths_B, 1)[:, None]
+  return heads.mean_of_texts(x_BLD, inputs)
 
 
 # ----------------------------------------------------------------- bertgpt embed
@@ -236,7 +235,7 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   counts = {"cut": work.state.get("cut", 0), "untrained": work.state.get("untrained", 0)}
   progress = Progress(count, done=work.state.get("texts", 0))
   for chunk in streams.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
-    knowing = spellings.learn_texts(trained, chunk)
+    knowing = word_tables.extend_vocabulary_to(trained, chunk)
     rows, cut = make_rows(knowing, chunk)
     file.begin(rows)
     for i, features in iterate_features(knowing, rows, layer, batch_size):

@@ -23,9 +23,9 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.models import Inputs
-from bertgpt.runs import spellings
+from bertgpt.models import Inputs, precision
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import word_tables
 from bertgpt.runs.trained import Trained
 
 MASK = "[MASK]"
@@ -60,7 +60,7 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
       model has positions.
   """
   trained_lib.require(trained, "fill", "fill in words", "Continue texts with `bertgpt generate`")
-  trained = spellings.learn_texts(trained, texts)
+  trained = word_tables.extend_vocabulary_to(trained, texts)
   tokenizer = trained.tokenizer
   rows = [encode_row(trained, text) for text in texts]
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(rows))
@@ -121,7 +121,7 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
   tokens[list(positions)] = trained.tokenizer.mask_id
   length = buckets.bucket(len(tokens), trained.config.model.max_positions)
   predict_1M = np.array([positions], np.int32)
-  with trained_lib.matmul_precision(trained.config):
+  with precision.matmul_precision(trained.config):
     p_MV = _predict(trained.model, trained.params, buckets.pad([tokens], length, 1),
                     np.array([len(tokens)]), predict_1M)[0]
   return np.asarray(p_MV)

@@ -24,6 +24,7 @@ from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import unmasking
 from bertgpt.inference.draws import GREEDY, UNRESTRICTED, Sampling, draw
+from bertgpt.models import precision
 from bertgpt.models.cache import make_cache
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -189,7 +190,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     starts_B = np.pad(lengths[which], fill, constant_values=1)
     ends_B = np.pad(ends[which], fill, constant_values=1)
     batch = Prompts(tokens_BS, starts_B, ends_B, np.pad(rows[which], fill))
-    with trained_lib.matmul_precision(trained.config):
+    with precision.matmul_precision(trained.config):
       tokens_BS, lengths_B = jax.device_get(_continue(
           trained.model, prompt_size, params, batch, eod_id, jax.random.key(seed), sampling))
     for i, tokens_S, start, end in zip(which, tokens_BS, starts_B, lengths_B, strict=False):
@@ -246,7 +247,7 @@ class Generator(NamedTuple):
     return len(prompt) + self.num_marks or 1
 
 
-# Ability, one of `families.CAPABILITIES` -> generator. A model uses the first one that it has.
+# Ability, one of `families.ABILITIES` -> generator. A model uses the first one that it has.
 GENERATORS: dict[str, Generator] = {
     "generate": Generator(0, False, continue_prompts),
     "unmask": Generator(unmasking.NUM_MARKS, True, unmasking.continue_prompts),

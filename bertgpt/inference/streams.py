@@ -27,8 +27,8 @@ import jax
 from bertgpt import console, files
 from bertgpt.config.stored import to_json
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.progress import PROGRESS_SECONDS
 from bertgpt.runs import fingerprint
-from bertgpt.runs.progress import PROGRESS_SECONDS
 from bertgpt.runs.trained import Trained
 
 CHUNK_CHARS = 1 << 20  # Tokenizers need about 200 bytes per token.

@@ -27,8 +27,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.inference.draws import UNRESTRICTED, Sampling, draw
-from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
+from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
 
 NUM_MARKS = 2  # [CLS] and [SEP] around a text.
@@ -99,7 +98,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
     fill = (0, len(tokens_BL) - len(which))  # Added rows have no masks.
     slots = buckets.bucket(int(counts[which].max()), size)
     steps_B = np.clip(counts[which], 1, steps)  # 1: also of a row without masks.
-    with trained_lib.matmul_precision(trained.config):
+    with precision.matmul_precision(trained.config):
       batch = Rows(tokens_BL, np.pad(lengths[which], fill), np.pad(starts[which], fill),
                    np.pad(counts[which], fill), np.pad(steps_B, fill, constant_values=1),
                    np.pad(rows[which], fill))

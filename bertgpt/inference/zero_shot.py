@@ -21,8 +21,8 @@ from bertgpt.inference.long_documents import Part
 from bertgpt.inference.measures import Record, Scores, Settings, Totals, is_enough
 from bertgpt.inference.score import choose_window
 from bertgpt.inference.suites import SUITES, Suite
+from bertgpt.progress import Progress
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs.progress import Progress
 from bertgpt.runs.trained import Trained
 
 CHUNK_ENTRIES = 256  # Texts that are scored before their scores are written.

@@ -183,10 +183,10 @@ def _scale(q_BLNH):
 
 
 def _attend_flash(q_BLNH, k_BSNH, v_BSNH, visibility, dropout, dropout_key):
-  words = dropout_key if dropout else None
+  key_data = dropout_key if dropout else None
   attend_all, attend_near = (functools.partial(
       flash_attention.attend, ids_BL=visibility.sequence_ids_BL, causal=visibility.causal,
-      window=window, rate=dropout, words=words) for window in (None, visibility.window))
+      window=window, rate=dropout, key_data=key_data) for window in (None, visibility.window))
   return _attend_either(attend_all, attend_near, visibility.is_global, q_BLNH, k_BSNH, v_BSNH)
 
 

@@ -83,7 +83,7 @@ class Bert(nn.Module):
     """
     return jnp.tanh(self.pooler(x))
 
-  def read_tokens(self, x: jax.Array) -> jax.Array:
+  def token_features(self, x: jax.Array) -> jax.Array:
     """Returns the features that the output layers of tokens read: those of the last layer.
 
     Args:

@@ -72,12 +72,12 @@ def _scale(x, keep, rate):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _drop_by_hash(x, words, rows_B, rate):
-  return _scale(x, hash_bits(words, rows_B, x.shape) >= threshold(rate), rate)
+def _drop_by_hash(x, key_data, rows_B, rate):
+  return _scale(x, hash_bits(key_data, rows_B, x.shape) >= threshold(rate), rate)
 
 
-def _drop_forward(x, words, rows_B, rate):
-  return _drop_by_hash(x, words, rows_B, rate), (words, rows_B)
+def _drop_forward(x, key_data, rows_B, rate):
+  return _drop_by_hash(x, key_data, rows_B, rate), (key_data, rows_B)
 
 
 def _drop_backward(rate, mask, g):
@@ -97,14 +97,14 @@ def threshold(rate: float) -> np.uint32:
   return np.uint32(round(rate * 2**32))
 
 
-def hash_bits(words: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def hash_bits(key_data: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Returns bits that look random, a function of the row, the index in it, and two words.
 
   Every row (first axis) has a key of its own, so that rows of up to 2^32 elements do not repeat
   each other.
 
   Args:
-    words: uint32 [2].
+    key_data: uint32 [2].
     rows_B: uint32, indices of the rows in the whole batch.
     shape: shape of the array, [B, ...].
   Returns:
@@ -115,20 +115,20 @@ def hash_bits(words: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> ja
       lambda place, axis: place * np.uint32(shape[axis])
       + jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis),
       range(1, len(shape)), jnp.zeros((1, *shape[1:]), jnp.uint32))
-  return bits_of_places(place, *row_keys(words, row))
+  return bits_of_places(place, *row_keys(key_data, row))
 
 
-def row_keys(words: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+def row_keys(key_data: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the two keys of rows, for `bits_of_places`.
 
   Args:
-    words: uint32 [2].
+    key_data: uint32 [2].
     row: uint32, indices of rows.
   Returns:
     Two arrays, uint32, of the shape of `row`.
   """
-  row_key = _mix(_mix(row + words[0]) ^ words[1])
-  return row_key, row_key * np.uint32(0x9E3779B9) + words[1]
+  row_key = _mix(_mix(row + key_data[0]) ^ key_data[1])
+  return row_key, row_key * np.uint32(0x9E3779B9) + key_data[1]
 
 
 def bits_of_places(place: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ class Electra(nn.Module):
     """
     return layers.ACTIVATIONS["gelu_erf"](self.pooler(x))
 
-  def read_tokens(self, x: jax.Array) -> jax.Array:
+  def token_features(self, x: jax.Array) -> jax.Array:
     """Returns the features that the output layers of tokens read: those of the last layer.
 
     Args:

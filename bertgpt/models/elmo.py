@@ -153,7 +153,7 @@ class Elmo(nn.Module):
     """
     return self.mix(x)
 
-  def read_tokens(self, x: jax.Array) -> jax.Array:
+  def token_features(self, x: jax.Array) -> jax.Array:
     """Returns the learned mix of the layers, which the output layers of tokens read, [..., D].
 
     Args:

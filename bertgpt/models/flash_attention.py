@@ -31,7 +31,7 @@ _ARGUMENTS = [_BLNH, _BLNH, _BLNH, _BL, (None,), ("batch",)]
 
 
 def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, ids_BL: jax.Array, *,
-           causal: bool, window: int | None, rate: float, words: jax.Array | None) -> jax.Array:
+           causal: bool, window: int | None, rate: float, key_data: jax.Array | None) -> jax.Array:
   """Returns the attention, [B, L, D]; every device computes that of its rows and heads.
 
   Args:
@@ -39,14 +39,14 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, ids_BL: jax.
     ids_BL: int32, ids of sequences, at least 0; tokens with different ids do not see each other.
     causal, window: as in `attention.Visibility`.
     rate: share of the weights that is dropped.
-    words: uint32 [2], words of the dropout mask; None: nothing is dropped.
+    key_data: uint32 [2], of the key of the dropout mask; None: nothing is dropped.
   """
   length, width = q_BLNH.shape[1], q_BLNH.shape[3]
-  task = Task(length, width, width ** -0.5, causal, window, 0.0 if words is None else rate,
+  task = Task(length, width, width ** -0.5, causal, window, 0.0 if key_data is None else rate,
               interpret=sharding.platform() == "cpu")
-  words = jnp.zeros(2, jnp.uint32) if words is None else words
+  key_data = jnp.zeros(2, jnp.uint32) if key_data is None else key_data
   rows_B = sharding.batch_rows(q_BLNH.shape[0])
-  return _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, rows_B)
+  return _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, key_data, rows_B)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -77,31 +77,31 @@ _attend.defvjp(_attend_forward, _attend_backward)
 # ---------------------------------------------------------------- on one device
 
 
-def _forward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, rows_B, names):
+def _forward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, key_data, rows_B, names):
   qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
-  keys_B2 = _row_keys(task, words, rows_B, q_BLNH.shape[2], names)
+  keys_B2 = _row_keys(task, key_data, rows_B, q_BLNH.shape[2], names)
   forward = KERNELS[sharding.platform()].forward
   x_BLD, sums_BN1L = forward(task, *qkv, _pad(ids_BL, -1), keys_B2)
   return _cut(x_BLD, q_BLNH), sums_BN1L
 
 
-def _backward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, words, rows_B, x_BLD, sums_BN1L, g_BLD,
+def _backward(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, key_data, rows_B, x_BLD, sums_BN1L, g_BLD,
               names):
   qkv = [_pad(_join_heads(x)) for x in (q_BLNH, k_BSNH, v_BSNH)]
-  keys_B2 = _row_keys(task, words, rows_B, q_BLNH.shape[2], names)
+  keys_B2 = _row_keys(task, key_data, rows_B, q_BLNH.shape[2], names)
   backward = KERNELS[sharding.platform()].backward
   grads = backward(task, *qkv, _pad(ids_BL, -1), keys_B2, _pad(x_BLD), sums_BN1L, _pad(g_BLD))
   return tuple(_cut(x, q_BLNH).reshape(q_BLNH.shape) for x in grads)
 
 
-def _row_keys(task: Task, words: jax.Array, rows_B: jax.Array, heads: int,
+def _row_keys(task: Task, key_data: jax.Array, rows_B: jax.Array, heads: int,
               names: Any) -> jax.Array:
   """Returns the dropout keys of this device's rows and heads, uint32 [B, 2].
 
   Heads are numbered over all devices, and rows in the whole batch, so the mask does not depend on
   the mesh.
   """
-  first_B, second_B = dropout.row_keys(words, rows_B)
+  first_B, second_B = dropout.row_keys(key_data, rows_B)
   # The index of an element in its row starts with the index of its head, and wraps at 2**32.
   first_B += sharding.shard_index(names["heads"]) * jnp.uint32(heads * task.length**2 % 2**32)
   return jnp.stack([first_B, second_B], axis=1)

@@ -88,7 +88,7 @@ class Gpt(nn.Module):
     """
     return self.embeddings.predict(x)
 
-  def read_text(self, x: jax.Array) -> jax.Array:
+  def text_features(self, x: jax.Array) -> jax.Array:
     """Returns the features that the output layer of a task reads: those of the last layer.
 
     Args:

@@ -50,8 +50,10 @@ class EncoderClassifier(TaskModel):
       inputs: rows with one [CLS].
     """
     x_BLD = self.body.features(inputs)
-    take = take_cls if self.config.pooling == "cls" else mean_of_texts
-    x_BD = take(x_BLD, inputs, self.config)
+    if self.config.pooling == "cls":
+      x_BD = take_cls(x_BLD, inputs, self.config)
+    else:
+      x_BD = mean_of_texts(x_BLD, inputs)
     pooled_BD = self.body.pool(x_BD)
     return self.head(drop(pooled_BD, self.config.dropout, dropout_key(self)))
 
@@ -72,7 +74,7 @@ class EncoderTagger(TaskModel):
     Args:
       inputs: rows of one text or two.
     """
-    x_BLD = self.body.read_tokens(self.body.features(inputs))
+    x_BLD = self.body.token_features(self.body.features(inputs))
     if self.use_dropout:
       x_BLD = drop(x_BLD, self.config.dropout, dropout_key(self))
     return self.head(x_BLD)
@@ -88,7 +90,7 @@ class DecoderClassifier(TaskModel):
       inputs: rows whose last token closes the text.
     """
     x_BLD = self.body.features(inputs)
-    last_BD = self.body.read_text(gather_last(x_BLD, inputs))
+    last_BD = self.body.text_features(gather_last(x_BLD, inputs))
     outputs_BC = self.head(drop(last_BD, self.config.dropout, dropout_key(self)))
     return outputs_BC, self.body.predict_next(x_BLD)
 
@@ -117,15 +119,13 @@ def gather_last(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
   return gather(x_BLD, last_B1)[:, 0]
 
 
-def mean_of_texts(x_BLD: jax.Array, inputs: Inputs, config: FrozenConfigDict) -> jax.Array:
+def mean_of_texts(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
   """Returns the mean of the features over the tokens of every row, [B, D].
 
   Args:
     x_BLD: features.
     inputs: rows of one text or two; an empty row has the mean 0.
-    config: not read.
   """
-  del config
   is_text_BL1 = (inputs.sequence_ids_BL > 0)[:, :, None]
   total_BD = jnp.where(is_text_BL1, x_BLD, 0).sum(1, dtype=jnp.float32)
   return (total_BD / jnp.maximum(is_text_BL1.sum(1), 1)).astype(x_BLD.dtype)

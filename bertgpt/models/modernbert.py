@@ -75,7 +75,7 @@ class ModernBert(nn.Module):
     """
     return self.mlm(x)[0]
 
-  read_tokens = pool  # The output layers of tokens read the same features.
+  token_features = pool  # The output layers of tokens read the same features.
 
 
 MODEL = ModernBert

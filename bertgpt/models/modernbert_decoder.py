@@ -36,7 +36,7 @@ class ModernBertDecoder(gpt.Gpt):
     """
     return self.embeddings.predict(*self.lm(x))
 
-  def read_text(self, x: jax.Array) -> jax.Array:
+  def text_features(self, x: jax.Array) -> jax.Array:
     """Returns the features that the output layer of a task reads, [..., D].
 
     Args:

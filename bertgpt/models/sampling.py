@@ -20,20 +20,20 @@ from bertgpt.models.dropout import bits_of_places, row_keys
 _IN_AXES = (("batch", None, None), ("vocab", None), ("vocab",), ("batch", None))
 
 
-def sample(prediction: Prediction, words_B2: jax.Array, most: int = 0) -> jax.Array:
+def sample(prediction: Prediction, key_data_B2: jax.Array, most: int = 0) -> jax.Array:
   """Returns one sample for every slot, int32 [B, K], without a gradient.
 
   Args:
     prediction: prediction for the slots, [B, K].
-    words_B2: uint32, random words of every row.
+    key_data_B2: uint32, data of a key of every row.
     most: slots of a device whose logits are in memory at once; 0: as many as fit in CHUNK_BYTES.
   """
   x_BKD, table_VD, bias_V = jax.lax.stop_gradient(prediction)
   return map_shards(functools.partial(_sample_shard, most=most), _IN_AXES, ("batch", None),
-                    x_BKD, table_VD.astype(x_BKD.dtype), bias_V, words_B2)
+                    x_BKD, table_VD.astype(x_BKD.dtype), bias_V, key_data_B2)
 
 
-def _sample_shard(x_BKD, table_VD, bias_V, words_B2, *, names, most):
+def _sample_shard(x_BKD, table_VD, bias_V, key_data_B2, *, names, most):
   """Returns the samples of one device, which may hold only a part of the vocabulary."""
   rows, slots, _ = x_BKD.shape
   vocab_axes, size = names["vocab"], len(bias_V)
@@ -48,7 +48,7 @@ def _sample_shard(x_BKD, table_VD, bias_V, words_B2, *, names, most):
     logits_BCV = jnp.einsum("BCD,VD->BCV", x_BCD, table_VD,
                             preferred_element_type=jnp.float32) + bias_V
     slots_C = number * chunk + jnp.arange(chunk)
-    scores_BCV = logits_BCV + gumbel_noise(words_B2, slots_C, tokens_V)
+    scores_BCV = logits_BCV + gumbel_noise(key_data_B2, slots_C, tokens_V)
     best_BC, token_BC = scores_BCV.max(-1), tokens_V[scores_BCV.argmax(-1)]
     if vocab_axes:
       highest_BC = jax.lax.pmax(best_BC, vocab_axes)
@@ -60,16 +60,16 @@ def _sample_shard(x_BKD, table_VD, bias_V, words_B2, *, names, most):
   return jnp.moveaxis(token_NBC, 0, 1).reshape(rows, -1)[:, :slots]
 
 
-def gumbel_noise(words_B2: jax.Array, slots_C: jax.Array, tokens_V: jax.Array) -> jax.Array:
+def gumbel_noise(key_data_B2: jax.Array, slots_C: jax.Array, tokens_V: jax.Array) -> jax.Array:
   """Returns noise of the standard Gumbel distribution, float32 [B, C, V].
 
   Args:
-    words_B2: uint32, random words of every row.
+    key_data_B2: uint32, data of a key of every row.
     slots_C: integers, indices of the slots in their rows.
     tokens_V: integers, ids of the tokens.
   """
-  words_2B11 = jnp.moveaxis(words_B2, 1, 0)[..., None, None]
-  keys = row_keys(words_2B11, slots_C.astype(jnp.uint32)[:, None])
+  key_data_2B11 = jnp.moveaxis(key_data_B2, 1, 0)[..., None, None]
+  keys = row_keys(key_data_2B11, slots_C.astype(jnp.uint32)[:, None])
   bits_BCV = bits_of_places(tokens_V.astype(jnp.uint32), *keys)
   # 24 bits plus one half: never 0. In float32, the highest is rounded to 2**24; as 1, it would be
   # infinite noise, which overrides any logit.

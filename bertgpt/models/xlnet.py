@@ -104,7 +104,7 @@ class Xlnet(nn.Module):
     """
     return jnp.tanh(self.pooler(drop(x, self.config.dropout, dropout_key(self))))
 
-  def read_tokens(self, x: jax.Array) -> jax.Array:
+  def token_features(self, x: jax.Array) -> jax.Array:
     """Returns the features that the output layers of tokens read: those of the last layer.
 
     Args:

@@ -334,7 +334,7 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
     The plan of the phase. MFU is as in Chowdhery et al. 2022, "PaLM: Scaling language modeling with
     pathways", appendix B.
   """
-  chips, phase = len(topology.devices), step.phase
+  num_devices, phase = len(topology.devices), step.phase
   if step.overflow or step.memory.total > topology.chip.usable_hbm:
     return PhasePlan(step, False, *[math.nan] * 5)
   seconds = step.roofline.seconds
@@ -342,8 +342,8 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
   return PhasePlan(
       step, fits=True, step_seconds=seconds,
       tokens_per_second=phase.batch_size * phase.seq_len / seconds,
-      mfu=step.analytic_flops / (seconds * chips * topology.chip.peak_flops),
-      hours=hours, chip_hours=hours * chips / topology.chip.devices_per_chip)
+      mfu=step.analytic_flops / (seconds * num_devices * topology.chip.peak_flops),
+      hours=hours, chip_hours=hours * num_devices / topology.chip.devices_per_chip)
 
 
 def remedies(step: CompiledStep, topology: Topology) -> list[str]:
@@ -356,7 +356,7 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
     Flags to paste, or one sentence if there are none.
   """
   config, i, phase = step.config, step.phase_index, step.phase
-  chips = len(topology.devices)
+  num_devices = len(topology.devices)
   fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
   flags = []
   most = topology.devices_per_model // tensor
@@ -364,7 +364,7 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
                if most % n == 0 and config.model.width % n == 0), default=fsdp)
   if sum(step.state_bytes) * fsdp > topology.chip.usable_hbm / 8 and wider > fsdp:
     flags.append(f"--config.mesh.fsdp={wider}" + " --config.mesh.data=-1" * (config.mesh.data > 0))
-  rows = phase.batch_size // phase.micro_batches // (chips // tensor)
+  rows = phase.batch_size // phase.micro_batches // (num_devices // tensor)
   if rows % 2 == 0:
     flags.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")
   stronger = {"none": "products", "products": "full", "dots": "full"}

@@ -299,7 +299,7 @@ def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
 
   Args:
     plans: one per phase.
-    topology: the machine that they were made for; its slices or nodes are "islands".
+    topology: the machine that they were made for.
     price: per chip-hour; None: no price.
     num_kernels: kernels per phase.
   Returns:
@@ -308,8 +308,9 @@ def to_json(plans: Sequence[PhasePlan], topology: Topology, price: float | None,
   chip = topology.chip
   chip_hours = sum(plan.chip_hours for plan in plans)
   return {
-      "prediction": True, "topology": topology.name, "chips": len(topology.devices),
-      "islands": topology.num_slices, "peak_flops_per_chip": chip.peak_flops,
+      "prediction": True, "topology": topology.name, "devices": len(topology.devices),
+      "chips": len(topology.devices) // chip.devices_per_chip,
+      "slices": topology.num_slices, "peak_flops_per_chip": chip.peak_flops,
       "usable_hbm_per_chip": chip.usable_hbm, "fits": all(plan.fits for plan in plans),
       "hours": _number(sum(plan.hours for plan in plans)), "chip_hours": _number(chip_hours),
       "price": None if price is None else _number(price * chip_hours),

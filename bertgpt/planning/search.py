@@ -180,17 +180,17 @@ def resolve_remat(config: ConfigDict, topology: Topology) -> str:
   return rematerialization.choose(config.model.remat, aot.devices_of(topology)[1])[0]
 
 
-def make_variants(config: ConfigDict, phase_index: int, chips: int,
+def make_variants(config: ConfigDict, phase_index: int, num_devices: int,
                   platform: str) -> Iterator[Variant]:
   """Yields every valid variant that differs from a config.
 
   Args:
     config: the run's config.
     phase_index: index of the phase to vary.
-    chips: number of chips of the machine; meshes that do not fit it are left out.
+    num_devices: number of devices of the machine; meshes that do not fit it are left out.
     platform: 'gpu' or 'tpu'.
   """
-  powers = [2**i for i in range(chips.bit_length()) if 2**i <= chips]
+  powers = [2**i for i in range(num_devices.bit_length()) if 2**i <= num_devices]
   rows, now = config.phases[phase_index].batch_size, config.phases[phase_index].micro_batches
   pieces = (now, 2 * now, 4 * now, max(1, now // 2), 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 32)
   choices: dict[str, list[Any]] = {
@@ -209,9 +209,9 @@ def make_variants(config: ConfigDict, phase_index: int, chips: int,
       changes["mesh.data"] = -1
     changed = with_fields(config, changes)
     if changes.get("objective.loss_chunk", 0) >= predictions(changed, phase_index,
-                                                             chips / changed.mesh.tensor):
+                                                             num_devices / changed.mesh.tensor):
       continue  # A device has fewer positions than that: one chunk, as with the default.
-    if changes and not config_lib.find_problems(changed, chips, platform):
+    if changes and not config_lib.find_problems(changed, num_devices, platform):
       overrides = tuple(f"--config.{field}={value}" for field, value in changes.items())
       yield Variant(overrides, changed)
 
@@ -245,15 +245,16 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state: aot.StateBytes,
     Bytes per chip.
   """
   m, phase, mesh = config.model, config.phases[phase_index], config.mesh
-  chips = len(topology.devices)
-  tokens = phase.batch_size / phase.micro_batches * phase.seq_len / (chips / mesh.tensor)
+  num_devices = len(topology.devices)
+  tokens = phase.batch_size / phase.micro_batches * phase.seq_len / (num_devices / mesh.tensor)
   weights = 0 if is_fused(config, phase_index, topology) else m.num_heads * phase.seq_len
   sizes = (m.width, m.mlp_dim, weights)
   saved = sum(factor * size for factor, size in
               zip(SAVED_BYTES[resolve_remat(config, topology)], sizes, strict=True))
   working = sum(factor * size for factor, size in zip(SAVED_BYTES["none"], sizes, strict=True))
   activations = tokens / mesh.tensor * (m.num_layers * saved + working)
-  logits = predictions(config, phase_index, chips / mesh.tensor) * 8 * m.vocab_size / mesh.tensor
+  logits = (predictions(config, phase_index, num_devices / mesh.tensor) * 8 * m.vocab_size
+            / mesh.tensor)
   chunk = config.objective.loss_chunk
   if chunk == 0:
     logits = min(logits, 2 * cross_entropy.chunk_bytes(aot.devices_of(topology)[1]))
@@ -276,21 +277,22 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state: aot.StateByt
     Seconds per step.
   """
   m, phase, mesh = config.model, config.phases[step.phase_index], config.mesh
-  chip, chips = topology.chip, len(topology.devices)
-  work = step.analytic_flops / chips * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)])
+  chip, num_devices = topology.chip, len(topology.devices)
+  work = (step.analytic_flops / num_devices
+          * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)]))
   compute = work / (chip.peak_flops * chip.efficiency.matmul / 2)
   unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
   plain = not is_fused(config, step.phase_index, topology)
   weights = (plain * WEIGHT_BYTES * phase.batch_size * m.num_heads * phase.seq_len**2
-             * m.num_layers / chips / chip.hbm_bandwidth)
+             * m.num_layers / num_devices / chip.hbm_bandwidth)
   starts = (phase.micro_batches * m.num_layers * OPERATIONS_PER_LAYER
             * chip.efficiency.kernel_seconds / unroll ** 0.2)
   optimizer = 2 * sum(state) / (mesh.fsdp * mesh.tensor) / chip.hbm_bandwidth
-  sent = 2 * state.parameters / mesh.tensor if chips > mesh.tensor else 0.0
+  sent = 2 * state.parameters / mesh.tensor if num_devices > mesh.tensor else 0.0
   if mesh.fsdp > 1:
     sent += state.parameters / mesh.tensor * phase.micro_batches
   if mesh.tensor > 1:
-    rows = phase.batch_size / (chips / mesh.tensor)
+    rows = phase.batch_size / (num_devices / mesh.tensor)
     sent += 16 * m.num_layers * rows * phase.seq_len * m.width
   return compute + weights + starts + optimizer + sent / (2 * chip.link_bandwidth)
 

@@ -119,9 +119,9 @@ def with_network(topology: Topology, gbps: float) -> Topology:
     ConfigError: the machine has no such network.
   """
   if topology.num_slices == 1:
-    raise ConfigError(f"--network_gbps: nothing is sent between slices or nodes, because "
-                      f"--topology={topology.name} is a single one. Omit one of the two flags, or "
-                      "give several slices or nodes, such as v5e:16x16:2 or h200:2x8")
+    raise ConfigError(f"--network_gbps: --topology={topology.name} is a single slice or node, so "
+                      "nothing is sent between slices or nodes. Omit --network_gbps, or give "
+                      "several slices or nodes, such as v5e:16x16:2 or h200:2x8")
   return topology._replace(chip=topology.chip._replace(dcn_bandwidth=gbps * 1e9 / 8))
 
 

@@ -12,7 +12,6 @@ from bertgpt import console, files
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
-from bertgpt.training.progress_line import format_duration
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
@@ -80,7 +79,7 @@ def table(runs: Sequence[Compared]) -> list[dict[str, Any]]:
     rows.append({
         "run": label(run), "steps": f"{run.steps}/{run.total_steps}",
         "tokens": f"{longest.tokens[-1]:.3g}" if longest else "",
-        "time": format_duration(longest.seconds[-1]) if longest else "", **run.scores})
+        "time": console.format_duration(longest.seconds[-1]) if longest else "", **run.scores})
   names = dict.fromkeys(name for row in rows for name in row)
   return [{name: row.get(name, "") for name in names} for row in rows]
 

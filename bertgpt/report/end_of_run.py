@@ -47,12 +47,12 @@ def write(run: Finished) -> None:
     lines += ["", f"Loss curves: {path / 'loss.png'}"]
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
-  console.print_progress("\n" + text.removesuffix("\n"))
+  console.print_stdout("\n" + text.removesuffix("\n"))
   events.flush()
   if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
-    console.print_progress(time)
+    console.print_stdout(time)
   for line in write_page(path):
-    console.print_progress(line)
+    console.print_stdout(line)
 
 
 def write_page(path: pathlib.Path) -> list[str]:

@@ -5,10 +5,10 @@ import pathlib
 from collections import Counter
 from typing import Any
 
+from bertgpt import console
 from bertgpt.devices import events
 from bertgpt.errors import ConfigError
 from bertgpt.runs import workdir as workdir_lib
-from bertgpt.training.progress_line import format_duration
 
 # From the last event of an attempt to the start of the next one, unless the run was finished.
 BETWEEN = "between"
@@ -101,7 +101,7 @@ def line(workdir: pathlib.Path) -> str:
   if summary is None:
     return ""
   number = len(summary.attempts)
-  return (f"Time: {format_duration(summary.total)} in {number} "
+  return (f"Time: {console.format_duration(summary.total)} in {number} "
           f"{'attempt' if number == 1 else 'attempts'}, {summary.goodput:.0%} of it in training "
           "steps that count")
 
@@ -119,14 +119,14 @@ def report(workdir: pathlib.Path) -> list[str]:
   meanings = {**events.KINDS, BETWEEN: "between two attempts: waiting for a scheduler or for you"}
   for kind, meaning in meanings.items():
     seconds = summary.seconds[kind]
-    lines.append(f"  {kind:<11}{format_duration(seconds):>10}"
+    lines.append(f"  {kind:<11}{console.format_duration(seconds):>10}"
                  f"{seconds / summary.total if summary.total else 0:>8.1%}   {meaning}")
   lines.append("")
   for i, attempt in enumerate(summary.attempts, 1):
     end = "" if attempt.code is None else f"exit code {attempt.code}"
     is_open = attempt.message == UNKNOWN and i == len(summary.attempts)
     why = ": ".join(part for part in (end, NEWEST if is_open else attempt.message) if part)
-    lines.append(f"  attempt {i}: {format_duration(sum(attempt.seconds.values()))}, steps "
+    lines.append(f"  attempt {i}: {console.format_duration(sum(attempt.seconds.values()))}, steps "
                  f"{attempt.first_step} to {attempt.last_step}; {why}")
   return lines
 

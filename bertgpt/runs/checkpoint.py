@@ -271,20 +271,18 @@ class Checkpoints:
       self._writer.close()
 
 
-def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
-                   ) -> tuple[Any, dict[str, Any]]:
+def restore_params(workdir: os.PathLike | str) -> tuple[dict[str, Any], dict[str, Any]]:
   """Restores the parameters of the newest good step, without reading anything else of it.
 
   Nothing in the workdir is changed.
 
   Args:
     workdir: folder of the run.
-    abstract_params: pytree of jax.ShapeDtypeStruct with the shardings to restore to; None: restore
-      all parameters as nested dicts of NumPy arrays.
   Returns:
-    (parameters, bit for bit as they were saved; metadata of the step).
+    (parameters as nested dicts of NumPy arrays, bit for bit as they were saved; metadata of the
+    step).
   Raises:
-    DataError: no step is good, or the saved parameters have another structure, shape or dtype.
+    DataError: no step is good.
   """
   root, tried = checkpoints_path(workdir), set[int]()
   # A run that is being trained replaces its steps meanwhile, so they are listed again.
@@ -294,11 +292,8 @@ def restore_params(workdir: os.PathLike | str, abstract_params: Any = None
     try:
       manifest = check_files(path, ("params",))
       saved = _split(manifest["leaves"])["params"]
-      if abstract_params is None:
-        params = _restore(path, saved, dict.fromkeys(saved))
-        return nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
-      params = _restore(path, saved, named_leaves({"params": abstract_params}))
-      return jax.tree.unflatten(jax.tree.structure(abstract_params), params), manifest["metadata"]
+      params = _restore(path, saved, dict.fromkeys(saved))
+      return nest(dict(zip(saved, params, strict=True)))["params"], manifest["metadata"]
     except Damaged as e:
       if path.is_dir():
         console.say(f"WARNING: {path} is damaged: {e}")

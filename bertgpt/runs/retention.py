@@ -44,7 +44,7 @@ def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
     return f"bucket: up to {count} checkpoints of {_show(state_bytes)}"
   present = sum(path.name.isdecimal() for path in root.iterdir())
   needed, free = max(0, count - present) * state_bytes, shutil.disk_usage(root).free
-  line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them are there; "
+  line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them present; "
           f"{_show(needed)} needed, {_show(free)} free")
   return line if needed <= free else (
       f"WARNING: {line}. Free space in {root}, or lower checkpoint.keep")

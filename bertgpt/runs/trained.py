@@ -1,11 +1,8 @@
 """A trained model, opened from the directory of its run."""
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import jax
 
 from bertgpt import config as config_lib
 from bertgpt import console, models
@@ -33,7 +30,7 @@ class Trained(NamedTuple):
       from `models.heads`.
     tokenizer: tokenizer of the model.
     step: step of the checkpoint; 0 for an imported model.
-    corpus: identity of the pretraining corpus; '' if it is unknown.
+    corpus_identity: identity of the pretraining corpus; '' if it is unknown.
     task: description of the fine-tuning run, written by `finetuning.run.save_weights`; None after
       pretraining.
     workdir: folder that the model was loaded from; None if there is none.
@@ -47,7 +44,7 @@ class Trained(NamedTuple):
   params: dict[str, Any]
   tokenizer: tokenizers.Tokenizer
   step: int
-  corpus: str
+  corpus_identity: str
   task: dict[str, Any] | None = None
   workdir: pathlib.Path | None = None
   fresh: tuple[str, ...] = ()
@@ -66,22 +63,10 @@ class Trained(NamedTuple):
     """Returns whether the model has an ability, by its family or its objective.
 
     Args:
-      ability: one of `families.CAPABILITIES`.
+      ability: one of `families.ABILITIES`.
     """
     return (families.find(self.config).can(ability)
             or ability in choices.OBJECTIVES[self.config.objective.name].abilities)
-
-
-def matmul_precision(config: ConfigDict) -> contextlib.AbstractContextManager:
-  """Returns a context in which a model computes in the dtype that its config names.
-
-  Without it, GPUs round the operands of float32 matmuls to TF32, and TPUs to bfloat16.
-
-  Args:
-    config: config of a model.
-  """
-  is_exact = config.model.dtype == "float32"
-  return jax.default_matmul_precision("highest") if is_exact else contextlib.nullcontext()
 
 
 def note_dtype(config: ConfigDict) -> None:
@@ -147,7 +132,7 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
 
   Args:
     trained: model.
-    ability: one of `families.CAPABILITIES`.
+    ability: one of `families.ABILITIES`.
     purpose: verb phrase for the ability, such as 'continue a text'.
     advice: beginning of a sentence that says what to do instead.
   Raises:
@@ -167,7 +152,7 @@ def require_head(trained: Trained, ability: str) -> None:
 
   Args:
     trained: model.
-    ability: one of `families.CAPABILITIES`.
+    ability: one of `families.ABILITIES`.
   Raises:
     ConfigError: the head has random weights.
   """
@@ -192,7 +177,7 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
     ConfigError: `workdir` holds no such run, the dtype is unknown, or the devices cannot be opened.
     DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
-  trained = load_checkpoint(workdir, flag, dtype)
+  trained = load_any(workdir, flag, dtype)
   if trained.task:
     raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}, "
                       "which only `bertgpt export` and `bertgpt predict` read. Give the --workdir "
@@ -211,11 +196,11 @@ def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:
   """
   if (first := peers.broadcast_text(str(trained.step))) != str(trained.step):
     raise StorageError(f"{workdir}: a checkpoint was saved while the newest one was read: process "
-                       f"0 has step {first}, this one {trained.step}. Give the command again")
+                       f"0 has step {first}, this one {trained.step}. Run the same command again")
 
 
-def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
-                    dtype: str = SCORING_DTYPE) -> Trained:
+def load_any(workdir: pathlib.Path, flag: str = "--workdir",
+             dtype: str = SCORING_DTYPE) -> Trained:
   """Opens the newest good checkpoint of any run, including a fine-tuning run.
 
   Args:
@@ -244,7 +229,7 @@ def load_checkpoint(workdir: pathlib.Path, flag: str = "--workdir",
 
 
 def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenizers.Tokenizer,
-                 step: int, corpus: str, task: dict[str, Any] | None = None,
+                 step: int, corpus_identity: str, task: dict[str, Any] | None = None,
                  workdir: pathlib.Path | None = None, dtype: str = SCORING_DTYPE) -> Trained:
   """Returns a trained model for use on any machine, with rows of any length.
 
@@ -257,7 +242,7 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
     params: float32 arrays, as in `TrainState.params`.
     tokenizer: tokenizer of the model.
     step: step that the parameters come from.
-    corpus: identity of the corpus.
+    corpus_identity: identity of the corpus.
     task: description of the fine-tuning run; None after pretraining.
     workdir: folder of the run; None if there is none.
     dtype: type of activations and matmuls, one of the choices of `model.dtype`; '': the one that
@@ -273,5 +258,6 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   config.system.xla_options = "auto"
   if config.model.attention != "xla":
     config.model.attention = "auto"
-  return Trained(config, models.make_model(config), params, tokenizer, step, corpus, task, workdir,
+  return Trained(config, models.make_model(config), params, tokenizer, step, corpus_identity, task,
+                 workdir,
                  stored=stored)

@@ -99,5 +99,6 @@ def _set_aside(path: pathlib.Path) -> str:
     if not files.is_remote(path):
       files.sync(path.parent)
   except OSError as e:
-    raise StorageError(f"{path}: cannot be renamed ({e.strerror}). Give the command again") from e
+    raise StorageError(
+        f"{path}: cannot be renamed ({e.strerror}). Run the same command again") from e
   return target.name

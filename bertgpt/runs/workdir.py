@@ -404,7 +404,7 @@ def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> Non
   others = [name for name in names if not BEFORE_A_RUN.fullmatch(name)]
   if others and not any(map(own.fullmatch, names)):
     found = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-    raise ConfigError(f"--workdir {workdir}: holds no run, but other files ({found}). Name a new "
+    raise ConfigError(f"--workdir {workdir}: holds files, but no run ({found}). Name a new "
                       "or an empty folder")
 
 

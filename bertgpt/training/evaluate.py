@@ -16,7 +16,7 @@ from bertgpt.data.batches.rows import EVAL_SEED
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import DataError
-from bertgpt.runs import trained as trained_lib
+from bertgpt.models import precision
 from bertgpt.training import metrics, objectives, steps
 from bertgpt.training.objectives import BoundModel
 from bertgpt.training.steps import Setup
@@ -109,7 +109,7 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
   running, pending = metrics.RunningSums(), None
   step = evaluator.find_program(phase_index)
   with (sharding.use_mesh(mesh, config), watchdog.restored(),
-        trained_lib.matmul_precision(config)):
+        precision.matmul_precision(config)):
     layout = sharding.batch_sharding(mesh, config)
     rows = sharding.local_rows(layout, batch_size)
     carry = make_carry(evaluator, layout)

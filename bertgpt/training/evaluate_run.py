@@ -87,14 +87,14 @@ def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: Conf
     DataError: the corpus is damaged.
   """
   resumes = config.data.language == trained.config.data.language
-  identity = trained.corpus if corpora.is_same_text(trained.config, config) else ""
+  identity = trained.corpus_identity if corpora.is_same_text(trained.config, config) else ""
   held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
                          "validation")
   cluster.say_once(describe_unknown(held_out.manifest))
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
                       f"Add --config.tokenizer.path={path}/tokenizer")
-  if held_out.identity != trained.corpus:
+  if held_out.identity != trained.corpus_identity:
     cluster.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
                      "trained on its documents")
   return held_out

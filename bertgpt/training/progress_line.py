@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from bertgpt import console
+
 NOTED_WAIT = 0.2  # The progress line omits waits that are a smaller share of the step's time.
 
 
@@ -35,7 +37,7 @@ def make_parts(step: int, last_step: int, scalars: Mapping[str, float],
     parts.append(f"NOT FINITE, SKIPPED: {not_finite}")
   if spikes:
     parts.append(f"SPIKES, SKIPPED: {spikes}")
-  return parts if eta_s is None else [*parts, f"ETA {format_duration(eta_s)}"]
+  return parts if eta_s is None else [*parts, f"ETA {console.format_duration(eta_s)}"]
 
 
 def waits(scalars: Mapping[str, float]) -> list[str]:
@@ -74,14 +76,3 @@ def fit(parts: Sequence[str], width: int) -> str:
       break
     parts = [part for part in parts if not (part.startswith(name) or part.endswith(name))]
   return "  ".join(parts)[:max(width, 0)]
-
-
-def format_duration(seconds: float) -> str:
-  """Returns a duration as hours:minutes:seconds, such as '0:03:21'.
-
-  Args:
-    seconds: at least 0.
-  """
-  minutes, seconds = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}"

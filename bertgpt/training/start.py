@@ -18,7 +18,7 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import cluster, events
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history, metrics_file, spellings
+from bertgpt.runs import checkpoint, history, metrics_file, word_tables
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import schedules, steps
 from bertgpt.training.run import OTHER_TOKENIZER, Run
@@ -76,7 +76,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   if run.config.objective.bias_init == "frequencies":
     state = dataclasses.replace(state, params=add_frequencies(
         state.params, run.corpus, run.config.model.vocab_size))
-  return dataclasses.replace(state, params=spellings.add_words(
+  return dataclasses.replace(state, params=word_tables.add_words(
       run.config, state.params, run.corpus.tokenizer))
 
 
@@ -201,7 +201,7 @@ def load_params(run: Run, fresh: Any) -> Any:
                                     "--config.init_from")
   trained_lib.check_same_step(files.make_path(run.config.init_from), source)
   if families.find(run.config).reads_words:
-    source = spellings.replace_words(source, run.corpus.tokenizer, fresh["lm"])
+    source = word_tables.replace_words(source, run.corpus.tokenizer, fresh["lm"])
   if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
     raise ConfigError(OTHER_TOKENIZER.format(run.config.init_from))
   wanted = trees.named_leaves(run.abstract_state.params)

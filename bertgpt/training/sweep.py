@@ -80,13 +80,13 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
                     *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
     chosen = range(0)
   elif train_mapped:
-    console.print_progress("\n".join(names[i] for i in chosen))
+    console.print_stdout("\n".join(names[i] for i in chosen))
     if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
       with collect_diverged(diverged):
         train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
     chosen = range(0)
   for i in chosen:
-    console.print_progress(names[i])
+    console.print_stdout(names[i])
     with collect_diverged(diverged):
       if not is_done(folders[i], configs[i]):
         train([f"--config={recipe}", f"--workdir={folders[i]}", *shared, *flags[i]], i)
@@ -103,9 +103,9 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
   Args:
     table: result of `make_table`.
   """
-  console.print_progress("\n".join(console.format_table(table)))
+  console.print_stdout("\n".join(console.format_table(table)))
   if medians := medians_over_seeds(table):
-    console.print_progress("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
+    console.print_stdout("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
 
 
 @contextlib.contextmanager
@@ -192,7 +192,7 @@ def train_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> None:
   with passed_on(started) as was_stopped, contextlib.ExitStack() as stack:
     for k, part in enumerate(parts):
       log = stack.enter_context(open_log(path / f"part-{k}.log"))
-      console.print_progress(f"part {k}: see {log.name}")
+      console.print_stdout(f"part {k}: see {log.name}")
       started.append(children.start([sys.executable, "-m", "bertgpt", "sweep", *part],
                                     share_of_gpus(k, len(parts)), log))
       if was_stopped():  # The signal arrived before there was a child to pass it to.
@@ -218,7 +218,8 @@ def open_log(path: pathlib.Path) -> Iterator[io.FileIO]:
     try:
       log.close()
     except OSError as e:
-      console.say(f"WARNING: {path}: cannot be written ({e.strerror or e}). It is missing there")
+      console.say(f"WARNING: {path}: cannot be written ({e.strerror or e}). The copy there is "
+                  "missing or incomplete")
 
 
 def share_of_gpus(k: int, number: int) -> dict[str, str]:

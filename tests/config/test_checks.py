@@ -113,7 +113,7 @@ def test_a_width_that_the_mesh_does_not_divide_is_refused():
   config_lib.validate(override(config_lib.base(), [*fields, "--config.mesh.axes.embed=()"]), 8)
   fields += ["--config.mesh.data=4", "--config.mesh.fsdp=2", "--config.mesh.axes.embed=data,fsdp"]
   (line,) = problems_of(config_lib.validate, override(config_lib.base(), fields), 8)
-  assert line.startswith("mesh.fsdp=2 does not divide what the axes before it leave of model.width")
+  assert line.startswith("mesh.fsdp=2: the axes mesh.axes.embed would cut model.width")
 
 
 def test_a_row_has_at_most_as_many_sequences_as_tokens():

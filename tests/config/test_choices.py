@@ -78,7 +78,7 @@ def test_specs_say_what_the_row_format_makes(name, packing):
 def test_tasks_and_heads_name_abilities():
   """A task asks for an ability; every family that has it has a head for it."""
   for entry in tasks.TASKS.values():
-    assert entry.kind in families.CAPABILITIES
+    assert entry.kind in families.ABILITIES
   for family in families.FAMILIES.values():
     kinds = {kind for owner, kind in task_objectives.HEADS if owner == family.kind}
     assert family.abilities & {"classes", "values", "tokens", "spans"} <= kinds

@@ -12,7 +12,7 @@ def test_a_record_names_what_exists(name):
   family = families.FAMILIES[name]
   assert family.kind in ("encoder", "decoder")
   assert set(family.objectives) <= choices.OBJECTIVES.keys()
-  assert family.abilities <= families.CAPABILITIES
+  assert family.abilities <= families.ABILITIES
   assert {fields["family"] for fields in family.presets.values()} == {name}
 
 

@@ -134,7 +134,7 @@ def test_commands_that_have_ended_leave_no_open_files():
 def test_a_command_that_was_started_is_stopped_when_its_parent_is_killed(tmp_path):
   child = ("import signal, time\nfrom bertgpt.devices import children\n"
            "def stop(*_):\n  open(PATH, 'w').close(); raise SystemExit\n"
-           "signal.signal(signal.SIGTERM, stop); children.stop_with_parent()\n"
+           "signal.signal(signal.SIGTERM, stop); children.terminate_with_starter()\n"
            "print('READY', flush=True)\ntime.sleep(1000)".replace("PATH", repr(f"{tmp_path}/end")))
   process = subprocess.Popen(
       [sys.executable, "-c", "import sys\nfrom bertgpt.devices import children\n"

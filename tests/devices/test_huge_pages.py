@@ -66,15 +66,3 @@ def test_a_program_continues_if_there_is_nothing_to_gain(setting, text, environm
 def test_a_program_continues_if_it_cannot_restart(setting):
   (started, (variable, _)) = run(setting, "/none/python")
   assert started[0] == "started" and variable == "None"
-
-
-def test_children_inherit_the_variable_inside_the_context(setting, monkeypatch):
-  monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
-  monkeypatch.setattr(huge_pages, "SETTING", setting)
-  with huge_pages.for_children():
-    assert os.environ[huge_pages.VARIABLE] == huge_pages.TUNABLE
-  assert huge_pages.VARIABLE not in os.environ
-  monkeypatch.setenv(huge_pages.VARIABLE, "glibc.malloc.check=0")
-  with huge_pages.for_children():
-    assert os.environ[huge_pages.VARIABLE] == "glibc.malloc.check=0"
-  assert huge_pages.VARIABLE in os.environ

@@ -137,7 +137,7 @@ trained.check_same_step("runs/a", types.SimpleNamespace(step=24 + 4 * index))
 peers.wait_for_all("the end", 100)""")
   assert [code for code, _ in results] == [74, 74], results
   assert "ERROR runs/a: a checkpoint was saved while the newest one was read" in results[1][1]
-  assert "process 0 has step 24, this one 28. Give the command again" in results[1][1]
+  assert "process 0 has step 24, this one 28. Run the same command again" in results[1][1]
 
 
 def test_process_0_reads_what_the_others_post():

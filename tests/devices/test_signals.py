@@ -151,4 +151,4 @@ def test_a_command_that_begins_again_ends_as_if_the_signal_had_killed_it(tmp_pat
                                    f"--workdir={tmp_path}", f"--out={tmp_path}/out"],
                         signal.SIGTERM)
   assert result.returncode == 143, result.stderr
-  assert "stopped by SIGTERM. The same command begins again" in result.stderr
+  assert "stopped by SIGTERM. The same command starts over" in result.stderr

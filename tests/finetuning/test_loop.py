@@ -78,7 +78,7 @@ def test_the_weights_of_the_best_run_are_kept(tuned, finished_bert):
   """Both runs have perfect scores; the first one counts as the best."""
   assert results_of(tuned)["best_run"] == "lr0.01-seed0"
   assert weights_under(tuned) == {"lr0.01-seed0"}
-  found = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
+  found = trained_lib.load_any(tuned / "lr0.01-seed0")
   assert set(found.params) == {"body", "head"}
   assert (found.task["name"], found.task["labels"], found.task["seed"]) == (
       "sst2", ["negative", "positive"], 0)
@@ -118,12 +118,12 @@ def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, cap
   assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
   tune("--config.learning_rates=1e-9,2e-9,3e-9")
   assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
-  assert f"Its weights: {tmp_path}/lr1e-09-seed0" in capsys.readouterr().out
+  assert f"Weights of the best run: {tmp_path}/lr1e-09-seed0" in capsys.readouterr().out
 
   tune("--config.save=none", "--config.learning_rates=4e-9,")
   assert tune("--config.learning_rates=4e-9,5e-9") == "lr4e-09-seed0"
   assert weights_under(tmp_path) == {"lr1e-09-seed0", "lr2e-09-seed0"}
-  assert "Its weights were not saved" in capsys.readouterr().out
+  assert "The weights of the best run were not saved" in capsys.readouterr().out
 
 
 def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
@@ -459,7 +459,7 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
   assert {r["seed"]: r["dev"] for r in results_of(out)["runs"]}[0] == (
       results_of(short)["runs"][0]["dev"])
   assert weights_under(out) == {"lr0.01-seed0", "lr0.01-seed1"}
-  assert trained_lib.load_checkpoint(out / "lr0.01-seed1").task["name"] == "sst2"
+  assert trained_lib.load_any(out / "lr0.01-seed1").task["name"] == "sst2"
 
 
 def test_every_program_is_compiled_together_once(tuning, finished_bert, tmp_path, monkeypatch):

@@ -99,5 +99,5 @@ def test_every_run_has_a_folder_of_its_own():
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
   (tmp_path / "a.md").write_text("")
-  with pytest.raises(ConfigError, match="holds no run, but other files"):
+  with pytest.raises(ConfigError, match="holds files, but no run"):
     read_results(tmp_path, make_config((1e-5,)), {})

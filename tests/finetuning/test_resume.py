@@ -125,7 +125,7 @@ def test_a_state_that_is_removed_is_named(tmp_path, capsys):
   assert checkpoint.committed_steps(folder / resume.FOLDER) == [3]
   assert not capsys.readouterr().err
   resume.clear(folder, {"fingerprint": "b"})
-  assert f"note: {folder}: this run begins again, because" in capsys.readouterr().err
+  assert f"note: {folder}: this run starts over, because" in capsys.readouterr().err
   assert not list(folder.iterdir())
   resume.clear(folder, {"fingerprint": "b"})
   assert not capsys.readouterr().err

@@ -184,7 +184,7 @@ def make_batch(seed=0):
            "predict_targets": targets}
   return ({name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
           | {"predict_weights": jnp.ones(slots.shape),
-             "sample_words": jnp.asarray(rng.integers(0, 2**32, (ROWS, 2)), jnp.uint32)})
+             "sample_key_data": jnp.asarray(rng.integers(0, 2**32, (ROWS, 2)), jnp.uint32)})
 
 
 @pytest.mark.hf
@@ -209,7 +209,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
 
   inputs = Inputs.of(batch)
   prediction, _ = tiny.apply(model, back.params, inputs, method="predict")
-  tokens, is_replaced = rtd.replace(batch, sampling.sample(prediction, batch["sample_words"]))
+  tokens, is_replaced = rtd.replace(batch, sampling.sample(prediction, batch["sample_key_data"]))
   assert 0 < is_replaced.sum() <= batch["predict_targets"].size
 
   tensor = lambda x: torch.tensor(np.asarray(x), dtype=torch.long)

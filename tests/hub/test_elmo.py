@@ -18,8 +18,8 @@ from bertgpt.data.tokens import spelling
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import elmo, opening
 from bertgpt.models import Inputs
-from bertgpt.runs import spellings
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs import word_tables
 
 HAS_H5PY = importlib.util.find_spec("h5py") is not None
 OPTIONS = {
@@ -148,7 +148,7 @@ def test_embeddings_are_those_of_bilm_tf():
   streams = json.loads((path / "sentences.json").read_text())
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "")
   words = sorted({word for stream in streams for line in stream for word in line.split()})
-  trained = spellings.learn_words(trained, words)
+  trained = word_tables.extend_vocabulary(trained, words)
   ids = {word: i for i, word in enumerate(trained.tokenizer.pieces)}
   cls, sep = trained.tokenizer.cls_id, trained.tokenizer.sep_id
   read = jax.jit(functools.partial(trained.model.apply, method="read"))

@@ -147,7 +147,7 @@ def test_of_a_whole_fine_tuning_the_best_run_is_exported(tuned, exported_tuned, 
 def test_a_classifier_comes_back_without_its_head(exported_tuned, tuned, tmp_path):
   said = importing.import_model(exported_tuned, tmp_path / "run")
   assert "left out, because BertForPreTraining has no such head: classifier" in said
-  before = trained_lib.load_checkpoint(tuned / "lr0.01-seed0").params["body"]
+  before = trained_lib.load_any(tuned / "lr0.01-seed0").params["body"]
   after = trained_lib.load_trained(tmp_path / "run")
   assert after.fresh == ("mlm", "nsp")
   for part in ("encoder", "pooler"):
@@ -198,7 +198,7 @@ def test_a_fine_tuned_gpt_is_a_classifier(exported_tuned_gpt, tuned_gpt):
   assert {path.name for path in exported_tuned_gpt.iterdir()} == ENCODER_FILES
   settings = json.loads((exported_tuned_gpt / "config.json").read_text())
   assert settings["architectures"] == ["GPT2ForSequenceClassification"]
-  trained = trained_lib.load_checkpoint(tuned_gpt)
+  trained = trained_lib.load_any(tuned_gpt)
   fast = fast_tokenizers.Tokenizer.from_file(str(exported_tuned_gpt / "tokenizer.json"))
   text_format = make_text_format(trained.tokenizer, trained.config.model,
                                  finetune_config.base().task)
@@ -300,7 +300,7 @@ def test_a_disk_that_is_full_at_the_tokenizer_is_one_line(
 def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, monkeypatch):
   trained = trained_lib.load_trained(finished_bert)
   trained.params["encoder"]["layers"]["mlp"]["up"]["kernel"][0, 3, 1] = np.nan
-  monkeypatch.setattr(trained_lib, "load_checkpoint", lambda path: trained)
+  monkeypatch.setattr(trained_lib, "load_any", lambda path: trained)
   with pytest.raises(DataError, match="encoder/layers/mlp/up/kernel at step 20 is not finite"):
     export.export(finished_bert, tmp_path / "out")
   assert not list(tmp_path.iterdir())
@@ -309,7 +309,7 @@ def test_export_refuses_weights_that_are_not_finite(finished_bert, tmp_path, mon
 def test_export_refuses_a_model_that_transformers_has_not(finished_gpt, tmp_path, monkeypatch):
   trained = trained_lib.load_trained(finished_gpt)
   trained.config.model.norm = "post"  # GPT-1, whose MLP is four times as wide as the model.
-  monkeypatch.setattr(trained_lib, "load_checkpoint", lambda path: trained)
+  monkeypatch.setattr(trained_lib, "load_any", lambda path: trained)
   with pytest.raises(ConfigError, match="model.mlp_dim=32"):
     export.export(finished_gpt, tmp_path / "out")
   assert not list(tmp_path.iterdir())

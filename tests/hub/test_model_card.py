@@ -71,7 +71,7 @@ def test_the_header_is_yaml_with_the_language_of_the_text(finished_bert, languag
 
 def test_the_language_of_an_imported_model_is_not_known(finished_bert, tuned):
   trained = trained_lib.load_trained(finished_bert)
-  fine_tuned = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
+  fine_tuned = trained_lib.load_any(tuned / "lr0.01-seed0")
   assert model_card.language_line(fine_tuned) == 'language: "en"\n'
   for imported in (trained._replace(step=0, corpus=""), fine_tuned._replace(corpus="")):
     assert not model_card.language_line(imported)
@@ -122,7 +122,7 @@ def test_a_phase_that_continues_a_curve_has_its_peak(two_phases):
 
 def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   source = tuned / "lr0.01-seed0"
-  trained = trained_lib.load_checkpoint(source)
+  trained = trained_lib.load_any(source)
   architecture = conversion.find_architecture(trained.config, trained.task["kind"])
   card = model_card.write(trained, architecture, source, OUT, "Model with 7 parameters")
   assert "pipeline_tag: text-classification" in card
@@ -137,7 +137,7 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
 
 
 def test_of_random_weights(tuned):
-  trained = trained_lib.load_checkpoint(tuned / "lr0.01-seed0")
+  trained = trained_lib.load_any(tuned / "lr0.01-seed0")
   config = model_card.read_tuning(trained.task)
   config.from_scratch = True
   trained = trained._replace(task=trained.task | {"config": to_json(config)})

@@ -67,7 +67,7 @@ def test_without_its_bias_the_tied_head_has_the_bias_0():
   found = conversion.convert(tensors, conversion.to_hugging_face_config(config))
   assert (found.fresh, found.zero) == ((), ("mlm",)) and not found.params["mlm"]["bias"].any()
   assert list(opening.describe(found, 0, 0)) == [
-      "0, because the folder has none: bias of the masked-LM head"]
+      "set to 0, because the folder has none: bias of the masked-LM head"]
   untied = conversion.to_hugging_face_config(config) | {"tie_word_embeddings": False}
   found = conversion.convert(tensors, untied)
   assert (found.fresh, found.zero) == (("mlm",), ())

@@ -56,7 +56,7 @@ def test_short_and_cheap_runs_are_not_rounded_to_nothing(small, hours, price, sh
 
 def test_json_is_json_and_adds_up(small):
   answer = json.loads(json.dumps(plan.to_json(*small, price=3.0), allow_nan=False))
-  assert answer["prediction"] is True and answer["chips"] == 8
+  assert answer["prediction"] is True and answer["chips"] == answer["devices"] == 8
   assert answer["price"] == pytest.approx(3 * answer["chip_hours"])
   assert answer["chip_hours"] == pytest.approx(8 * answer["hours"])
   assert answer["hours"] == pytest.approx(sum(p["hours"] for p in answer["phases"]))

@@ -52,4 +52,4 @@ def test_a_fine_tuned_checkpoint_without_an_order_still_opens(best, tmp_path):
   content = json.loads(manifest.read_text())["content"]
   del content["metadata"]["data_order"]
   manifest.write_text(manifest_lib.encode(content))
-  assert trained_lib.load_checkpoint(folder).task["name"] == "sst2"
+  assert trained_lib.load_any(folder).task["name"] == "sst2"

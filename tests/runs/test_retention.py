@@ -135,7 +135,7 @@ def test_the_space_that_is_needed(tmp_path, keep_every, keep_best, count):
   (tmp_path / "10").mkdir()
   options = {"keep": 3, "keep_every_steps": keep_every, "keep_best": keep_best}
   line = retention.describe_space(tmp_path, 1000, 1000, options)
-  assert f"up to {count} checkpoints of 1 kB, 1 of them are there; {count - 1} kB needed" in line
+  assert f"up to {count} checkpoints of 1 kB, 1 of them present; {count - 1} kB needed" in line
   assert "WARNING" not in line
   assert retention.describe_space(tmp_path, 10**30, 1000, options).startswith("WARNING: disk: ")
 

@@ -1,6 +1,5 @@
 """bertgpt.runs.trained: a trained model computes in float32, unless another dtype is given."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -84,11 +83,3 @@ def test_two_names_for_the_dtype_are_refused(narrow, capsys):
 
 def test_the_stored_config_keeps_the_dtype_of_the_training(narrow):
   assert from_json((narrow / "config.json").read_bytes()).model.dtype == "bfloat16"
-
-
-def test_products_are_exact_only_in_the_context_of_a_float32_model(narrow):
-  found = []
-  for dtype in ("float32", "bfloat16"):
-    with trained_lib.matmul_precision(trained_lib.load_trained(narrow, dtype=dtype).config):
-      found.append(jax.config.jax_default_matmul_precision)
-  assert [*found, jax.config.jax_default_matmul_precision] == ["highest", None, None]

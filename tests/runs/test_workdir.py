@@ -134,7 +134,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path, names, is_refused):
   if not is_refused:
     workdir.check_unchanged(tmp_path, config_lib.base(), [])
     return
-  with pytest.raises(ConfigError, match="holds no run, but other files") as e:
+  with pytest.raises(ConfigError, match="holds files, but no run") as e:
     workdir.check_unchanged(tmp_path, config_lib.base(), [])
   assert names[-1].rstrip("/") in str(e.value) and "\n" not in str(e.value)
 

@@ -18,7 +18,7 @@ from bertgpt.data.tokens import spelling
 from bertgpt.devices import sharding
 from bertgpt.finetuning import predict as predict_lib
 from bertgpt.inference import embed, fill
-from bertgpt.runs import checkpoint, metrics_file, spellings
+from bertgpt.runs import checkpoint, metrics_file, word_tables
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate_run, steps
 from bertgpt.training import loop as train
@@ -162,7 +162,7 @@ def test_words_keep_their_rows_of_an_output_layer_of_another_size(finished_elmo,
   old = trained.params["lm"]
   fresh = {name: np.full((targets or len(x), *x.shape[1:]), 7, np.float32)
            for name, x in old.items()}
-  found = spellings.replace_words(trained, trained.tokenizer, fresh).params["lm"]
+  found = word_tables.replace_words(trained, trained.tokenizer, fresh).params["lm"]
   for name, x in fresh.items():
     assert found[name].shape == x.shape
     np.testing.assert_array_equal(found[name][:known], old[name][:known])
@@ -195,7 +195,7 @@ def test_unknown_words_are_read_by_their_characters(finished_elmo):
   texts = ["The zebra sees the giraffe.", "A yak."]
   one, other = embed.embed(trained, texts, "last3")
   assert one.shape == (8, 96) and other.shape == (5, 96)
-  knowing = spellings.learn_texts(trained, ["yak giraffe zebra", *map(str, range(300))])
+  knowing = word_tables.extend_vocabulary_to(trained, ["yak giraffe zebra", *map(str, range(300))])
   for x, y in zip(embed.embed(knowing, texts, "last3"), (one, other), strict=True):
     np.testing.assert_allclose(x, y, atol=1e-6)
   assert np.abs(one[2, :16] - one[5, :16]).max() > 1e-3  # zebra, giraffe: not [UNK] twice.
@@ -217,7 +217,7 @@ def test_a_task_learns_the_mix_and_its_own_words(finished_elmo, glue, tmp_path, 
   assert cli.main(["finetune", "--config", str(recipe), "--init", str(finished_elmo), "--workdir",
                    str(work), "--config.epochs=3", "--config.seeds=0,"]) == 0
   run = predict_lib.find_run(work)
-  tuned = trained_lib.load_checkpoint(run)
+  tuned = trained_lib.load_any(run)
   assert np.abs(tuned.params["body"]["mix"]["weights"]).max() > 1e-4
   before = trained_lib.load_trained(finished_elmo)
   words = tuned.params["body"]["words"]["spelling"]
@@ -275,7 +275,7 @@ def test_the_mix_labels_words_of_a_model_that_is_frozen_or_not(finished_elmo, la
   (_, first), *_, (_, last) = metrics_file.read_curves(run)["train/loss"]
   assert last < first / 2
   before = trees.named_leaves(trained_lib.load_trained(finished_elmo).params)
-  after = trees.named_leaves(trained_lib.load_checkpoint(run).params["body"])
+  after = trees.named_leaves(trained_lib.load_any(run).params["body"])
   assert np.abs(after["mix/weights"]).max() > 1e-2 and abs(after["mix/scale"] - 1).max() > 1e-2
   for name in before:
     if name.startswith("encoder/"):

@@ -448,8 +448,8 @@ def test_clipping_sees_the_norm_over_all_parameters():
 
 
 def test_decay_mask_is_berts():
-  decay_mask = transforms.decay_mask(models.parameter_table(make_config()))
-  mask = flatten(decay_mask(nest(initial_params())))
+  weights_mask = transforms.weights_mask(models.parameter_table(make_config()))
+  mask = flatten(weights_mask(nest(initial_params())))
   assert {path for path, decayed in mask.items() if decayed} == {
       "embeddings/token/embedding", "encoder/layers/mlp/up/kernel",
       "encoder/layers/mlp/down/kernel", "mlm/dense/kernel", "nsp/kernel"}

@@ -71,7 +71,7 @@ def test_replacements_depend_on_the_step_and_the_row():
   objective = make_objective(config, tiny.make_vocabulary())
   batch = tiny.make_batch(config, rows=8)
   corrupt = lambda seed, rows: np.asarray(jax.jit(objective.corrupt)(
-      {name: x[rows] for name, x in batch.items()}, jax.random.key(seed), rows)["sample_words"])
+      {name: x[rows] for name, x in batch.items()}, jax.random.key(seed), rows)["sample_key_data"])
   whole, part = corrupt(0, np.arange(8)), corrupt(0, np.arange(2, 5))
   np.testing.assert_array_equal(part, whole[2:5])
   assert len({tuple(row) for row in whole.tolist()}) == 8

@@ -94,7 +94,7 @@ def test_a_flag_for_a_field_that_the_sweep_sets_is_refused(tmp_path, recipe, cap
 def test_a_folder_of_other_files_is_refused(tmp_path, recipe, capsys):
   (tmp_path / "a.md").write_text("")
   assert cli.main(["sweep", f"--config={recipe}", f"--workdir={tmp_path}"]) == 2
-  assert "holds no run, but other files (a.md)" in capsys.readouterr().err
+  assert "holds files, but no run (a.md)" in capsys.readouterr().err
   for path in (tmp_path / "a.md", tmp_path / "a.md" / "sweep"):
     assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}"]) == 2
     assert "is a file. Give a folder" in capsys.readouterr().err

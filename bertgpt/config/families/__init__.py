@@ -16,9 +16,9 @@ from bertgpt.config.families import (
   modernbert_decoder,
   xlnet,
 )
-from bertgpt.config.families.family import CAPABILITIES, HEADS, HEADS_OF_ABILITY, Family
+from bertgpt.config.families.family import ABILITIES, HEADS, HEADS_OF_ABILITY, Family
 
-__all__ = ["CAPABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find"]
+__all__ = ["ABILITIES", "FAMILIES", "HEADS", "HEADS_OF_ABILITY", "Family", "find"]
 
 FAMILIES: dict[str, Family] = {
     "albert": albert.FAMILY,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 # Abilities that a trained model of a family may have; see `Family.can`.
-CAPABILITIES = frozenset({
+ABILITIES = frozenset({
     "generate",      # continue a text
     "unmask",        # continue a text by filling in masks step by step
     "fill",          # guess masked words
@@ -37,7 +37,7 @@ class Family(NamedTuple):
     kind: 'encoder', whose tokens see the whole sequence, or 'decoder', whose tokens see only those
       before them. Rows of tasks, tokenizer files and output layers depend on the kind.
     objectives: names of the objectives that train the family, keys of `choices.OBJECTIVES`.
-    abilities: those of `CAPABILITIES` that the family has.
+    abilities: those of `ABILITIES` that the family has.
     reads: fields of `config.model` that this family reads, but some other family does not.
     flops_per_token: (config.model, tokens per row, share of the tokens that are predicted) ->
       FLOPs of the forward pass per token: only matmuls, with two FLOPs per multiply-add.
@@ -69,13 +69,13 @@ class Family(NamedTuple):
   axes_together: tuple[tuple[str, str], ...] = ()
 
   def can(self, ability: str) -> bool:
-    """Returns whether models of the family have one of `CAPABILITIES`.
+    """Returns whether models of the family have one of `ABILITIES`.
 
     Raises:
       ValueError: there is no such ability; a misspelled one would always be False.
     """
-    if ability not in CAPABILITIES:
-      raise ValueError(f"no ability {ability!r}; there are {', '.join(sorted(CAPABILITIES))}")
+    if ability not in ABILITIES:
+      raise ValueError(f"no ability {ability!r}; there are {', '.join(sorted(ABILITIES))}")
     return ability in self.abilities
 
 

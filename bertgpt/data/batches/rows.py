@@ -127,7 +127,7 @@ class Rows(abc.ABC):
 
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
-    children.end_with_parent()  # This runs in a reader process, which gets the rows by pickling.
+    children.exit_with_parent()  # This runs in a reader process, which gets the rows by pickling.
     children.leave_signals_to_parent()
 
 

@@ -247,8 +247,8 @@ def _read_parts(out: pathlib.Path, kind: str, recipe: dict) -> dict[pathlib.Path
   if not totals:
     raise DataError(f"{folder}: holds no {kind}. Make each one with {flag} I/N")
   if len(totals) > 1:
-    raise DataError(f"{folder}: holds {kind}s of divisions into {' and '.join(map(str, totals))}. "
-                    "Delete all but those of one division")
+    raise DataError(f"{folder}: holds {kind}s of several divisions, into "
+                    f"{' and '.join(map(str, totals))}. Keep those of one, and delete the others")
   total = totals[0]
   if beyond := [path for (_, number), path in found.items() if number >= total]:
     raise DataError(f"{beyond[0]}: a division into {total} has no such {kind}. Delete it")

@@ -37,7 +37,7 @@ def publish_corpus(path: pathlib.Path, recipe: dict,
   publish(path, lambda: _is_done(path, recipe),
           lambda folder: made.append(build(folder, recipe)))
   if reports and made:
-    console.print_progress(f"corpus {path}\n{corpus_lib.report(made[0])}")
+    console.print_stdout(f"corpus {path}\n{corpus_lib.report(made[0])}")
   return path
 
 
@@ -60,7 +60,7 @@ def publish(path: pathlib.Path, is_done: Callable[[], bool],
 
   @functools.cache  # In a bucket, the lock asks again and again.
   def wait(holder: files.Holder) -> None:
-    console.print_progress(f"waiting for {holder}, which prepares {path}")
+    console.print_stdout(f"waiting for {holder}, which prepares {path}")
 
   with _as_storage_error(path), contextlib.ExitStack() as stack:
     path.parent.mkdir(parents=True, exist_ok=True)

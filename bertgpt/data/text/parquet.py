@@ -89,7 +89,7 @@ def _reason(path: str, e: Exception) -> str:
   except OSError:
     return one_line(e)
   if head.startswith(b"version https://git-lfs"):
-    return "it is a pointer of Git LFS: `git lfs pull` fetches the file"
+    return "it is a Git LFS pointer: `git lfs pull` fetches the file"
   return one_line(e) if head else "it is empty"
 
 

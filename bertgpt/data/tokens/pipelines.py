@@ -64,16 +64,14 @@ def gpt1_pipeline(vocabulary: dict[str, int], merges: list[tuple[str, str]],
   return tokenizer
 
 
-def words_pipeline(vocabulary: dict[str, int], lowercase: bool,
-                   unknown: str = "[UNK]") -> tokenizers.Tokenizer:
+def words_pipeline(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
   """Returns a tokenizer of words, numbers and runs of punctuation, as `\\w+|[^\\w\\s]+` finds them.
 
   Args:
     vocabulary: ids by word; empty: still to be trained.
     lowercase: whether text is lower-cased.
-    unknown: piece for words that the vocabulary lacks.
   """
-  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
   if lowercase:
     tokenizer.normalizer = normalizers.Lowercase()
   tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
   Attributes:
     open: (config.task, format) -> task.
-    kind: kind of its outputs, one of `families.CAPABILITIES`.
+    kind: kind of its outputs, one of `families.ABILITIES`.
     reads: fields of a fine-tuning's config that this task reads, but some other task does not.
   """
 

@@ -13,7 +13,7 @@ from bertgpt.runs.trained import Trained
 
 __all__ = ["SCORERS", "Row", "Scorer", "find"]
 
-# Ability, one of `families.CAPABILITIES` -> scorer. A model uses the first one that it has.
+# Ability, one of `families.ABILITIES` -> scorer. A model uses the first one that it has.
 SCORERS: dict[str, Scorer] = {
     "score": left_to_right.SCORER,
     "pseudo_score": masked.SCORER,

@@ -16,8 +16,7 @@ import numpy as np
 
 from bertgpt.data.batches import buckets
 from bertgpt.inference.scorers.scorer import Row, Scorer
-from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
+from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
 
 
@@ -140,7 +139,7 @@ def rank(trained: Trained, rows: Sequence[np.ndarray], batch_size: int,
   for which, size in buckets.batches([len(row) for row in rows], batch_size, most):
     tokens_BL = buckets.pad([rows[i] for i in which], size, batch_size,
                             is_full=len(rows) > batch_size)
-    with trained_lib.matmul_precision(trained.config):
+    with precision.matmul_precision(trained.config):
       batch = jax.device_get(_rank(trained.model, params, tokens_BL, banned_V))
     for i, *arrays in zip(which, *batch, strict=False):
       ranked[i] = Ranked(*(x_L[:len(rows[i])] for x_L in arrays))

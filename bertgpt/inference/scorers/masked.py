@@ -20,8 +20,7 @@ from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.inference.scorers.scorer import Row, Scorer
-from bertgpt.models import Inputs
-from bertgpt.runs import trained as trained_lib
+from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
 
 NUM_MARKS = 2  # [CLS] and [SEP] around a text.
@@ -66,7 +65,7 @@ def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.nda
     tokens_BL = buckets.pad([whole[i] for i, _ in places[which]], size, batch_size,
                             is_full=len(places) > batch_size)
     fill = (0, len(tokens_BL) - len(which))
-    with trained_lib.matmul_precision(trained.config):
+    with precision.matmul_precision(trained.config):
       logp_B = jax.device_get(_score(
           trained.model, params, tokens_BL, np.pad([lengths[j] for j in which], fill),
           np.pad(places[which, 1] + around.num_before, fill), tokenizer.mask_id))

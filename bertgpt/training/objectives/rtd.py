@@ -37,7 +37,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def corrupt(batch, key, row_ids_B):
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, masking.SAMPLES)
-    return mask(batch, key, row_ids_B) | {"sample_words": jax.random.key_data(keys_B)}
+    return mask(batch, key, row_ids_B) | {"sample_key_data": jax.random.key_data(keys_B)}
 
   def weights(batch):
     losses = masking.weigh_mlm(batch)
@@ -47,7 +47,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     mlm, _ = model.predict(Inputs.of(batch, one_sequence))
-    sampled_BK = sampling.sample(mlm, batch["sample_words"])
+    sampled_BK = sampling.sample(mlm, batch["sample_key_data"])
     tokens_BL, is_replaced_BL = replace(batch, sampled_BK)
     inputs = Inputs.of(batch, one_sequence)._replace(tokens_BL=tokens_BL, predict_positions_BK=None)
     logits_BL = model.fold(1).call("detect", inputs)

@@ -6,9 +6,9 @@ from bertgpt.config import ConfigDict
 from bertgpt.models import Table
 from bertgpt.training.optimizers.transforms import (
   add_decay,
-  decay_mask,
   per_layer,
-  scale_by_restarted_adam,
+  scale_by_adam_moments,
+  weights_mask,
 )
 
 
@@ -27,6 +27,6 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """
   optimizer = config.optimizer
   return optax.chain(
-      scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts=()),
+      scale_by_adam_moments(optimizer.b1, optimizer.b2, optimizer.epsilon, correction_starts=None),
       add_decay(config, table),
-      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), decay_mask(table)))
+      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), weights_mask(table)))

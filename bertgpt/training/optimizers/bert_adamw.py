@@ -4,7 +4,7 @@ import optax
 
 from bertgpt.config import ConfigDict
 from bertgpt.models import Table
-from bertgpt.training.optimizers.transforms import add_decay, scale_by_restarted_adam
+from bertgpt.training.optimizers.transforms import add_decay, scale_by_adam_moments
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
@@ -21,5 +21,6 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
     google-research/bert, optimization.py, AdamWeightDecayOptimizer, 2018
   """
   optimizer = config.optimizer
-  adam = scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts=())
+  adam = scale_by_adam_moments(optimizer.b1, optimizer.b2, optimizer.epsilon,
+                               correction_starts=None)
   return optax.chain(adam, add_decay(config, table))

@@ -4,7 +4,7 @@ import optax
 
 from bertgpt.config import ConfigDict
 from bertgpt.models import Table
-from bertgpt.training.optimizers.transforms import add_decay, scale_by_restarted_adam
+from bertgpt.training.optimizers.transforms import add_decay, scale_by_adam_moments
 
 
 def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
@@ -22,6 +22,6 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
     Kingma and Ba, Adam, 2014, https://arxiv.org/abs/1412.6980 (end of section 2)
   """
   optimizer = config.optimizer
-  adam = scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts=(0,),
-                                 corrects_epsilon=True)
+  adam = scale_by_adam_moments(optimizer.b1, optimizer.b2, optimizer.epsilon,
+                               correction_starts=(0,), corrects_epsilon=True)
   return optax.chain(adam, add_decay(config, table))

@@ -6,10 +6,10 @@ from bertgpt.config import ConfigDict
 from bertgpt.models import Table
 from bertgpt.training.optimizers.transforms import (
   add_decay,
-  decay_mask,
   normalize_by_global_norm,
   per_layer,
-  scale_by_restarted_adam,
+  scale_by_adam_moments,
+  weights_mask,
 )
 from bertgpt.training.schedules import find_rate_curves
 
@@ -18,8 +18,8 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
   """Returns NVIDIA's LAMB: a normalized gradient, no trust ratio on biases and LayerNorm.
 
   The gradient is first divided by its global norm, so `optimizer.clip_norm` has no effect (as in
-  NVIDIA's article; NVIDIA's kernel divides only if the norm exceeds 1). Arrays without weight decay
-  use Adam's direction unchanged. When a phase restarts the learning rate, the count of the bias
+  NVIDIA's article; NVIDIA's kernel divides only if the norm exceeds 1). Biases and LayerNorm
+  have no trust ratio. When a phase restarts the learning rate, the count of the bias
   correction restarts and the moments are kept, as in NVIDIA's phase 2.
 
   Args:
@@ -31,9 +31,10 @@ def make(config: ConfigDict, table: Table) -> optax.GradientTransformation:
     NVIDIA, DeepLearningExamples, PyTorch/LanguageModeling/BERT, 2021
   """
   optimizer = config.optimizer
-  restarts = tuple(curve.first_step for curve in find_rate_curves(config.phases))
+  starts = tuple(curve.first_step for curve in find_rate_curves(config.phases))
   return optax.chain(
       normalize_by_global_norm(),
-      scale_by_restarted_adam(optimizer.b1, optimizer.b2, optimizer.epsilon, restarts),
+      scale_by_adam_moments(optimizer.b1, optimizer.b2, optimizer.epsilon,
+                            correction_starts=starts),
       add_decay(config, table),
-      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), decay_mask(table)))
+      optax.masked(per_layer(optax.scale_by_trust_ratio(), table), weights_mask(table)))

@@ -90,15 +90,15 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
   return optax.stateless(scale)
 
 
-def decay_mask(table: Table) -> Callable[[Any], Any]:
+def weights_mask(table: Table) -> Callable[[Any], Any]:
   """Returns a function from a tree of parameters to a tree of bools: which are weights.
 
-  Biases and LayerNorm are not. By default only weights decay, and only they have a trust ratio.
+  Biases and LayerNorm are not. Only weights have a trust ratio, and by default only they decay.
 
   Args:
     table: table of the parameters.
   """
-  return label(table, lambda param: param.decays)
+  return label(table, DECAY_RULES["weights"])
 
 
 def scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
@@ -136,19 +136,20 @@ def per_layer(transform: optax.GradientTransformation,
                          label(table, lambda param: "stacked" if param.is_stacked else "single"))
 
 
-def scale_by_restarted_adam(
-    b1: float, b2: float, epsilon: float, restarts: tuple[int, ...],
+def scale_by_adam_moments(
+    b1: float, b2: float, epsilon: float, *, correction_starts: tuple[int, ...] | None,
     corrects_epsilon: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns Adam's direction m / (sqrt(v) + epsilon) with a bias correction that may restart.
+  """Returns Adam's direction m / (sqrt(v) + epsilon); a bias correction may restart.
 
-  The moments are always kept; at `restarts`, the count t of the correction m / (1 - b1^t),
-  v / (1 - b2^t) restarts.
+  The moments are always kept; at `correction_starts`, the count t of the correction
+  m / (1 - b1^t), v / (1 - b2^t) is 1.
 
   Args:
     b1, b2: decay of the first and the second moment per update.
     epsilon: added to the denominator.
-    restarts: indices of the steps (0-based) with t = 1; empty: no correction at all.
+    correction_starts: indices of the steps (0-based) with t = 1, (0,) as in the paper; None: no
+      correction.
     corrects_epsilon: whether the correction divides the sum sqrt(v) + epsilon, not only sqrt(v):
       Kingma and Ba's "epsilon hat".
 
@@ -167,9 +168,9 @@ def scale_by_restarted_adam(
         nu=optax.tree.zeros_like(params))
 
   def correction(decay, count, step):
-    if not restarts:
+    if correction_starts is None:
       return 1.0
-    starts = jnp.asarray(restarts, jnp.int32)
+    starts = jnp.asarray(correction_starts, jnp.int32)
     # Steps before the restart that were left out, or not applied, do not count after it.
     t = 1 + jnp.minimum(count, step - jnp.max(jnp.where(starts <= step, starts, 0)))
     return 1 - decay ** t.astype(jnp.float32)

@@ -155,7 +155,7 @@ def test_a_missing_part_and_a_foreign_part_are_named(tmp_path):
   with pytest.raises(ConfigError, match="part-00002-of-00004: was not made from this source"):
     machines.prepare_part(other, out, Part(2, 4))
   machines.prepare_part(config, out, Part(0, 2))
-  with pytest.raises(DataError, match="holds parts of divisions into 2 and 4"):
+  with pytest.raises(DataError, match="holds parts of several divisions, into 2 and 4"):
     machines.merge(config, out)
   assert not out.exists()
 

@@ -1,9 +1,9 @@
-"""bertgpt.runs.progress: a line says how far the work is, and how long it will take."""
+"""bertgpt.progress: a line says how far the work is, and how long it will take."""
 
 import pytest
 
-from bertgpt.runs import progress as progress_lib
-from bertgpt.runs.progress import Progress
+from bertgpt import progress as progress_lib
+from bertgpt.progress import Progress
 
 
 def test_a_line_says_how_far_the_work_is(monkeypatch, capsys):

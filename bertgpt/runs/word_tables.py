@@ -39,7 +39,7 @@ def add_words(config: ConfigDict, params: Any, tokenizer: Tokenizer) -> Any:
   return {**params, "words": {**params["words"], "spelling": placed}}
 
 
-def learn_texts(trained: Trained, texts: Sequence[str]) -> Trained:
+def extend_vocabulary_to(trained: Trained, texts: Sequence[str]) -> Trained:
   """Returns a model that knows the words of texts; other families are returned as they are.
 
   Args:
@@ -50,10 +50,10 @@ def learn_texts(trained: Trained, texts: Sequence[str]) -> Trained:
     return trained
   tokenizer = trained.tokenizer
   assert isinstance(tokenizer, Words)
-  return learn_words(trained, tokenizer.unknown_words(texts), is_rounded=True)
+  return extend_vocabulary(trained, tokenizer.unknown_words(texts), is_rounded=True)
 
 
-def learn_words(trained: Trained, words: Sequence[str], is_rounded: bool = False) -> Trained:
+def extend_vocabulary(trained: Trained, words: Sequence[str], is_rounded: bool = False) -> Trained:
   """Returns a model that knows more words.
 
   Args:
