@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -12,16 +11,15 @@ import jax
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
-from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import events, guard, peers, preemption, profiler, sharding, watchdog
+from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import Preempted
-from bertgpt.runs import checkpoint, former, history, metrics_file, retention, workdir
+from bertgpt.runs import checkpoint
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-from bertgpt.training import evaluate, spikes, steps
+from bertgpt.training import evaluate, opening, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.saving import SavePolicy
@@ -188,93 +186,17 @@ def open_loop(run: Run) -> Iterator[Loop]:
   Args:
     run: the opened run.
   """
-  with open_checkpoints(run) as checkpoints:
+  with opening.open_checkpoints(run) as checkpoints:
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
-    write_start(run, first_step)  # Only now, so that a refused start changes nothing.
-    with contextlib.closing(make_log(run, first_step)) as log:
+    opening.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
+    if jax.process_index() == 0:
+      events.open_in(first_step, run.path)
+    with contextlib.closing(opening.make_log(run, first_step)) as log:
       for line in explain(run.config):
         log.message(line)
-      announce(run, log, first_step)
+      opening.announce(run, log, first_step)
       yield Loop(run, checkpoints, log, state)
-
-
-def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
-  """Returns the checkpoints of a run. Its history notes the first one."""
-  return checkpoint.Checkpoints(run.path, **run.config.checkpoint,
-                                on_save=functools.partial(history.note_checkpoint, run.path))
-
-
-def make_log(run: Run, first_step: int, **shared: Any) -> StepLog:
-  """Returns the log of a run, which also writes down the steps that are not applied.
-
-  Args:
-    run: the opened run.
-    first_step: steps done before.
-    **shared: arguments of `StepLog` for a run that is trained together with others.
-  """
-  skipped = spikes.SkippedSteps(run.path, first_step, run.corpus, run.config)
-  return StepLog(run.config, run.path, first_step, on_skip=skipped.write, **shared)
-
-
-def announce(run: Run, log: StepLog, first_step: int) -> None:
-  """Prints what disk space the checkpoints need, and where the run resumes.
-
-  Args:
-    run: the opened run.
-    log: log of the run.
-    first_step: steps done before.
-  """
-  last_step = config_lib.total_steps(run.config)
-  if first_step < last_step:
-    log.message(retention.describe_space(run.path / "checkpoints", count_bytes(run.abstract_state),
-                                         last_step, run.config.checkpoint))
-  if first_step:
-    log.message(f"{run.path}: done, {last_step} steps" if first_step == last_step else
-                f"{run.path}: resuming after step {first_step}")
-
-
-def count_bytes(state: steps.TrainState) -> int:
-  """Returns the bytes of a state, of arrays or ShapeDtypeStructs."""
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def write_start(run: Run, first_step: int) -> None:
-  """Makes a folder a run, and begins to write its events.
-
-  Args:
-    run: the opened run.
-    first_step: steps done before.
-  """
-  write_run(run, first_step)
-  if jax.process_index() == 0:
-    events.open_in(first_step, run.path)
-
-
-def write_run(run: Run, first_step: int) -> None:
-  """Writes, in process 0, the files that make a folder a run, and removes an old report.
-
-  With several processes, each of them also starts its log.
-
-  Args:
-    run: the opened run.
-    first_step: steps done before.
-  """
-  if not files.is_remote(run.path):  # A bucket has no files that grow.
-    guard.keep_log(run.path / "logs" / f"process-{jax.process_index()}.log")
-  if jax.process_index():
-    return
-  # The report of an earlier start: steps may have been added, and an evaluation is made again.
-  for name in ("report.md", "report.html"):
-    (run.path / name).unlink(missing_ok=True)
-  if not first_step and not workdir.is_run(run.path):
-    history.add(run.path, "start")
-    workdir.forget_id(run.path)
-    for file in (run.path / events.FILE, run.path / spikes.FILE):
-      if file.is_file():  # Of another run, which began here before config.json was deleted.
-        metrics_file.set_aside(file)
-  former.note(run.path)
-  workdir.write_run(run.path, run.config, run.corpus.tokenizer)
 
 
 def jit_phase(run: Run, phase_index: int) -> Callable:
@@ -310,14 +232,15 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
       if key not in programs:
         programs[key] = jit(i)
       train_step = programs[key]
-      for begin, end in without(config.train.skip_steps, start, phase_end):
+      for begin, end in ranges_to_train(config.train.skip_steps, start, phase_end):
         with contextlib.closing(read(i, begin - phase_start)) as batches:
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
             yield step, train_step, batch
     phase_start = phase_end
 
 
-def without(skipped: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+def ranges_to_train(skipped: Sequence[tuple[int, int]], start: int, end: int
+                    ) -> list[tuple[int, int]]:
   """Returns the parts of [start, end) that are not left out.
 
   Args:
@@ -371,7 +294,7 @@ def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) ->
   """Gathers the parameters from the devices of all processes, which all call this together.
 
   Args:
-    run: constants of the loop.
+    run: the opened run.
     step: last step of the run.
     params: parameters after this step, on the devices.
     scores: held-out metric -> value after this step.

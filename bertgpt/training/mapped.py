@@ -26,7 +26,7 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import loop, per_run, schedules, step_log, steps
+from bertgpt.training import loop, opening, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
@@ -271,19 +271,19 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
   states, opened, members = stacked.make_states(), [], []
   with contextlib.ExitStack() as stack:
     for i, run in enumerate(stacked.runs):
-      checkpoints = stack.enter_context(loop.open_checkpoints(run))
+      checkpoints = stack.enter_context(opening.open_checkpoints(run))
       state = restore_or_init(run, checkpoints)
       opened.append((run, checkpoints, int(state.step)))
       states = stacked.put(states, state, i)
     del state  # It would stay on the devices while the runs are open.
     for run, checkpoints, step in opened:
-      loop.write_run(run, step)  # Only now, so that a refused start changes nothing.
+      opening.write_first_files(run, step)  # Only now: a refused start changes nothing.
       log = stack.enter_context(contextlib.closing(
-          loop.make_log(run, step, name=run.path.name, num_runs=len(opened))))
+          opening.make_log(run, step, name=run.path.name, num_runs=len(opened))))
       warnings = schedules.find_long_warmups(run.config.phases)
       for line in warnings if members else explain(run.config):  # The rest is the same for all.
         log.message(line)
-      loop.announce(run, log, step)
+      opening.announce(run, log, step)
       members.append(Member(run, checkpoints, log, step))
     for member in members:  # Before any log is closed, so all trackers end at the same time.
       stack.callback(member.log.end)

@@ -23,7 +23,7 @@ OTHER_TOKENIZER = ("init_from={0}: trained with another tokenizer. Set "
 
 
 class Run(NamedTuple):
-  """Constants of the loop.
+  """An opened run, whose lock and mesh are held.
 
   Attributes:
     config: resolved config of the run.

@@ -5,45 +5,17 @@ compares each with the median of its most recent values. Values of steps that we
 values that are not finite, never enter the window: they would raise the median or make it
 meaningless. Neither do those of steps without a gradient: the streams of an ELMo may end with
 batches without text, and with a median of 0, every later step would be a spike.
-
-The data of a skipped step is recorded in skipped.jsonl in the workdir, so that you can look at it:
-
-    {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
-     "documents": [12, 90], "sha256": ...}
-
-Steps whose loss or gradient is not finite are recorded too, even without a guard; such a value is
-null.
 """
 
-import contextlib
-import json
-import math
-import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bertgpt import config as config_lib
-from bertgpt import console, files
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import loader
-from bertgpt.data.batches.rows import TrainRows
-from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.errors import UserError, one_line
 
 WATCHED = ("loss", "grad_norm")
 WARM_SHARE = 4  # The guard becomes active when 1 / 4 of its window is filled.
-FILE = "skipped.jsonl"
-
-
-def _step_of(line: str) -> float:
-  """Returns the step of a line of skipped.jsonl; infinity if a crash cut the line off."""
-  with contextlib.suppress(ValueError, KeyError, TypeError):
-    return int(files.parse_json(line)["step"])
-  return math.inf
 
 
 def init_guard(config: ConfigDict) -> Any:
@@ -127,64 +99,3 @@ def add_values(guard: Any, values: jax.Array, is_applied: jax.Array) -> Any:
   added = guard["values"].at[:, place].set(values)
   return {"values": jnp.where(is_added, added, guard["values"]),
           "count": guard["count"] + is_added}
-
-
-class SkippedSteps:
-  """Writer of skipped.jsonl, in process 0. Its errors do not end the training."""
-
-  def __init__(self, path: pathlib.Path, first_step: int, corpus: Corpus, config: ConfigDict):
-    """Prepares the writer. The lines of steps that will be repeated are removed.
-
-    Args:
-      path: workdir of the run.
-      first_step: steps done before.
-      corpus: documents that are trained on.
-      config: a whole config.
-    """
-    self._path, self._corpus, self._config = path / FILE, corpus, config
-    self._rows: dict[int, TrainRows] = {}
-    if not jax.process_index():
-      with self._tolerated("cannot be shortened"):
-        self._drop_after(first_step)
-
-  def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes a line about the data of a step.
-
-    Args:
-      step: the step, counted from 1.
-      scalars: metric -> value of the step.
-    """
-    if jax.process_index():
-      return
-    with self._tolerated(f"step {step} cannot be described"):
-      finite = {name: x if math.isfinite(x) else None for name, x in scalars.items()}
-      line = json.dumps({"step": step, **finite, **self._describe(step)}, allow_nan=False)
-      files.append(self._path, line)
-
-  @contextlib.contextmanager
-  def _tolerated(self, what: str) -> Iterator[None]:
-    try:
-      yield
-    except (OSError, UserError) as e:
-      console.say(f"WARNING: {self._path}: {what} ({one_line(e)}). The training continues")
-
-  def _drop_after(self, step: int) -> None:
-    if not self._path.is_file():
-      return
-    lines = self._path.read_text("utf-8", "replace").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if kept != lines:
-      files.write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
-
-  def _describe(self, step: int) -> dict[str, Any]:
-    """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
-    index, first = config_lib.phase_at(self._config, step - 1)
-    if index not in self._rows:
-      self._rows[index] = TrainRows(self._corpus, self._config, index, self._config.seed)
-    rows, size = self._rows[index], self._config.phases[index].batch_size
-    start = (step - 1 - first) * size
-    numbers = np.arange(start, start + size)
-    parts, _ = rows.plan(numbers)
-    return {"phase": index, "rows": [start, start + size],
-            "documents": np.unique(parts["document"]).tolist(),
-            "sha256": loader.batch_sha256(rows.read(numbers))}

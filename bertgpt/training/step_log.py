@@ -15,7 +15,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.config.flops import flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
-from bertgpt.training import metrics, spikes, trackers
+from bertgpt.training import metrics, skipped_steps, spikes, trackers
 from bertgpt.training.pace import Pace
 from bertgpt.training.writer import Writer
 
@@ -107,7 +107,7 @@ class StepLog:
     if all(map(math.isfinite, scalars.values())):
       self._spikes += 1
       self.message(f"step {step}  skipped as a spike: loss {scalars['loss']:.3f}, gradient norm "
-                   f"{scalars['grad_norm']:.3g}. Its data is in {spikes.FILE}")
+                   f"{scalars['grad_norm']:.3g}. Its data is in {skipped_steps.FILE}")
     self._on_skip(step, scalars)
 
   def write_all(self) -> None:

@@ -16,7 +16,8 @@ class Fault(NamedTuple):
 
 PROCESSES, DEVICE_PEERS = "test_processes.py", "devices/test_peers.py"
 RUNS, PEERS, CHECKPOINT = "test_runs.py", "test_peers.py", "runs/test_checkpoint.py"
-PROCESS, SIGNALS = "devices/test_process.py", "devices/test_signals.py"
+CLUSTER, COMPILED = "devices/test_cluster.py", "devices/test_compilation_cache.py"
+PREEMPTION, SIGNALS = "devices/test_preemption.py", "devices/test_signals.py"
 CHILDREN, HANGS = "devices/test_children.py", "faults/test_hangs.py"
 SURROUNDINGS, HOSTILE = "faults/test_surroundings.py", "faults/test_hostile.py"
 EXPORT, FORMER, FILES = "hub/test_export.py", "runs/test_former.py", "test_files.py"
@@ -58,10 +59,10 @@ FAULTS = (
                    "a_signal_during_garbage_collection_is_not_lost "
                    "a_process_of_several_stopped_before_the_loop_ends_all_with_75 "
                    "a_second_signal_ends_the_process_at_once",
-           PROCESS="the_first_signal_is_noted_and_the_second_ends_the_process"),
+           PREEMPTION="the_first_signal_is_noted_and_the_second_ends_the_process"),
     _fault("Ctrl-C, once or twice", "75 in the loop, 130 outside of it, never a traceback",
            RUNS="a_signal_saves_the_step_and_exits_with_75", CLI="interrupt_is_one_line",
-           PROCESS="the_first_ctrl_c_is_noted_and_the_second_is_not"),
+           PREEMPTION="the_first_ctrl_c_is_noted_and_the_second_is_not"),
     _fault("a closed terminal (SIGHUP)", "like SIGTERM; the lost terminal is no error",
            RUNS="a_closed_terminal_stops_a_run_as_a_signal_does"),
     _fault("kill -9 of one of several processes",
@@ -74,9 +75,9 @@ FAULTS = (
     _fault("a process that is alive but stuck",
            "1, after printing the stacks of all threads; the others end",
            HANGS="a_process_that_is_alive_but_stuck_ends_all"),
-    _fault("port in use", "2, and the error names the port", PROCESS="a_taken_port_is_refused"),
+    _fault("port in use", "2, and the error names the port", CLUSTER="a_taken_port_is_refused"),
     _fault("a process is missing at the start", "69, and the error names the process",
-           PROCESS="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
+           CLUSTER="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
     _fault("a process compiles for longer than the others",
            "they wait for system.compile_timeout_minutes, then end with 69 and name it",
            DEVICE_PEERS="a_process_that_compiles_for_longer_is_waited_for "
@@ -182,11 +183,11 @@ FAULTS = (
            CHECKPOINT="a_file_too_many_is_damage"),
     _fault("crafted models and configs", "65, one line"),
     _fault("compilation cache that others can write", "2; nothing in it is executed",
-           PROCESS="the_compilation_cache_is_private "
+           COMPILED="the_compilation_cache_is_private "
                    "a_compilation_cache_that_others_can_write_is_refused "
                    "a_compilation_cache_of_another_user_is_refused"),
     _fault("a run on the loopback interface", "listens only there",
-           PROCESS="a_run_on_the_loopback_listens_there_only"),
+           CLUSTER="a_run_on_the_loopback_listens_there_only"),
     _fault("preemption under a scheduler", "started again; attempts without progress are limited"),
 )
 

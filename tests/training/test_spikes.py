@@ -1,7 +1,6 @@
 """bertgpt.training.spikes: steps far above the running median are not applied."""
 
 import dataclasses
-import json
 import statistics
 
 import jax
@@ -11,12 +10,6 @@ import pytest
 import tiny
 
 from bertgpt import config as config_lib
-from bertgpt.config import recipes
-from bertgpt.data.batches import loader
-from bertgpt.data.batches.rows import TrainRows
-from bertgpt.data.corpus import prepare
-from bertgpt.data.corpus.corpus import open_corpus
-from bertgpt.errors import DataError
 from bertgpt.training import spikes
 
 
@@ -95,7 +88,7 @@ def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied()
 
 @pytest.mark.parametrize("skip_steps, starts", [
     ((), [3, 5]), (((4, 4),), [4, 5]), (((3, 6),), [6, 6]), (((2, 3), (6, 8)), [3, 8])])
-def test_the_guard_begins_anew_in_every_phase(skip_steps, starts):
+def test_the_guard_restarts_in_every_phase(skip_steps, starts):
   config = make_config()
   first, = config.phases
   config.phases = tuple(config_lib.phase(**(first.to_dict() | {"steps": n})) for n in (3, 2, 9))
@@ -127,45 +120,3 @@ def spikes_state(state, params):
 def test_without_a_guard_the_state_has_none():
   with tiny.Setup(tiny.make_config()) as setup:
     assert setup.abstract.spike_guard == ()
-
-
-def test_a_skipped_step_is_written_with_what_it_has_read(recipe, tmp_path, capsys):
-  config = recipes.load(str(recipe))
-  corpus = open_corpus(prepare.ensure_prepared(config, reports=False), "train")
-  writer = spikes.SkippedSteps(tmp_path, 0, corpus, config)
-  writer.write(3, {"loss": 9.0, "grad_norm": 2.0})
-  (line,) = (tmp_path / spikes.FILE).read_text().splitlines()
-  written = json.loads(line)
-  assert (written["step"], written["loss"], written["rows"]) == (3, 9.0, [16, 24])
-  assert written["documents"] and all(0 <= i < len(corpus) for i in written["documents"])
-  with loader.make_train_batches(corpus, config, 0, 2, slice(0, 8)) as batches:
-    assert loader.batch_sha256(next(batches)) == written["sha256"]
-  writer.write(4, {"loss": float("nan"), "grad_norm": float("inf")})
-  line = (tmp_path / spikes.FILE).read_text().splitlines()[1]
-  written = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-  assert written["loss"] is written["grad_norm"] is None and written["rows"] == [24, 32]
-  (tmp_path / spikes.FILE).unlink()
-  (tmp_path / spikes.FILE).mkdir()
-  writer.write(4, {"loss": 9.0, "grad_norm": 2.0})
-  assert "WARNING" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("first_step, kept", [(0, []), (4, [3, 4]), (9, [3, 4, 7])])
-def test_steps_that_will_be_repeated_are_not_written_twice(tmp_path, first_step, kept):
-  path = tmp_path / spikes.FILE
-  path.write_text("".join(f'{{"step": {step}}}\n' for step in (3, 4, 7)) + '{"step')
-  spikes.SkippedSteps(tmp_path, first_step, corpus=None, config=None)
-  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept
-
-
-def test_a_corpus_that_cannot_be_read_does_not_end_the_training(recipe, tmp_path, capsys,
-                                                                monkeypatch):
-  config = recipes.load(str(recipe))
-  corpus = open_corpus(prepare.ensure_prepared(config, reports=False), "train")
-
-  def fail(*_):
-    raise DataError("shard-0: cannot be read")
-
-  monkeypatch.setattr(TrainRows, "read", fail)
-  spikes.SkippedSteps(tmp_path, 0, corpus, config).write(3, {"loss": 9.0})
-  assert "shard-0: cannot be read). The training continues" in capsys.readouterr().err
