@@ -17,4 +17,4 @@ from bertgpt.config import recipes
 def get_config(objective="mlm"):
   ettin = recipes.module_beside(__file__, "ettin_17m")
   return ettin.make_config("ettin_150m", objective, learning_rate=8e-4, weight_decay=1e-5,
-                           batch_tokens=50e9, rate_tokens=3e9)
+                           batch_tokens=50e9, warmup_tokens=3e9)

@@ -30,10 +30,10 @@ FAMILIES = {"mlm": "modernbert", "causal": "modernbert_decoder"}
 
 def get_config(objective="mlm"):
   return make_config("ettin_17m", objective, learning_rate=3e-3, weight_decay=3e-4,
-                     batch_tokens=125e9, rate_tokens=4e9, second_rope_theta_local=10_000.0)
+                     batch_tokens=125e9, warmup_tokens=4e9, second_rope_theta_local=10_000.0)
 
 
-def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate_tokens,
+def make_config(size, objective, learning_rate, weight_decay, batch_tokens, warmup_tokens,
                 second_rope_theta_local=160_000.0, second_tokens=250e9, third_tokens=50e9):
   """Returns the config of a size; the recipes of the other sizes call this, too.
 
@@ -42,7 +42,8 @@ def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate
     objective: 'mlm' or 'causal'.
     learning_rate: peak of the first stage.
     weight_decay: weight decay.
-    batch_tokens, rate_tokens: tokens of the warm-up of the batch, and of that of the learning rate.
+    batch_tokens, warmup_tokens: tokens of the warm-up of the batch, and of that of the learning
+      rate.
     second_rope_theta_local: rotary base of the local layers in the second stage.
     second_tokens, third_tokens: tokens of these stages.
   """
@@ -56,7 +57,7 @@ def make_config(size, objective, learning_rate, weight_decay, batch_tokens, rate
   config.objective.name = objective
   config.optimizer.update(name="stable_adamw", b1=0.9, b2=0.98, epsilon=1e-6, clip_norm=0.0,
                           weight_decay=weight_decay)
-  short = warm_up_batches(768, 4_608, batch_tokens, rate_tokens, 1_024, schedule="constant",
+  short = warm_up_batches(768, 4_608, batch_tokens, warmup_tokens, 1_024, schedule="constant",
                           learning_rate=learning_rate)
   short.append(phase(steps=count_steps(1.7e12 - batch_tokens, 4_608, 1_024), seq_len=1_024,
                      batch_size=4_608, learning_rate_rule="continuous"))

@@ -18,5 +18,5 @@ from bertgpt.config import recipes
 def get_config(objective="mlm"):
   ettin = recipes.module_beside(__file__, "ettin_17m")
   return ettin.make_config("ettin_1b", objective, learning_rate=5e-4, weight_decay=5e-5,
-                           batch_tokens=3e9, rate_tokens=2e9, second_tokens=83.333e9,
+                           batch_tokens=3e9, warmup_tokens=2e9, second_tokens=83.333e9,
                            third_tokens=16.667e9)

@@ -17,4 +17,4 @@ from bertgpt.config import recipes
 def get_config(objective="mlm"):
   ettin = recipes.module_beside(__file__, "ettin_17m")
   return ettin.make_config("ettin_400m", objective, learning_rate=5e-4, weight_decay=1e-5,
-                           batch_tokens=10e9, rate_tokens=2e9)
+                           batch_tokens=10e9, warmup_tokens=2e9)

@@ -17,4 +17,4 @@ from bertgpt.config import recipes
 def get_config(objective="mlm"):
   ettin = recipes.module_beside(__file__, "ettin_17m")
   return ettin.make_config("ettin_68m", objective, learning_rate=3e-3, weight_decay=3e-4,
-                           batch_tokens=75e9, rate_tokens=3e9)
+                           batch_tokens=75e9, warmup_tokens=3e9)

@@ -16,7 +16,7 @@ def count_steps(tokens: float, batch_size: int, seq_len: int) -> int:
   return max(1, round(tokens / (batch_size * seq_len)))
 
 
-def warm_up_batches(smallest: int, largest: int, tokens: float, rate_tokens: float, seq_len: int,
+def warm_up_batches(smallest: int, largest: int, tokens: float, warmup_tokens: float, seq_len: int,
                     **fields: Any) -> list[ConfigDict]:
   """Returns the phases of a batch warm-up, with the same number of steps of each size.
 
@@ -26,13 +26,13 @@ def warm_up_batches(smallest: int, largest: int, tokens: float, rate_tokens: flo
   Args:
     smallest, largest: rows per step of the first phase, and after the batch warm-up.
     tokens: tokens that all these phases read together.
-    rate_tokens: tokens that the learning-rate warm-up reads; it is linear in the steps.
+    warmup_tokens: tokens that the learning-rate warm-up reads; it is linear in the steps.
     seq_len: tokens per row.
     **fields: other fields of the first phase.
   """
   sizes = range(smallest, largest, smallest)
   steps = count_steps(tokens, sum(sizes), seq_len)
-  warmup_steps, left = 0, rate_tokens
+  warmup_steps, left = 0, warmup_tokens
   for size in sizes:
     taken = min(steps, left / (size * seq_len))
     warmup_steps, left = warmup_steps + taken, left - taken * size * seq_len

@@ -24,7 +24,7 @@ import numpy as np
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.batches.parts import Specs, sequence_specs
 from bertgpt.models import Inputs, Module, cross_entropy, heads
-from bertgpt.training.objectives import Batch, BoundModel, Objective, Sums
+from bertgpt.training.objectives import Batch, BoundModel, Objective, Sums, keep_batch
 
 EXCLUDED_LOGIT = -1e9  # Logit of positions at which an answer cannot start or end.
 
@@ -74,12 +74,8 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
   def weights(batch):
     return {"task_loss": _task_weight(batch)}
 
-  return Objective(_specs, _keep, weights, compute_sums, Inputs.of)
-
-
-def _keep(batch, key, row_ids):
-  """Returns the batch unchanged: tasks corrupt no tokens."""
-  return batch
+  return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
+                   init_inputs=Inputs.of)
 
 
 def _task_weight(batch: Batch) -> jax.Array:
@@ -181,7 +177,8 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
       sums["lm_loss"] = loss, weights_BL.sum()
     return sums
 
-  return Objective(_specs, _keep, weights, compute_sums, Inputs.of)
+  return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
+                   init_inputs=Inputs.of)
 
 
 def _lm_targets(batch):

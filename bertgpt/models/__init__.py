@@ -1,4 +1,7 @@
-"""Flax Linen modules, one file per family; they depend on neither mesh, data nor optimizer."""
+"""Flax Linen modules, one file per family.
+
+Layouts are named by logical axes (see `devices.sharding`), so no model names an axis of the mesh.
+"""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A trained model, opened from the directory of its run."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
@@ -141,10 +141,22 @@ def require(trained: Trained, ability: str, purpose: str, advice: str) -> None:
   if trained.can(ability):
     require_head(trained, ability)
     return
+  raise unable(trained, [ability], f"cannot {purpose}", advice)
+
+
+def unable(trained: Trained, abilities: Collection[str], what: str, advice: str) -> ConfigError:
+  """Returns the error about a model that lacks abilities.
+
+  Args:
+    trained: model.
+    abilities: a family with any of these is good enough.
+    what: what follows the name of the family, such as 'cannot fill masks'.
+    advice: what else to do.
+  """
   place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
-  able = [family.title for family in families.FAMILIES.values() if family.can(ability)]
-  raise ConfigError(f"{place} {families.find(trained.config).title}, which cannot {purpose}. "
-                    f"{advice}, or give the --workdir of {' or '.join(able)}")
+  able = [family.title for family in families.FAMILIES.values() if any(map(family.can, abilities))]
+  return ConfigError(f"{place} {families.find(trained.config).title}, which {what}. {advice}, or "
+                     f"give the --workdir of {' or '.join(able)}")
 
 
 def require_head(trained: Trained, ability: str) -> None:

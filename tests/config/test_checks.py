@@ -109,7 +109,7 @@ def test_a_width_that_the_mesh_does_not_divide_is_refused():
   """The layers would be whole on every device, with their optimizer's state."""
   fields = ["--config.mesh.fsdp=8", "--config.model.num_heads=4", "--config.model.width=36"]
   (line,) = problems_of(config_lib.validate, override(config_lib.base(), fields), 8)
-  assert line.startswith("mesh.fsdp=8 does not divide model.width=36: it would not split the")
+  assert line.startswith("mesh.fsdp=8: the axes mesh.axes.embed would cut model.width=36 into 8")
   config_lib.validate(override(config_lib.base(), [*fields, "--config.mesh.axes.embed=()"]), 8)
   fields += ["--config.mesh.data=4", "--config.mesh.fsdp=2", "--config.mesh.axes.embed=data,fsdp"]
   (line,) = problems_of(config_lib.validate, override(config_lib.base(), fields), 8)

@@ -184,8 +184,8 @@ FAULTS = (
     _fault("crafted models and configs", "65, one line"),
     _fault("compilation cache that others can write", "2; nothing in it is executed",
            COMPILED="the_compilation_cache_is_private "
-                   "a_compilation_cache_that_others_can_write_is_refused "
-                   "a_compilation_cache_of_another_user_is_refused"),
+                    "a_compilation_cache_that_others_can_write_is_refused "
+                    "a_compilation_cache_of_another_user_is_refused"),
     _fault("a run on the loopback interface", "listens only there",
            CLUSTER="a_run_on_the_loopback_listens_there_only"),
     _fault("preemption under a scheduler", "started again; attempts without progress are limited"),

@@ -59,6 +59,9 @@ def make_zeros(row_specs: Specs, num_rows: int) -> Batch:
 def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
   """Checks that a tokenizer has the tokens that the objective needs, and words if the family does.
 
+  Args:
+    config: a whole config.
+    tokenizer: the tokenizer of the run.
   Raises:
     ConfigError: special tokens are missing, which the message names, or pieces are not words.
   """

@@ -62,7 +62,6 @@ class Plan(NamedTuple):
     counts = self.offsets[rows + 1] - self.offsets[rows]
     return Plan(self.parts[ranges(self.offsets[rows], counts)], offsets_of(counts))
 
-
   def fit(self, num_rows: int) -> "Plan":
     """Returns the first rows of the plan, and empty ones if it has too few.
 

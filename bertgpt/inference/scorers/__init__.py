@@ -4,8 +4,6 @@ Other modules get the scorer of a model from `find(trained)`, so a new family wi
 abilities needs no change here.
 """
 
-from bertgpt.config import families
-from bertgpt.errors import ConfigError
 from bertgpt.inference.scorers import left_to_right, masked
 from bertgpt.inference.scorers.scorer import Row, Scorer
 from bertgpt.runs import trained as trained_lib
@@ -33,8 +31,5 @@ def find(trained: Trained) -> Scorer:
     if trained.can(ability):
       trained_lib.require_head(trained, ability)
       return scorer
-  place = "the model is" if trained.workdir is None else f"--workdir {trained.workdir}: holds"
-  able = [family.title for family in families.FAMILIES.values() if any(map(family.can, SCORERS))]
-  raise ConfigError(f"{place} {families.find(trained.config).title}, which gives no "
-                    "probabilities of the tokens of a text. Evaluate it without --suite, or give "
-                    f"the --workdir of {' or '.join(able)}")
+  raise trained_lib.unable(trained, SCORERS, "gives no probabilities of the tokens of a text",
+                           "Evaluate it without --suite")

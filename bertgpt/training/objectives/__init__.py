@@ -13,12 +13,13 @@ from bertgpt.training.objectives.objective import (
     Objective,
     Sums,
     compute_sums_and_carry,
+    keep_batch,
     make_zero_carry,
     total_loss,
 )
 
 __all__ = ["Batch", "BoundModel", "Objective", "Sums", "compute_sums_and_carry",
-           "make_objective", "make_zero_carry", "total_loss"]
+           "keep_batch", "make_objective", "make_zero_carry", "total_loss"]
 
 
 def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:

@@ -13,7 +13,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
-from bertgpt.training.objectives.objective import Objective, name_sums
+from bertgpt.training.objectives.objective import Objective, keep_batch, name_sums
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
@@ -49,5 +49,6 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     losses = {"forward_loss": (forward[0], weight), "backward_loss": (backward[0], weight)}
     return name_sums("bilm", mean, weights_BL) | losses, carry
 
-  return Objective(functools.partial(formats.specs, config), lambda batch, key, row_ids: batch,
-                   weights, compute_sums, Inputs.of, models.carry_specs(config))
+  return Objective(specs=functools.partial(formats.specs, config), corrupt=keep_batch,
+                   weights=weights, compute_sums=compute_sums, init_inputs=Inputs.of,
+                   carry=models.carry_specs(config))

@@ -6,7 +6,7 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs, cross_entropy
-from bertgpt.training.objectives.objective import Objective, name_sums
+from bertgpt.training.objectives.objective import Objective, keep_batch, name_sums
 
 
 def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
@@ -29,5 +29,5 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
                                  config.objective.loss_chunk)
     return name_sums("lm", scores, weights_BL)
 
-  return Objective(functools.partial(formats.specs, config), lambda batch, key, row_ids: batch,
-                   weights, compute_sums, Inputs.of)
+  return Objective(specs=functools.partial(formats.specs, config), corrupt=keep_batch,
+                   weights=weights, compute_sums=compute_sums, init_inputs=Inputs.of)

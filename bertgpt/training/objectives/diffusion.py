@@ -54,9 +54,9 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return {"diffusion_loss": (loss, find_candidates(batch).sum().astype(jnp.float32)),
             "diffusion_accuracy": (correct, weights_BL.sum())}
 
-  return Objective(functools.partial(formats.specs, config),
-                   functools.partial(corrupt, vocabulary.mask_id), weigh, compute_sums,
-                   masking.init_inputs)
+  return Objective(specs=functools.partial(formats.specs, config),
+                   corrupt=functools.partial(corrupt, vocabulary.mask_id), weights=weigh,
+                   compute_sums=compute_sums, init_inputs=masking.init_inputs)
 
 
 def weigh(batch: Batch) -> dict[str, jax.Array]:

@@ -74,8 +74,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   choose = words.choose_words if objective.whole_words else choose_tokens
   if objective.ngram > 1:
     choose = functools.partial(words.choose_ngrams, longest=objective.ngram)
-  is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
-  is_special_V[list(vocabulary.special_ids)] = True
+  is_special_V = special_mask(vocabulary)
   is_candidate_V = rule.takes_specials | ~is_special_V
   drawn_ids = np.flatnonzero(rule.draws_specials | ~is_special_V[:vocabulary.size])
 
@@ -237,3 +236,14 @@ def put(tokens_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> 
   """
   rows_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
   return tokens_BL.at[rows_B1, positions_BK].set(values_BK, unique_indices=True)
+
+
+def special_mask(vocabulary: Vocabulary) -> np.ndarray:
+  """Returns which tokens are special, bool [padded vocabulary].
+
+  Args:
+    vocabulary: vocabulary of the tokenizer.
+  """
+  is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
+  is_special_V[list(vocabulary.special_ids)] = True
+  return is_special_V

@@ -23,6 +23,6 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     mlm, _ = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
 
-  return Objective(functools.partial(formats.specs, config),
-                   masking.make_corrupt(config, vocabulary), masking.weigh_mlm, compute_sums,
-                   masking.init_inputs)
+  return Objective(specs=functools.partial(formats.specs, config),
+                   corrupt=masking.make_corrupt(config, vocabulary), weights=masking.weigh_mlm,
+                   compute_sums=compute_sums, init_inputs=masking.init_inputs)

@@ -136,3 +136,14 @@ def name_sums(name: str, scores: tuple[jax.Array, jax.Array], weights: jax.Array
   loss, correct = scores
   weight = weights.sum()
   return {f"{name}_loss": (loss, weight), f"{name}_accuracy": (correct, weight)}
+
+
+def keep_batch(batch: Batch, key: jax.Array, row_ids_B: jax.Array) -> Batch:
+  """Returns a batch unchanged: `Objective.corrupt` of an objective that corrupts no tokens.
+
+  Args:
+    batch: batch.
+    key, row_ids_B: not read.
+  """
+  del key, row_ids_B
+  return batch

@@ -36,5 +36,6 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   def init_inputs(batch):
     return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])
 
-  return Objective(functools.partial(formats.specs, config),
-                   masking.make_corrupt(config, vocabulary), weights, compute_sums, init_inputs)
+  return Objective(specs=functools.partial(formats.specs, config),
+                   corrupt=masking.make_corrupt(config, vocabulary), weights=weights,
+                   compute_sums=compute_sums, init_inputs=init_inputs)

@@ -8,10 +8,10 @@ Axes: B rows, L length, K prediction slots per row.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
@@ -19,7 +19,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.models import Inputs
 from bertgpt.training.objectives import masking, spans, words
-from bertgpt.training.objectives.objective import Objective
+from bertgpt.training.objectives.objective import Batch, Objective
 
 NAME = "plm"  # Prefix of the metrics.
 
@@ -37,12 +37,14 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     prediction, _ = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME)
 
-  return Objective(functools.partial(formats.specs, config), make_corrupt(config, vocabulary),
-                   functools.partial(masking.weigh_mlm, name=NAME), compute_sums,
-                   masking.init_inputs)
+  return Objective(specs=functools.partial(formats.specs, config),
+                   corrupt=make_corrupt(config, vocabulary),
+                   weights=functools.partial(masking.weigh_mlm, name=NAME),
+                   compute_sums=compute_sums, init_inputs=masking.init_inputs)
 
 
-def make_corrupt(config: ConfigDict, vocabulary: Vocabulary):
+def make_corrupt(config: ConfigDict, vocabulary: Vocabulary
+                 ) -> Callable[[Batch, jax.Array, jax.Array], Batch]:
   """Returns (batch, key, row_ids_B) -> batch with the order of prediction and the slots filled.
 
   The result has the arrays of the batch, unchanged, and `order`, int32 [B, L], see `draw_order`;
@@ -55,8 +57,7 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary):
   """
   slots_of = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
   objective = config.objective
-  is_special_V = np.zeros(config_lib.padded_vocab_size(vocabulary.size), bool)
-  is_special_V[list(vocabulary.special_ids)] = True
+  is_special_V = masking.special_mask(vocabulary)
 
   def corrupt(batch, key, row_ids_B):
     tokens_BL, is_text_BL = batch["tokens"], batch["sequence_ids"] > 0

@@ -54,8 +54,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
             | score_replaced(logits_BL, is_replaced_BL, batch["sequence_ids"] > 0))
 
-  return Objective(functools.partial(formats.specs, config), corrupt, weights, compute_sums,
-                   masking.init_inputs)
+  return Objective(specs=functools.partial(formats.specs, config), corrupt=corrupt,
+                   weights=weights, compute_sums=compute_sums, init_inputs=masking.init_inputs)
 
 
 def replace(batch: Batch, sampled_BK: jax.Array) -> tuple[jax.Array, jax.Array]:
