@@ -22,7 +22,7 @@ from bertgpt.devices import events, preemption, profiler
 from bertgpt.errors import ConfigError, StorageError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, folder_kinds
 from bertgpt.runs import workdir as workdir_lib
 from bertgpt.training import sweep
 
@@ -354,7 +354,7 @@ def test_a_folder_of_other_objects_is_refused_as_a_workdir(bucket):
   (bucket / "docs" / "a.md").write_text("")
   (bucket / "run" / "metrics.jsonl").write_text("")
   for name in ("run", "new"):
-    workdir_lib.check_unused(bucket / name)
+    folder_kinds.check_unused(bucket / name)
   for path in (bucket / "docs", bucket):
     with pytest.raises(ConfigError, match="holds files, but no run"):
-      workdir_lib.check_unused(path)
+      folder_kinds.check_unused(path)

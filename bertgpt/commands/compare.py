@@ -27,6 +27,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="for --save_reference: what the runs were trained on, in a few words")
 
 
+def check(arguments: argparse.Namespace) -> None:
+  """Checks which flags belong together."""
+  if arguments.about and not arguments.save_reference:
+    raise ConfigError("--about belongs to --save_reference, which is missing. Give both or neither")
+
+
 def run(arguments: argparse.Namespace) -> None:
   """Prints the table and writes the page."""
   from bertgpt import files

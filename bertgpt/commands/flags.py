@@ -68,8 +68,8 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= most and value < math.inf:
         return value
-    limit = "" if high == math.inf else f" and at most {high}"
-    what = "a whole number" if kind is int else "a number"
+    limit = "" if most == math.inf else f" and at most {most}"
+    what = "a whole number" if kind is int else "a finite number"
     raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low}{limit}")
   return read
 

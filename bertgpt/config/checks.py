@@ -94,7 +94,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
     problems.append(f"phases[].steps: {total_steps(config)} in total. A run has at most "
                     f"{MAX_STEPS} steps")
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
-               *_skip_problems(config), *_best_problems(config),
+               *skip_problems(config), *_best_problems(config),
                *_option_problems(config, platform), *_freeze_problems(config),
                *_tracker_problems(config)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
@@ -314,8 +314,12 @@ def _profile_problems(config):
            "or () for none")
 
 
-def _skip_problems(config):
-  """Yields what is wrong with the steps that are left out."""
+def skip_problems(config: ConfigDict) -> Iterator[str]:
+  """Yields what is wrong with the steps that are left out.
+
+  Args:
+    config: a whole config.
+  """
   ranges, end = config.train.skip_steps, 0
   for pair in ranges:
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)

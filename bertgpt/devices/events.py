@@ -64,7 +64,9 @@ class Recorder:
     self._seconds: dict[str, float] = collections.defaultdict(float)
     self._clock = self._flushed = time.monotonic() if since is None else since
     self._files: dict[pathlib.Path, io.FileIO | None] = {}  # None: not opened yet.
-    self._done_before = 0
+    # File -> steps that an earlier attempt had done, and the time of those that are done again.
+    self._done_before: dict[pathlib.Path, int] = {}
+    self._repeated: dict[pathlib.Path, float] = collections.defaultdict(float)
     self._lock = threading.Lock()
 
   def open(self, workdirs: Sequence[pathlib.Path], first_step: int) -> None:
@@ -75,8 +77,9 @@ class Recorder:
       first_step: steps done before.
     """
     self._files, self.step = {workdir / FILE: None for workdir in workdirs}, first_step
-    self._done_before = max((event.get("step", 0) for workdir in workdirs
-                             for event in read(workdir)), default=0)
+    self._done_before = {
+        workdir / FILE: max((event.get("step", 0) for event in read(workdir)), default=0)
+        for workdir in workdirs}
     self._write("start", host=socket.gethostname(), process=os.getpid())
 
   def begin_step(self, step: int, *, compiles: bool) -> None:
@@ -88,8 +91,7 @@ class Recorder:
     """
     self._spend()
     self.step = step
-    self._kinds[0] = ("compile" if compiles else
-                      "repeated" if step <= self._done_before else "steps")
+    self._kinds[0] = "compile" if compiles else "steps"
     if self._files and self._clock - self._flushed >= FLUSH_S:
       self._write("work")
 
@@ -141,18 +143,25 @@ class Recorder:
     """Counts the time up to now, and returns the present in seconds since 1970."""
     now, date = time.monotonic(), time.time()
     self._seconds[self._kinds[-1]] += now - self._clock
+    if self._kinds[-1] == "steps":
+      for path, done in self._done_before.items():
+        self._repeated[path] += (now - self._clock) * (self.step <= done)
     self._clock = now
     return date
 
   def _write(self, event: str, *, is_read: bool = False, **details: Any) -> None:
     with self._lock:  # The thread that watches the other processes may write the end.
       date = self._spend()
-      seconds = {kind: round(s, 3) for kind, s in self._seconds.items() if s >= 0.0005}
+      spent, repeated = dict(self._seconds), dict(self._repeated)
       self._seconds.clear()
+      self._repeated.clear()
       self._flushed = self._clock
-      line = json.dumps({"event": event, "time": round(date, 3), "step": self.step,
-                         "seconds": seconds, **details})
       for path, file in list(self._files.items()):
+        again = repeated.get(path, 0.0)
+        by_kind = {**spent, "steps": spent.get("steps", 0.0) - again, "repeated": again}
+        seconds = {kind: round(s, 3) for kind, s in by_kind.items() if s >= 0.0005}
+        line = json.dumps({"event": event, "time": round(date, 3), "step": self.step,
+                           "seconds": seconds, **details})
         try:
           self._files[path] = file = file or files.open_growing(path)
           left = f"{line}\n".encode()

@@ -14,7 +14,7 @@ from bertgpt.files.bucket import MANIFEST, BucketPath
 from bertgpt.files.growing import append, open_growing, upload, upload_all
 from bertgpt.files.lease import Holder
 from bertgpt.files.locking import check_lock, lock
-from bertgpt.files.parsing import parse_json, read_json, without_nonfinite
+from bertgpt.files.parsing import LFS_POINTER, parse_json, read_json, without_nonfinite
 from bertgpt.files.paths import (
     copy_locally,
     download_tree,
@@ -45,10 +45,10 @@ from bertgpt.files.writing import (
     write_json,
 )
 
-__all__ = ["BucketPath", "Holder", "MANIFEST", "append", "check_lock", "copy_locally",
-           "download_tree", "expand", "find_problem", "is_matched", "is_remote", "is_unfinished",
-           "lock", "make_path", "match_objects", "new_folder", "open_growing", "open_read",
-           "parse_json", "publish_when_done", "raise_if_unanswered", "read_json", "refuse_existing",
-           "remove_leftovers", "remove_tree", "rename_new", "require_file", "require_parent",
-           "require_utf8", "size_of", "sync", "unfinished_path", "upload", "upload_all",
-           "without_nonfinite", "write_atomically", "write_json"]
+__all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_lock",
+           "copy_locally", "download_tree", "expand", "find_problem", "is_matched", "is_remote",
+           "is_unfinished", "lock", "make_path", "match_objects", "new_folder", "open_growing",
+           "open_read", "parse_json", "publish_when_done", "raise_if_unanswered", "read_json",
+           "refuse_existing", "remove_leftovers", "remove_tree", "rename_new", "require_file",
+           "require_parent", "require_utf8", "size_of", "sync", "unfinished_path", "upload",
+           "upload_all", "without_nonfinite", "write_atomically", "write_json"]

@@ -9,6 +9,9 @@ from typing import Any
 from bertgpt.errors import DataError, one_line
 from bertgpt.files import paths
 
+# Beginning of the file that stands for another one in a clone without Git LFS, as a pattern.
+LFS_POINTER = rb"version https://git-lfs\.github\.com/spec"
+
 
 def read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   """Returns the object in a JSON file.

@@ -35,8 +35,8 @@ from bertgpt.finetuning.tuning import (
   open_tuning,
 )
 from bertgpt.hub import opening
+from bertgpt.runs import folder_kinds, word_tables, workdir
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs import word_tables, workdir
 from bertgpt.runs.trained import Trained
 from bertgpt.training import trackers
 
@@ -121,7 +121,7 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
   """
   lines = results_lib.report(results, tuning.config, tuning.task)
   best = tuning.path / results["best_run"]
-  lines.append(f"Weights of the best run: {best}" if workdir.is_run(best) else
+  lines.append(f"Weights of the best run: {best}" if folder_kinds.is_run(best) else
                "The weights of the best run were not saved: either this start has "
                f"save={tuning.config.save}, or an earlier start had another value, or this run "
                "became the best one when other learning_rates or seeds were left out")

@@ -33,9 +33,8 @@ from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows
 from bertgpt.models import Module, precision
 from bertgpt.progress import Progress
+from bertgpt.runs import folder_kinds, word_tables
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs import word_tables
-from bertgpt.runs import workdir as workdir_lib
 from bertgpt.runs.trained import Trained
 
 CHUNK_BATCHES = 32  # Batches whose rows are sorted by length together.
@@ -75,14 +74,14 @@ def find_run(path: pathlib.Path) -> pathlib.Path:
     ConfigError: there is no run, or the weights of the best run were not saved.
     DataError: results.json is damaged.
   """
-  if workdir_lib.is_of_transformers(path / "config.json"):
+  if folder_kinds.is_of_transformers(path / "config.json"):
     raise ConfigError(f"--workdir {path}: holds a model of transformers, whose task this program "
                       "does not read. Give the --workdir of the `bertgpt finetune` that made the "
                       "model, such as runs/sst2")
-  if not workdir_lib.is_run(path):
-    raise ConfigError(workdir_lib.describe_missing(
+  if not folder_kinds.is_run(path):
+    raise ConfigError(folder_kinds.describe_missing(
         path, "--workdir", "Give the --workdir of a `bertgpt finetune`"))
-  return workdir_lib.find_best_run(path)
+  return folder_kinds.find_best_run(path)
 
 
 def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -> Predictor:

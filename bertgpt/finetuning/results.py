@@ -22,7 +22,7 @@ from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import resume
 from bertgpt.finetuning.tasks.rows import Task
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, folder_kinds
 from bertgpt.runs.trained import Trained
 
 
@@ -92,7 +92,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   results = {"task": config.task.name, **identity, "runs": [], "predicted": {}}
   stored = path / "config.json"
   if not stored.exists():
-    workdir.check_unused(path)
+    folder_kinds.check_unused(path)
     return results
   try:
     old = from_json(stored.read_bytes(), finetune_config.base)
@@ -125,7 +125,7 @@ def has_work(path: pathlib.Path) -> bool:
     path: fine-tuning workdir.
   """
   return (path / "results.json").exists() or any(
-      workdir.is_run(folder) or checkpoint.committed_steps(folder / resume.FOLDER)
+      folder_kinds.is_run(folder) or checkpoint.committed_steps(folder / resume.FOLDER)
       for folder in path.glob("lr*"))
 
 

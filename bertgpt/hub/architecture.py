@@ -186,8 +186,8 @@ class Architecture(NamedTuple):
       none.
     other_heads: beginnings of the names, including the prefix if they have it, of tensors of heads
       that no rule reads; they are dropped when a model is read.
-    without_segments: classes of tokenizers that do not number segments, so that every token has the
-      first one, whatever config.json says.
+    of_unread_heads: keys of `fixed` that only heads have that no rule reads; written, not checked.
+    tokenizer_class: class of the tokenizer of a folder that names none, if it numbers no segments.
     tuned: kind of a task -> the architecture of a model that was fine-tuned on it.
     find_problem: `config.model` -> another field that the architecture cannot compute, with the
       reason, or None.
@@ -224,7 +224,8 @@ class Architecture(NamedTuple):
   auto: str
   prefix: str = ""
   other_heads: tuple[str, ...] = ()
-  without_segments: tuple[str, ...] = ()
+  of_unread_heads: frozenset[str] = frozenset()
+  tokenizer_class: str = ""
   tuned: Mapping[str, "Architecture"] = {}
   find_problem: Callable[[Any], str | None] = find_modern_field
   limits: tuple[str, ...] = ()

@@ -97,7 +97,7 @@ ROBERTA = tune(MASKED_LM._replace(
     tied={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
           "lm_head.decoder.bias": "lm_head.bias"},
     rules=[*_encoder("roberta", "positions"), *_masked_lm("lm_head", "layer_norm", "lm_head.bias")],
-    prefix="roberta.", other_heads=("roberta.pooler.",), without_segments=("RobertaTokenizer",)),
+    prefix="roberta.", other_heads=("roberta.pooler.",), tokenizer_class="RobertaTokenizer"),
     "Roberta", _heads("classifier.dense", "classifier.out_proj", TOKEN_OUTPUTS))
 
 ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)

@@ -370,7 +370,8 @@ def _read_fields(architecture, hf_config, names) -> dict[str, Any]:
                                if alias in hf_config}}
   fresh = _missing_heads(architecture, names)
   for key, value in architecture.fixed.items():
-    if hf_config.get(key, value) != value and not architecture.ignores(key, fresh, names):
+    if hf_config.get(key, value) != value and not architecture.ignores(key, fresh, names) and (
+        key not in architecture.of_unread_heads):
       raise DataError(f"{key}={hf_config[key]!r} in config.json: only {value!r} is supported. "
                       "Choose another model")
   fields = dict(architecture.ours)

@@ -23,8 +23,8 @@ from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.hub.architecture import Architecture
+from bertgpt.runs import folder_kinds
 from bertgpt.runs import trained as trained_lib
-from bertgpt.runs import workdir
 from bertgpt.runs.trained import Trained
 
 
@@ -44,7 +44,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   """
   files.refuse_existing(out, "--out")
   files.require_utf8(out)
-  source = workdir.find_best_run(source)
+  source = folder_kinds.find_best_run(source)
   trained = trained_lib.load_any(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind = trained.task["kind"] if trained.task else ""

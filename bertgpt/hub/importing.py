@@ -15,9 +15,10 @@ import numpy as np
 
 from bertgpt import files, models, trees
 from bertgpt.config import families
+from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.models.parameters import find
-from bertgpt.runs import checkpoint, workdir
+from bertgpt.runs import checkpoint, folder_kinds, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 
@@ -35,6 +36,9 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
     DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
   """
   files.refuse_existing(path, "--workdir")
+  if folder_kinds.is_ours(source):
+    raise ConfigError(f"--from {source}: is a run of bertgpt, not a model of transformers. Use it "
+                      "as --workdir, or write it for transformers with `bertgpt export`")
   model = opening.open_folder(source, "--from")
   config, params = model.config, model.params
   config.tokenizer.path = str(path / "tokenizer")

@@ -119,9 +119,11 @@ def _read_window(hf_config, own_key):
   # In transformers, sliding_window replaces half of local_attention.
   key = "sliding_window" if "sliding_window" in hf_config else "local_attention"
   width, parts = hf_config.get(key, 128), 1 if key == "sliding_window" else 2
-  if type(width) is not int or width // parts - own_key < 1:
-    raise DataError(f"{key}={width!r} in config.json: expected a whole number of at least "
-                    f"{parts * (1 + own_key)}. Restore the file")
+  if type(width) is not int or width < 1:
+    raise DataError(f"{key}={width!r} in config.json: expected a whole number. Restore the file")
+  if width // parts - own_key < 1:
+    raise DataError(f"{key}={width} in config.json: only numbers of at least "
+                    f"{parts * (1 + own_key)} are supported. Choose another model")
   return width // parts - own_key
 
 

@@ -10,6 +10,7 @@ No code of a folder is run, and nothing is written into it.
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,9 +26,12 @@ from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
 from bertgpt.hub.conversion import Converted
-from bertgpt.runs import corpora, workdir
+from bertgpt.runs import corpora, folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
+
+# Classes of tokenizers that give all tokens the same segment.
+_WITHOUT_SEGMENTS = frozenset({"DistilBertTokenizer", "RobertaTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
 
@@ -67,8 +71,8 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
     DataError: the model cannot be read.
   """
   if not is_of_transformers(path):
-    if not workdir.is_run(path):
-      raise ConfigError(workdir.describe_missing(
+    if not folder_kinds.is_run(path):
+      raise ConfigError(folder_kinds.describe_missing(
           path, flag, "Give the folder of a run, or of a model of transformers"))
     return trained_lib.load_trained(path, flag, dtype)
   cluster.count_devices()
@@ -85,14 +89,16 @@ def is_of_transformers(path: pathlib.Path) -> bool:
   Args:
     path: any path.
   """
-  if (path / "checkpoints").exists() or not path.is_dir():
+  is_run = (path / "checkpoints").exists() and not folder_kinds.is_of_transformers(
+      path / "config.json")
+  if is_run or not path.is_dir():
     return False
   if elmo.find_files(path):
     return True
   if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
     return True
   try:
-    return workdir.describes_transformers(path / "config.json")
+    return folder_kinds.describes_transformers(path / "config.json")
   except (OSError, ValueError):
     return weights.find_hint(path) != weights.REMEDY or bool(find_inner(path))
 
@@ -200,28 +206,50 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
 
 
 def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Converted, str]:
-  """Returns the model without segments that its texts never had, and a line about them or ''.
+  """Returns a model that computes the same with our segments, and a line about the change or ''.
 
   A config has two segments if it does not say otherwise, but not every tokenizer numbers them.
-  transformers then gives every token the first one.
+  transformers then gives every token the first one, so the others are left out; if the objective
+  has pairs, they become equal to the first one. So does a second one that the objective needs and
+  the folder lacks.
 
   Args:
     converted: result of `conversion.convert`.
     folder: local folder of the model.
   """
-  classes = converted.architecture.without_segments
-  if not classes or converted.fields["model.num_segments"] < 2:
+  number = converted.fields.get("model.num_segments", 0)
+  has_pairs = choices.OBJECTIVES[converted.fields["objective.name"]].has_pairs
+  name = converted.architecture.name
+  if number == 1 and has_pairs:
+    kept, note = 2, f"a second segment was added to {name}, equal to the first"
+  elif number < 2 or numbers_segments(converted, folder):
     return converted, ""
-  if hf_files.read_hf_files(folder / "tokenizer.json").tokenizer_class not in {"", *classes}:
-    return converted, ""
+  elif has_pairs:
+    kept, note = number, (f"all segments of {name} are equal to the first one, because its "
+                          "tokenizer numbers none")
+  else:
+    kept, note = 1, ("all segments but the first are left out, because the tokenizer of "
+                     f"{name} numbers none")
   leaves = trees.named_leaves(converted.params)
-  for name in leaves:
-    if name.endswith("segment/embedding"):
-      leaves[name] = leaves[name][:1]
-  return converted._replace(
-      params=trees.nest(leaves), fields=converted.fields | {"model.num_segments": 1}), (
-          "all segments but the first are left out, because the tokenizer of "
-          f"{converted.architecture.name} numbers none")
+  tables = {leaf: np.repeat(x[:1], kept, axis=0) for leaf, x in leaves.items()
+            if leaf.endswith("segment/embedding")}
+  if not tables:
+    return converted, ""
+  return converted._replace(params=trees.nest(leaves | tables),
+                            fields=converted.fields | {"model.num_segments": kept}), note
+
+
+def numbers_segments(converted: Converted, folder: pathlib.Path) -> bool:
+  """Returns whether the tokenizer of a model gives the second text of a pair another segment.
+
+  Args:
+    converted: result of `conversion.convert`.
+    folder: local folder of the model.
+  """
+  hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  if isinstance(names := hf.settings.get("model_input_names"), list):
+    return "token_type_ids" in names
+  return (hf.tokenizer_class or converted.architecture.tokenizer_class) not in _WITHOUT_SEGMENTS
 
 
 def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:
@@ -256,7 +284,7 @@ def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> Config
   config.phases[0].seq_len = min(config.phases[0].seq_len, config.model.max_positions)
   problem = converted.architecture.find_problem(config.model)
   if problem or (problem := next(iter(config_lib.find_problems(config)), "")):
-    raise DataError(f"{problem}. Choose another model")
+    raise DataError(f"config.json: {in_their_words(converted, problem)}. Choose another model")
   # GPT-1 has no token for the end of a document, and none is needed to score and continue texts.
   is_encoder = families.find(config).kind == "encoder"
   needs = choices.OBJECTIVES[config.objective.name].needs if is_encoder else ()
@@ -264,6 +292,19 @@ def make_config(converted: Converted, tokenizer: tokenizers.Tokenizer) -> Config
     raise DataError(f"its tokenizer has no {', '.join(lacking)}. Name the token in "
                     "tokenizer_config.json, or put the tokenizer of the model into the folder")
   return corpora.resolve(config, tokenizer, will_train=is_encoder)
+
+
+def in_their_words(converted: Converted, problem: str) -> str:
+  """Returns a message about our fields with the keys of config.json in their place.
+
+  Args:
+    converted: the model.
+    problem: message of `config.find_problems`.
+  """
+  keys = {f"model.{ours}": theirs for theirs, ours, _ in converted.architecture.fields}
+  keys["phases[0].seq_len"] = keys.get("model.max_positions", "phases[0].seq_len")
+  return re.sub("|".join(sorted(map(re.escape, keys), key=len, reverse=True)) + r"(?!\w)",
+                lambda match: keys[match[0]], problem)
 
 
 def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:

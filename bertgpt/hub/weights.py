@@ -7,6 +7,7 @@ that only one tensor is in memory at a time.
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -142,7 +143,7 @@ def open_file(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
       yield file
   except (safetensors.SafetensorError, OSError, TypeError, ValueError) as e:
     with path.open("rb") as file:
-      is_pointer = file.read(40).startswith(b"version https://git-lfs")
+      is_pointer = re.match(files.LFS_POINTER, file.read(64))
     remedy = "It is a Git LFS pointer: run git lfs pull" if is_pointer else "Copy it again"
     raise DataError(f"{path}: is not a complete safetensors file ({one_line(e)}). {remedy}") from e
 

@@ -32,8 +32,9 @@ _RULES = [
 # Keys of which our models can compute only one value. In `transformers`, models without memory
 # ignore mem_len and reuse_len.
 _FIXED = TIED | {"attn_type": "bi", "bi_data": False, "clamp_len": -1, "same_length": False,
-                 "untie_r": True, "summary_type": "last", "summary_use_proj": True,
-                 "summary_activation": "tanh"}
+                 "untie_r": True}
+# Keys of the heads of tasks.
+_SUMMARY = {"summary_type": "last", "summary_use_proj": True, "summary_activation": "tanh"}
 # Row length of the published models. config.json names none; `opening` takes that of the tokenizer.
 _ROW_LENGTH = 512
 
@@ -71,7 +72,8 @@ LM = tune(Architecture(
         # Their `dropout` applies to features and to the weights of attention.
         ("dropout", "attention_dropout", 0.1), ("dropout", "dropout", 0.1),
         ("initializer_range", "init_std", 0.02)),
-    fixed=_FIXED, tied={"lm_loss.weight": "transformer.word_embedding.weight"}, activations=GELU,
+    fixed=_FIXED | _SUMMARY, of_unread_heads=frozenset(_SUMMARY),
+    tied={"lm_loss.weight": "transformer.word_embedding.weight"}, activations=GELU,
     rules=_RULES, pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
     other_heads=("qa_outputs.", "start_logits.", "end_logits.", "answer_class."),
     find_problem=_find_problem, read=_read, write=_write,

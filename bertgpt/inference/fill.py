@@ -118,7 +118,8 @@ def predict_masked(trained: Trained, tokens: np.ndarray,
     float32 [M, vocab_size] probabilities.
   """
   tokens = np.array(tokens, np.int32)
-  tokens[list(positions)] = trained.tokenizer.mask_id
+  # A model that was trained without [MASK] does not read the token that it guesses.
+  tokens[list(positions)] = max(trained.tokenizer.mask_id, 0)
   length = buckets.bucket(len(tokens), trained.config.model.max_positions)
   predict_1M = np.array([positions], np.int32)
   with precision.matmul_precision(trained.config):
@@ -163,8 +164,8 @@ def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
   Returns:
     int32 [N], without [CLS] and [SEP].
   """
-  name = tokenizer.pieces[tokenizer.mask_id]
-  first, *rest = re.split("|".join(map(re.escape, {MASK, name})), text)
+  names = {MASK} if tokenizer.mask_id < 0 else {MASK, tokenizer.pieces[tokenizer.mask_id]}
+  first, *rest = re.split("|".join(map(re.escape, names)), text)
   # The space before a mask belongs to the hidden word.
   parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
   for ids in following.encode_after(tokenizer, [*(p.rstrip() for p in rest[:-1]), *rest[-1:]]):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt import console
+from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import long_documents, measures, scorers, streams, suites
 from bertgpt.inference.long_documents import Part
@@ -52,7 +53,7 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
   settings = resolve(settings, trained)
   for name, _ in wanted:
     if ability := MEASURES[SUITES[name].measure].needs:
-      trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs or text")
+      trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs, text or wikitext2")
   # Every file is read once before anything is scored, so that errors in it are found at once.
   found = [streams.measure(map(join_texts, suites.iterate(*pair))) for pair in wanted]
   for pair in wanted:
@@ -143,8 +144,12 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
     settings: values of the flags.
     trained: the model.
   Raises:
-    ConfigError: see `choose_window`.
+    ConfigError: a stride was given, but the windows of the model do not overlap; or see
+      `choose_window`.
   """
+  if settings.stride and scorers.find(trained).by_line:
+    raise ConfigError(f"--stride={settings.stride}: the model sees each line as a whole, so its "
+                      "windows do not overlap. Leave it out")
   window, stride = choose_window(trained, settings.window, settings.stride)
   if trained_lib.count_untrained(trained, [range(window)]):
     console.say(f"note: --window={window} is more than the rows of the training "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, resuming
+from bertgpt.config import ConfigDict, checks, resuming
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import goodput
 from bertgpt.runs import metrics_file, workdir
@@ -87,6 +87,8 @@ def read_run(path: pathlib.Path) -> Compared:
   """
   config = workdir.read_config(path, "RUN")
   found = metrics_file.read_curves(path)
+  if problem := next(checks.skip_problems(config), ""):
+    raise ConfigError(f"{path}/config.json: {problem}")
   place = _places(found, config.train.skip_steps)
   curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
                                            strict=True))), MAX_POINTS)

@@ -22,6 +22,7 @@ from bertgpt.report.baselines import (
 )
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
+from bertgpt.training import metrics
 from bertgpt.training.loop import Finished
 
 
@@ -122,8 +123,8 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float], title: str = 
       ("", "model", "unigram", ""),
       (f"{name.upper()} accuracy", f"{scores[f'{name}_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        f"{hidden} tokens guessed right"),
-      (f"{name.upper()} perplexity", f"{scores[f'{name}_perplexity']:.1f}",
-       f"{unigram.perplexity:.1f}", "lower is better; 1 would be certainty")]
+      (f"{name.upper()} perplexity", show_perplexity(scores[f"{name}_perplexity"]),
+       show_perplexity(unigram.perplexity), "lower is better; 1 would be certainty")]
   baselines = {loss: (math.log(unigram.perplexity), "token frequencies, no context")}
   notes = ["unigram: knows how frequent each token is, and sees no context."]
   panels = {loss: (f"{title} language model", f"loss per {hidden} token, nats")}
@@ -166,7 +167,7 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   unigram, bigram = causal_baselines(run)
   table = [
       ("", "model", "bigram", "unigram", ""),
-      ("perplexity", f"{scores['lm_perplexity']:.1f}", f"{bigram:.1f}", f"{unigram:.1f}",
+      ("perplexity", *map(show_perplexity, (scores["lm_perplexity"], bigram, unigram)),
        "lower is better; 1 would be certainty"),
       ("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "", "comparable between tokenizers")]
   lines = [
@@ -187,10 +188,12 @@ def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Des
   unigram = bidirectional_unigram(run)
   table = [
       ("", "model", "unigram", ""),
-      ("perplexity", f"{scores['bilm_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
+      ("perplexity", show_perplexity(scores["bilm_perplexity"]),
+       show_perplexity(unigram.perplexity),
        "both directions; lower is better, 1 would be certainty"),
-      *((f"  {name}", f"{math.exp(scores[f'{name}_loss']):.1f}", "", what) for name, what in (
-          ("forward", "from the words before"), ("backward", "from the words after"))),
+      *((f"  {name}", show_perplexity(metrics.perplexity(scores[f"{name}_loss"])), "", what)
+        for name, what in (("forward", "from the words before"),
+                           ("backward", "from the words after"))),
       ("accuracy", f"{scores['bilm_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        "words guessed right")]
   lines = [*align(table), "",
@@ -210,7 +213,8 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
   unigram = masked_unigram_baseline(run)
   table = [
       ("", "model", "unigram", ""),
-      ("perplexity bound", f"{scores['diffusion_perplexity']:.1f}", f"{unigram.perplexity:.1f}",
+      ("perplexity bound", show_perplexity(scores["diffusion_perplexity"]),
+       show_perplexity(unigram.perplexity),
        "lower is better; 1 would be certainty"),
       ("accuracy", f"{scores['diffusion_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        "masked tokens guessed right, over all rates")]
@@ -248,3 +252,12 @@ def align(table: Sequence[Sequence[str]]) -> list[str]:
     cells = "".join(f"{number:>10}" for number in numbers)
     lines.append(f"  {name:{width}}{cells}   {note}".rstrip())
   return lines
+
+
+def show_perplexity(value: float) -> str:
+  """Returns a perplexity as a report writes it: '77.8', or '1.2e+09' if it is that large.
+
+  Args:
+    value: at least 1.
+  """
+  return f"{value:.1f}" if value < 1e6 else f"{value:.2g}"

@@ -8,7 +8,7 @@ from typing import Any
 from bertgpt import console
 from bertgpt.devices import events
 from bertgpt.errors import ConfigError
-from bertgpt.runs import workdir as workdir_lib
+from bertgpt.runs import folder_kinds
 
 # From the last event of an attempt to the start of the next one, unless the run was finished.
 BETWEEN = "between"
@@ -148,7 +148,7 @@ def _require(workdir: pathlib.Path) -> Summary:
   summary = summarize(workdir)
   if summary is None:
     remedy = "Give the --workdir of a `bertgpt train` of this version"
-    if not workdir_lib.is_run(workdir):
-      raise ConfigError(workdir_lib.describe_missing(workdir, "--workdir", remedy))
+    if not folder_kinds.is_run(workdir):
+      raise ConfigError(folder_kinds.describe_missing(workdir, "--workdir", remedy))
     raise ConfigError(f"--workdir {workdir}: there are no events in {events.FILE}. {remedy}")
   return summary

@@ -78,6 +78,9 @@ class Checkpoints:
       if jax.process_index() == 0:
         step_folders.clean(self._root)
     except OSError as e:
+      if self._root.is_symlink() and not self._root.exists():
+        raise StorageError(f"{self._root}: is a link to {os.readlink(self._root)}, which is not "
+                           "there. Mount it, or remove the link") from e
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._best = retention.Best(self._root, keep_best)
     self._writer = orbax_setup.make_writer(ITEMS)
@@ -409,9 +412,11 @@ def _none_usable(root: pathlib.Path, damaged: Sequence[int]) -> DataError:
   """
   found = [*(f"{step} is damaged" for step in damaged),
            *sorted(p.name for p in root.glob("damaged-*"))]
-  names = ", ".join(found) or "none was saved"
-  return DataError(f"{root}: no usable checkpoint ({names}). Restore one from a backup, use "
-                   f"another --workdir, or delete {root.parent} to start over")
+  if not found:
+    return DataError(f"{root}: no checkpoint was saved yet. Wait for the first one, or continue "
+                     "the run with `bertgpt train`")
+  return DataError(f"{root}: no usable checkpoint ({', '.join(found)}). Restore one from a backup, "
+                   f"use another --workdir, or delete {root.parent} to start over")
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:

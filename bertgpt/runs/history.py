@@ -14,7 +14,7 @@ from typing import Any
 
 from bertgpt import files
 from bertgpt.errors import DataError
-from bertgpt.runs import workdir
+from bertgpt.runs import folder_kinds
 
 FILE = "history.jsonl"
 
@@ -86,7 +86,7 @@ def check_start(path: pathlib.Path, last_logged: int, every_steps: int) -> None:
   Raises:
     DataError: there must have been checkpoints.
   """
-  if not workdir.is_run(path):
+  if not folder_kinds.is_run(path):
     return
   events = _events_since_start(path)
   # A save begins only when the previous one is complete.

@@ -191,9 +191,9 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
   """
   trained = load_any(workdir, flag, dtype)
   if trained.task:
-    raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}, "
-                      "which only `bertgpt export` and `bertgpt predict` read. Give the --workdir "
-                      "of a `bertgpt train`")
+    raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}. "
+                      "Use it with `bertgpt predict` or `bertgpt export`, or give the --workdir of "
+                      "a `bertgpt train`")
   return trained
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from bertgpt import files
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.runs import (
-    checkpoint,
-    history,
-    manifest,
-    metrics_file,
-    retention,
-    step_folders,
-    workdir,
+  checkpoint,
+  folder_kinds,
+  history,
+  manifest,
+  metrics_file,
+  retention,
+  step_folders,
+  workdir,
 )
 
 REPORTS = ("report.md", "report.html", "loss.png")
@@ -32,9 +33,9 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
     ConfigError: there is no run.
     DataError: a run holds no checkpoint.
   """
-  if not path.is_dir() or not workdir.is_run(path):
-    raise ConfigError(workdir.describe_missing(path, "--workdir", "Give the --workdir of a "
-                                               "`bertgpt train` or `bertgpt finetune`"))
+  if not path.is_dir() or not folder_kinds.is_run(path):
+    raise ConfigError(folder_kinds.describe_missing(
+        path, "--workdir", "Give the --workdir of a `bertgpt train` or `bertgpt finetune`"))
   roots = [root for pattern in ("checkpoints", "*/checkpoints", "*/unfinished/checkpoints")
            for root in sorted(path.glob(pattern)) if checkpoint.find_steps(root)]
   if not roots:
@@ -72,9 +73,11 @@ def roll_back(path: pathlib.Path, step: int) -> list[str]:
   with workdir.lock(path):
     root = path / "checkpoints"
     found = checkpoint.find_steps(root)
+    if not found:
+      raise DataError(f"--workdir {path}: holds no checkpoint. Restore one from a backup")
     if step not in found:
-      known = ", ".join(map(str, found)) or "none"
-      raise ConfigError(f"--to {step}: is not a checkpoint in {root}. Choose one of {known}")
+      raise ConfigError(f"--to {step}: is not a checkpoint in {root}. Choose one of "
+                        f"{', '.join(map(str, found))}")
     try:
       checkpoint.verify(root / str(step))
     except manifest.Damaged as e:

@@ -18,40 +18,28 @@
 import contextlib
 import os
 import pathlib
-import re
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 
 from bertgpt import console, files
 from bertgpt.config import ConfigDict, resuming, unread
-from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import peers
 from bertgpt.errors import ConfigError, StorageError
-from bertgpt.runs import checkpoint, step_folders
+from bertgpt.runs import checkpoint, folder_kinds, step_folders
 
 # Names of the points at which all processes meet.
 POINT, AS_ONE = "the lock of the workdir", "the workdir as one folder"
 SHARED = ".shared"  # File by which the other processes know the folder of process 0.
 LOST_HOST_S, LOCK_RETRY_S = 120.0, 1.0  # Linux' NFS server releases a lost host's locks after 90 s.
 SHARED_SECONDS = 30.0  # A listing asks the server of NFS at once; the rest is for slow disks.
-TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a run with `bertgpt "
-                "import --from {path} --workdir NEW`")
-
 ID_FILE = "run_id"
-
-# What a run has written before its config.json, or leaves if that is deleted.
-RUN_FILES = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
-# What launchers and file systems put into the folder of a run before it begins.
-BEFORE_A_RUN = re.compile(r"\..*|__pycache__|lost\+found|logs?|(log|stdout|stderr)\b.*"
-                          r"|.*\.(log|out|err|py|sh|sbatch)")
 
 
 @contextlib.contextmanager
@@ -202,7 +190,7 @@ def create(workdir: pathlib.Path) -> None:
   """
   if files.is_remote(workdir):
     return  # A bucket needs no folder, and the lock shows whether it can be written.
-  refuse_file(workdir)
+  folder_kinds.refuse_file(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
@@ -210,22 +198,6 @@ def create(workdir: pathlib.Path) -> None:
   except OSError as e:
     raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
                        "you may write to") from e
-
-
-def refuse_file(workdir: pathlib.Path) -> None:
-  """Checks that a file is not in the place of a workdir or of one of its parents.
-
-  Args:
-    workdir: folder for a run or a sweep, which need not exist.
-  Raises:
-    ConfigError: a file is there.
-  """
-  if files.is_remote(workdir):
-    return  # A bucket has no folders whose place a file could take.
-  for path in (workdir, *workdir.parents):
-    if path.exists() and not path.is_dir():
-      subject = "" if path == workdir else f"{path} "
-      raise ConfigError(f"--workdir {workdir}: {subject}is a file. Give a folder")
 
 
 def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
@@ -239,120 +211,26 @@ def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:
   """
   path = workdir / "config.json"
   if not path.is_file():
-    raise ConfigError(describe_missing(workdir, flag, "Give the --workdir of a `bertgpt train`"))
+    raise ConfigError(folder_kinds.describe_missing(
+        workdir, flag, "Give the --workdir of a `bertgpt train`"))
   try:
     return from_json(path.read_bytes())
   except ConfigError as e:
-    if is_tuning(path):
-      raise ConfigError(f"{flag} {workdir}: is a fine-tuning workdir, which only `bertgpt export` "
-                        "and `bertgpt predict` read. Give the --workdir of a `bertgpt train`"
+    if folder_kinds.is_tuning(path):
+      raise ConfigError(f"{flag} {workdir}: is a fine-tuning workdir. Use it with `bertgpt "
+                        "predict`, `export` or `verify`, or give the --workdir of a `bertgpt train`"
                         ) from e
-    if is_of_transformers(path):
-      raise ConfigError(TRANSFORMERS.format(flag=flag, path=workdir)) from e
+    if folder_kinds.is_of_transformers(path):
+      raise ConfigError(folder_kinds.TRANSFORMERS.format(flag=flag, path=workdir)) from e
     raise ConfigError("\n".join(f"{workdir}/{line}" for line in str(e).splitlines())
                       + ". Restore the file from a backup, or use another --workdir") from e
-
-
-def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
-  """Returns a message about a folder that has no config.json.
-
-  Args:
-    workdir: the folder, which need not exist.
-    flag: flag that named the folder.
-    remedy: sentence that says what to give instead.
-  """
-  place = f"{flag} {workdir}"
-  if not workdir.is_dir():
-    return f"{place}: {'is a file' if workdir.exists() else 'no such folder'}. {remedy}"
-  if not is_run(workdir.parent) or not is_tuning(workdir.parent / "config.json"):
-    return f"{place}: holds no run (no config.json). {remedy}"
-  if workdir.name in (run["folder"] for run in _read_results(workdir.parent)["runs"]):
-    return f"{place}: the weights of this run were not saved. {_name_kept(workdir.parent)}"
-  return f"{place}: this fine-tuning run is not done. Finish it with `bertgpt finetune`"
-
-
-def find_best_run(workdir: pathlib.Path) -> pathlib.Path:
-  """Returns the best run of a fine-tuning workdir; for any other folder, the folder itself.
-
-  Args:
-    workdir: the folder.
-  Raises:
-    ConfigError: no run is done, or the weights of the best one were not saved.
-    DataError: results.json is damaged.
-  """
-  if not is_run(workdir) or not is_tuning(workdir / "config.json"):
-    return workdir
-  best = _read_results(workdir).get("best_run")
-  if not (workdir / "results.json").is_file():
-    kept = f". {_name_kept(workdir)}" if _find_kept(workdir) else ""
-    raise ConfigError(f"--workdir {workdir}: none of its fine-tuning runs is done. Finish them "
-                      f"with `bertgpt finetune`{kept}")
-  if not isinstance(best, str) or not is_run(workdir / best):
-    raise ConfigError(f"--workdir {workdir}: the weights of the best run were not saved. "
-                      f"{_name_kept(workdir)}")
-  return workdir / best
-
-
-def _read_results(tuning: pathlib.Path) -> dict[str, Any]:
-  path = tuning / "results.json"
-  read = files.read_json(path, "Restore it from a backup") if path.is_file() else {}
-  return {"runs": [], **read}
-
-
-def _find_kept(tuning: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(path.parent for path in tuning.glob("*/config.json"))
-
-
-def _name_kept(tuning: pathlib.Path) -> str:
-  """Returns a sentence that names the runs with weights, or says how to get some."""
-  if not (kept := _find_kept(tuning)):
-    return ("No run has any. Fine-tune again with --config.save=best or --config.save=all, into a "
-            "new --workdir")
-  best = tuning / str(_read_results(tuning).get("best_run"))
-  if best in kept:
-    return (f"Give {best}, the best run, or fine-tune again with --config.save=all, into a new "
-            "--workdir")
-  return f"Give one of {', '.join(map(str, kept))}"
-
-
-def is_tuning(config_path: pathlib.Path) -> bool:
-  """Returns whether a file holds a fine-tuning config.
-
-  Args:
-    config_path: a file config.json.
-  """
-  try:
-    from_json(config_path.read_bytes(), finetune_config.base)
-  except ConfigError:
-    return False
-  return True
-
-
-def describes_transformers(config_path: pathlib.Path) -> bool:
-  """Returns whether a file holds the config of a model of `transformers`.
-
-  Args:
-    config_path: a file config.json.
-  Raises:
-    OSError: the file cannot be read.
-    ValueError: it does not hold JSON.
-  """
-  content = files.parse_json(config_path.read_bytes())
-  return isinstance(content, dict) and bool({"model_type", "architectures"} & content.keys())
-
-
-def is_of_transformers(config_path: pathlib.Path) -> bool:
-  """Returns what `describes_transformers` does; False if the file cannot be read or is not JSON."""
-  with contextlib.suppress(OSError, ValueError):
-    return describes_transformers(config_path)
-  return False
 
 
 def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[str]) -> None:
   """Checks that a run is resumed with the config it was started with.
 
   Args:
-    workdir: folder of the run; without a run in it, see `check_unused`.
+    workdir: folder of the run; without a run in it, see `folder_kinds.check_unused`.
     config: config of this start.
     allowed: fields that may differ, in addition to those that always may.
   Raises:
@@ -365,8 +243,11 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
         and step_folders.named_like_steps(step_folders.checkpoints_path(workdir))):
       raise ConfigError(f"--workdir {workdir}: holds checkpoints, but no config.json. Restore the "
                         "file from a backup, or use another --workdir")
-    check_unused(workdir)
+    folder_kinds.check_unused(workdir)
     return
+  if folder_kinds.is_in_tuning(workdir):
+    raise ConfigError(f"--workdir {workdir}: holds the weights of a fine-tuning run. Name another "
+                      "folder")
   if lines := find_changes(workdir, config, allowed):
     raise ConfigError(f"--workdir {workdir} holds a run with another config:\n  "
                       + "\n  ".join(lines)
@@ -386,26 +267,6 @@ def find_changes(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence[st
   # The size of the vocabulary is resolved later, and the hash of the tokenizer is compared then.
   allowed = (*allowed, "model.vocab_size", *unread.unset_fields(config))
   return resuming.differences(read_config(workdir), config, allowed)
-
-
-def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> None:
-  """Checks that a folder has been used for runs before, or holds nothing but logs and scripts.
-
-  Args:
-    workdir: folder for a run or a sweep, which need not exist.
-    own: pattern of the names by which a used folder is known.
-  Raises:
-    ConfigError: it holds only other files, or see `refuse_file`.
-  """
-  refuse_file(workdir)
-  if not workdir.is_dir():
-    return
-  names = sorted(path.name for path in workdir.iterdir())
-  others = [name for name in names if not BEFORE_A_RUN.fullmatch(name)]
-  if others and not any(map(own.fullmatch, names)):
-    found = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-    raise ConfigError(f"--workdir {workdir}: holds files, but no run ({found}). Name a new "
-                      "or an empty folder")
 
 
 def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
@@ -431,11 +292,6 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
 def forget_id(workdir: pathlib.Path) -> None:
   """Removes the ID of a run: trackers do not accept points before the last one they have."""
   (workdir / ID_FILE).unlink(missing_ok=True)
-
-
-def is_run(workdir: pathlib.Path) -> bool:
-  """Returns whether a folder is a run, made by `write_run`."""
-  return (workdir / "config.json").is_file()
 
 
 def remove_run(workdir: pathlib.Path) -> None:

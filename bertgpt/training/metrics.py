@@ -45,4 +45,13 @@ def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:
   if loss not in means:
     return dict(means)
   name = loss.removesuffix("_loss") + "_perplexity"
-  return {**means, name: math.exp(min(means[loss], 700.0))}
+  return {**means, name: perplexity(means[loss])}
+
+
+def perplexity(loss: float) -> float:
+  """Returns exp(loss); beyond a loss of 700 nats, where floats end, exp(700).
+
+  Args:
+    loss: mean loss per token, in nats.
+  """
+  return math.exp(min(loss, 700.0))

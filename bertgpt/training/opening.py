@@ -9,7 +9,7 @@ import jax
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.devices import events, guard
-from bertgpt.runs import checkpoint, former, history, metrics_file, retention, workdir
+from bertgpt.runs import checkpoint, folder_kinds, former, history, metrics_file, retention, workdir
 from bertgpt.training import skipped_steps, steps
 from bertgpt.training.run import Run
 from bertgpt.training.step_log import StepLog
@@ -71,7 +71,7 @@ def write_first_files(run: Run, first_step: int) -> None:
   # The report of an earlier start: steps may have been added, and an evaluation is made again.
   for name in ("report.md", "report.html"):
     (run.path / name).unlink(missing_ok=True)
-  if not first_step and not workdir.is_run(run.path):
+  if not first_step and not folder_kinds.is_run(run.path):
     history.add(run.path, "start")
     workdir.forget_id(run.path)
     for file in (run.path / events.FILE, run.path / skipped_steps.FILE):

@@ -14,7 +14,7 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import cluster, compilation_cache, hardware, peers, sharding, watchdog
 from bertgpt.errors import ConfigError
-from bertgpt.runs import corpora, former, workdir
+from bertgpt.runs import corpora, folder_kinds, former, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, optimizers, steps, trackers
 
@@ -68,7 +68,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     asked, config = config, former.as_begun(path, config)
     workdir.check_unchanged(path, config, allow_change)
     cluster.say_once(*former.describe(asked, config))
-    is_new = not workdir.is_run(path)
+    is_new = not folder_kinds.is_run(path)
     unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
       check_start(config)

@@ -19,7 +19,7 @@ from bertgpt.config import ConfigDict, choices, recipes, resuming, unread
 from bertgpt.config.overrides import try_override
 from bertgpt.devices import children
 from bertgpt.errors import INTERRUPTED, ConfigError, DivergedError, Preempted, UserError
-from bertgpt.runs import former, metrics_file, workdir
+from bertgpt.runs import folder_kinds, former, metrics_file, workdir
 
 # Fields that may differ between runs which one program trains. The initial state, the step and the
 # order of the rows depend on them; no shape and no evaluation does.
@@ -66,7 +66,7 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   chosen = range(share[0], len(runs), share[1])
   configs = check_runs(recipes.load(recipe), folders,
                        [[*shared, *arguments] for arguments in flags], chosen)
-  workdir.check_unused(path, SWEEP_FILES)
+  folder_kinds.check_unused(path, SWEEP_FILES)
   check_table(path / "sweep.json")
   write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
@@ -317,7 +317,7 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
     configs.append(config)
     found = [*wrong, *config_lib.find_problems(config)]
     if not found:
-      stored = workdir.read_config(folders[i]) if workdir.is_run(folders[i]) else None
+      stored = workdir.read_config(folders[i]) if folder_kinds.is_run(folders[i]) else None
       found = unread.find_problems(config, stored)
       if stored is not None and i in chosen:
         found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "

@@ -23,7 +23,7 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.files import lease
-from bertgpt.runs import corpora, workdir
+from bertgpt.runs import corpora, folder_kinds, workdir
 from bertgpt.runs import trained as trained_lib
 
 
@@ -166,7 +166,7 @@ def test_files_of_a_killed_start_are_replaced(tmp_path, tokenizer, name):
   command = [sys.executable, "-c", KILLED, folder, tmp_path / "copy", name]
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   (leftover,) = folder.glob("*.unfinished-*")
-  assert leftover.name.startswith(name) and not workdir.is_run(folder)
+  assert leftover.name.startswith(name) and not folder_kinds.is_run(folder)
   with workdir.make_and_lock(folder, True):
     workdir.write_run(folder, config_lib.base(), tokenizer)
   assert {p.name for p in folder.iterdir()} == {".lock", "config.json", "tokenizer"}

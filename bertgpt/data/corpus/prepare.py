@@ -23,12 +23,12 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode, publishing
 from bertgpt.data.corpus.splits import assign_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
-from bertgpt.data.text import sources
+from bertgpt.data.text import paths, sources
 from bertgpt.data.text.documents import Document, check_language, cut_sentences
 from bertgpt.data.text.pieces import WHOLE, Part
 from bertgpt.data.tokens import tokenizers, training
 from bertgpt.devices import watchdog
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 
@@ -202,15 +202,38 @@ def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
 
 def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   """Writes the whole corpus into an empty folder and returns its manifest."""
+  check_sources(config, folder)
   tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
   manifest = write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
   source = config.data.source
   if sources.identity(source, config.data.cache_dir) != recipe["source_identity"]:
+    check_sources(config, folder)
     raise DataError(f"data.source={source}: changed while it was read. Run the same command again "
                     "when no other program writes to it")
   return manifest
+
+
+def check_sources(config: ConfigDict, folder: pathlib.Path) -> None:
+  """Checks that the source has no file that the preparation itself writes.
+
+  Args:
+    config: whole config, of which `data` is read.
+    folder: folder that the corpus is written into.
+  Raises:
+    ConfigError: it has; the message names the file.
+  """
+  folders = (files.make_path(config.data.cache_dir), folder)
+  own = [os.path.realpath(path) + os.sep for path in folders if not files.is_remote(path)]
+  matched = (path for source in sources.parse(config.data.source)
+             if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
+             for path in paths.find_files(source.target))
+  for path in matched:
+    if place := next((place for place in own if os.path.realpath(path).startswith(place)), ""):
+      raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
+                        f"written. Let it match no files in {place}, or set data.cache_dir to a "
+                        "folder elsewhere")
 
 
 def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,

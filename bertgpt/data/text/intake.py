@@ -298,7 +298,7 @@ def find_start(path: str, position: int, *, is_document: bool) -> int:
 
 def is_compressed(path: str) -> bool:
   """Returns whether the ending of a file names a compression that `open_file` knows."""
-  return os.path.splitext(path)[1] in _OPENERS
+  return os.path.splitext(path)[1].lower() in _OPENERS
 
 
 def open_file(path: str) -> io.BufferedReader:
@@ -309,7 +309,7 @@ def open_file(path: str) -> io.BufferedReader:
   Returns:
     A binary file. Reading a broken part raises one of `DAMAGED`.
   """
-  opener = _OPENERS.get(os.path.splitext(path)[1])
+  opener = _OPENERS.get(os.path.splitext(path)[1].lower())
   return opener(path) if opener else files.open_read(path)
 
 
@@ -383,7 +383,9 @@ _CONVERT = "Convert it to text or .jsonl"
 _OTHER_FORMATS = (
     (rb"PAR1[\x00-\x08\x0e-\x1f]", "a Parquet file",
      f"{_CONVERT}, or train with data.source=parquet:PATH#COLUMN"),
-    (rb"ARROW1\0|FEA1\0", "an Arrow or Feather file", ""),
+    (rb"ARROW1\0|FEA1\0|(?s:\xff{4}.{4}\x10\0)", "an Arrow or Feather file",
+     "Convert it with Dataset.to_parquet of `datasets`, or to text or .jsonl"),
+    (files.LFS_POINTER, "a Git LFS pointer", "Fetch the file itself with git lfs pull"),
     (rb"%PDF-\d", "a PDF", ""),
     (rb"PK\x03\x04", "a zip archive (or an Office document)", ""),
     (rb"(?s:.{257})ustar[\0 ]", "a tar archive", "Unpack it with tar -xf PATH"),

@@ -5,6 +5,7 @@ after the other. So memory is bounded by the largest values and pages, whatever 
 files and of their row groups.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -85,11 +86,13 @@ def _open(path: str) -> Any:
 def _reason(path: str, e: Exception) -> str:
   try:
     with files.open_read(path) as f:
-      head = f.read(32)
+      head = f.read(64)
   except OSError:
     return one_line(e)
-  if head.startswith(b"version https://git-lfs"):
+  if re.match(files.LFS_POINTER, head):
     return "it is a Git LFS pointer: `git lfs pull` fetches the file"
+  if head.startswith((b"ARROW1", b"\xff" * 4)):
+    return "it is an Arrow file: Dataset.to_parquet of `datasets` converts it"
   return one_line(e) if head else "it is empty"
 
 

@@ -141,13 +141,13 @@ def _is_broken(path: str) -> bool:
 
 
 def find_ending(path: str | os.PathLike) -> str:
-  """Returns the ending of a file's name, such as '.tsv'; a compression's after it does not count.
+  """Returns the ending of a file's name in lower case, such as '.tsv', without a compression's.
 
   Args:
     path: the file.
   """
   name = pathlib.PurePath(path)
-  return (name.with_suffix("") if intake.is_compressed(str(name)) else name).suffix
+  return (name.with_suffix("") if intake.is_compressed(str(name)) else name).suffix.lower()
 
 
 def is_json_lines(path: str | os.PathLike) -> bool:

@@ -7,6 +7,7 @@ in the files next to it are applied; see `hf_files`.
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, processors
 
 from bertgpt import files
 from bertgpt.data.tokens import hf_files, pipelines, reach
+from bertgpt.data.tokens import merges as merges_lib
 from bertgpt.data.tokens.hf_files import CONFIG, HfFiles
 from bertgpt.data.tokens.reach import Normalization
 from bertgpt.errors import DataError, one_line, without_panics
@@ -99,6 +101,8 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     if not file.is_file() or not reader:
       continue
     try:
+      if re.match(files.LFS_POINTER, file.read_bytes()[:64]):
+        raise DataError(f"{file}: is a Git LFS pointer. Fetch the file itself with git lfs pull")
       hf = hf_files.read_hf_files(file, is_saved)
       with without_panics():
         kind, data, note = reader(file, hf, lowercase)
@@ -179,7 +183,7 @@ def _read_json(file: pathlib.Path, hf: HfFiles, lowercase: bool | None) -> _Cont
     raise DataError(f"{file}: {problem} is not supported. Give a WordPiece or a byte-level BPE as "
                     "in GPT-2")
   if model["type"] == "BPE":
-    _check_merges(model["vocab"], model["merges"], file)
+    merges_lib.check(model["vocab"], model["merges"], file)
   hf.refuse_other_classes(file)
   changed = _obey_normalizer(content, hf)
   fast = None
@@ -315,10 +319,15 @@ def _read_bert_vocabulary(file: pathlib.Path, hf: HfFiles, lowercase: bool | Non
   pieces = [line.strip(" \t\r") for line in lines]
   needed = _NEEDED | {role: hf.names[role] for role in _NEEDED if role in hf.names}
   if missing := [name for name in needed.values() if name not in pieces]:
-    raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}")
+    raise DataError(f"{file}: is not a BERT vocabulary. It lacks {', '.join(missing)}. Give a "
+                    "file with one piece per line, or name its special tokens in a "
+                    f"{hf_files.CONFIG} next to it")
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
-    raise DataError(f"{file}: is not a BERT vocabulary. It names a piece twice")
+    piece = next(piece for i, piece in enumerate(pieces) if vocabulary[piece] != i)
+    raise DataError(f"{file}: is not a BERT vocabulary. It has the piece {piece!r} on lines "
+                    f"{pieces.index(piece) + 1} and {vocabulary[piece] + 1}. Remove the one that "
+                    "the model was not trained with")
   choice, note = _choose_normalization(vocabulary, hf, lowercase, file)
   tokenizer = pipelines.bert_pipeline(
       vocabulary, choice.lowercase, strip_accents=choice.strip_accents,
@@ -348,6 +357,9 @@ def _choose_normalization(vocabulary: dict[str, int], hf: HfFiles, lowercase: bo
       file, share(found),
       reach.MAX_UNREACHABLE if is_of_config else reach.MAX_UNREACHABLE_AS_SAID, found.because(),
       lambda: _remedy(found, found.find_better(pieces), said is not None, file))
+  if not note and asked is None and hf.model_type and not hf.is_saved and not found.lowercase:
+    note = (f"{file}: its pieces are cased, so texts keep their case. transformers lower-cases "
+            f"them until {file.parent / CONFIG} says do_lower_case=false")
   return found, note
 
 
@@ -370,8 +382,10 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
   merges_file = file.with_name(file.name.removesuffix(ending) + merges_ending)
   if not merges_file.is_file():
     raise DataError(f"{file}: the merges are missing. Put {merges_file.name} into the same folder")
-  vocabulary, merges = models.BPE.read_file(str(file), str(merges_file))
-  _check_merges(vocabulary, merges, file)
+  vocabulary = files.read_json(file, f"Give {FORMS}")
+  merges = merges_lib.read(merges_file)
+  merges_lib.check(vocabulary, merges, file)
+  merges_lib.check_reach(vocabulary, merges, {*hf.added, *hf.names.values()}, file, merges_file)
   if any(piece.endswith(pipelines.END_OF_WORD) and len(piece) > 4 for piece in vocabulary):
     hf.refuse_other_classes(file, (_GPT1_CLASS,))
     if hf.model_type not in ("", _GPT1_TYPE):
@@ -413,18 +427,6 @@ def _add_beginning(tokenizer: tokenizers.Tokenizer, hf: HfFiles) -> None:
   if (i := tokenizer.token_to_id(name)) is not None:
     tokenizer.post_processor = processors.TemplateProcessing(
         [name, "$A"], [name, "$A", name, "$B"], [(name, i)])
-
-
-def _check_merges(vocabulary: dict[str, int], merges: list, file: pathlib.Path) -> None:
-  """Refuses what would make the library panic or choose at random."""
-  if len(set(vocabulary.values())) < len(vocabulary):
-    raise DataError(f"{file}: two pieces have the same id. Fetch the vocabulary again")
-  for merge in merges:
-    first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-    lacking = next((p for p in (first, second, first + second) if p not in vocabulary), None)
-    if lacking is not None:
-      raise DataError(f"{file}: the merge of {first!r} and {second!r} needs the piece {lacking!r}, "
-                      "which the vocabulary lacks. Give the files of one tokenizer")
 
 
 _READERS: dict[str, Callable[..., _Content]] = {

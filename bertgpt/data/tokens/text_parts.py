@@ -144,8 +144,8 @@ def _count(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def _starts_with(spaces: Collection[str], before: str, after: str) -> bool:
-  del before
-  return after[0] in spaces
+  # A run of white space may be one token, so it is not divided.
+  return after[0] in spaces and not before[-1].isspace()
 
 
 def _touches(marks: Collection[str], before: str, after: str) -> bool:
