@@ -24,7 +24,7 @@ from bertgpt.hub import opening
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint, folder_kinds
 from bertgpt.runs import workdir as workdir_lib
-from bertgpt.training import sweep
+from bertgpt.training import sweep_processes
 
 KEEP_ONE = "--config.checkpoint.keep=1"
 
@@ -313,7 +313,7 @@ def test_the_logs_of_a_sweep_reach_a_bucket(bucket, tmp_path, monkeypatch, capsy
   monkeypatch.setattr(sys, "executable", str(program))
   (bucket / "part-0.log").write_bytes(b"earlier\n")
   with pytest.raises(UserError, match="part 1 of the sweep ended with exit code 1"):
-    sweep.train_parts([["--run=0/2"], ["--run=1/2"]], bucket)
+    sweep_processes.train_parts([["--run=0/2"], ["--run=1/2"]], bucket)
   logs = [(bucket / f"part-{k}.log").read_text() for k in (0, 1)]
   assert logs == ["earlier\n--run=0/2\n", "--run=1/2\n"]
   for line in capsys.readouterr().out.splitlines():  # Files that can be read while it runs.

@@ -317,6 +317,8 @@ TESTED_TOGETHER = {
     "finetuning.tasks.spans": "finetuning/tasks/test_squad.py",
     "config.pretraining": "config/test_checks.py",
     "training.objectives.objective": "training/test_objectives.py",
+    "training.mapped_fields": "training/test_mapped.py",
+    "training.sweep_processes": "training/test_sweep.py",
     **dict.fromkeys(("training.opening", "training.run", "training.start"),
                     "training/test_loop.py"),
     "training.per_run": "training/test_mapped.py",

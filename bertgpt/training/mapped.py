@@ -26,7 +26,7 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import loop, opening, per_run, schedules, step_log, steps
+from bertgpt.training import loop, mapped_fields, opening, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.loop import Finished
 from bertgpt.training.run import Run, open_run
@@ -34,7 +34,6 @@ from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
-from bertgpt.training.sweep import find_mapped_fields
 
 
 class StackedRuns:
@@ -50,11 +49,11 @@ class StackedRuns:
     """Lays out the states.
 
     Args:
-      runs: runs whose configs `sweep.find_mapped_fields` accepts.
+      runs: runs whose configs `mapped_fields.find` accepts.
     """
     self.runs, single = tuple(runs), runs[0].setup.mesh
     self._programs: dict[int, Any] = {}
-    self._fields = find_mapped_fields([run.config for run in runs])
+    self._fields = mapped_fields.find([run.config for run in runs])
     parts = math.gcd(len(runs), single.shape["data"])
     axes = sharding.RUNS, *MESH_AXES
     self.mesh = Mesh(single.devices.reshape(parts, -1, *single.devices.shape[1:]), axes,
@@ -212,7 +211,7 @@ def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
   continue.
 
   Args:
-    configs: configs of the runs, in which only `sweep.MAPPED_FIELDS` differ.
+    configs: configs of the runs, in which only `mapped_fields.FIELDS` differ.
     paths: workdirs of the runs.
     report: called with every finished run.
   Raises:

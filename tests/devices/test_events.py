@@ -170,3 +170,18 @@ def test_a_killed_process_leaves_what_it_did(tmp_path):
   start, *work = seconds_of(tmp_path)
   assert start[2]["start"] >= 0.3
   assert [step for _, step, _ in work] == [1, 2, 3] and work[-1][2]["steps"] >= 0.05
+
+
+def test_a_step_is_repeated_only_in_the_runs_that_had_done_it(tmp_path, clock):
+  """A run that was added to a sweep is trained together with one that is resumed."""
+  old, new = tmp_path / "old", tmp_path / "new"
+  for folder in (old, new):
+    folder.mkdir()
+  for folders in ((old,), (old, new)):
+    with events.recording():
+      events.open_in(0, *folders)
+      for step in range(1, 4):
+        events.begin_step(step, compiles=False)
+        clock(1)
+  assert seconds_of(old)[-1] == ("end", 3, {"repeated": 3})
+  assert seconds_of(new) == [("start", 0, {}), ("end", 3, {"steps": 3})]

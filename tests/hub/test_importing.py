@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bertgpt import cli, files
+from bertgpt import cli, files, trees
 from bertgpt.errors import UserError
 from bertgpt.hub import importing, opening
 from bertgpt.runs import checkpoint
@@ -279,3 +279,40 @@ def test_errors_name_the_bucket_and_not_the_copy(in_bucket, name, content):
     opening.open_folder(in_bucket, "--init")
   line = str(error.value)
   assert str(in_bucket) in line and str(files.copy_locally(in_bucket)) not in line
+
+
+def test_a_run_of_this_program_is_not_imported(capsys, finished_bert, tuned, tmp_path):
+  for source in (finished_bert, tuned, tuned / "lr0.01-seed0"):
+    code, lines = run(capsys, "import", "--from", source, "--workdir", tmp_path / "run")
+    assert (code, len(lines)) == (2, 1) and "is a run of bertgpt" in lines[0]
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_transformers_may_hold_a_folder_of_checkpoints(capsys, exported_bert, tmp_path):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / "checkpoints").mkdir()
+  assert run(capsys, "fill", "--workdir", folder, "the [MASK] sees")[0] == 0
+
+
+def test_a_field_that_a_folder_has_under_another_name_is_called_by_that(
+    capsys, exported_bert, tmp_path):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  change_json("config.json", num_attention_heads=5)(folder)
+  code, lines = run(capsys, "import", "--from", folder, "--workdir", tmp_path / "run")
+  assert code == 65 and "num_attention_heads=5" in lines[0] and "model." not in lines[0]
+
+
+@pytest.mark.parametrize("names, is_equal", [
+    (["input_ids", "attention_mask"], True),
+    (["input_ids", "token_type_ids", "attention_mask"], False)])
+def test_segments_that_a_tokenizer_does_not_number_are_all_the_first(
+    capsys, exported_bert, tmp_path, names, is_equal):
+  """transformers then gives both texts of a pair the first one, and so must an export."""
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  change_json("tokenizer_config.json", model_input_names=names)(folder)
+  code, lines = run(capsys, "import", "--from", folder, "--workdir", tmp_path / "run")
+  assert code == 0
+  assert any("are equal to the first one" in line for line in lines) == is_equal
+  table = trees.named_leaves(checkpoint.restore_params(tmp_path / "run")[0])[
+      "embeddings/segment/embedding"]
+  assert len(table) == 2 and np.array_equal(table[0], table[1]) == is_equal

@@ -277,3 +277,12 @@ def test_a_gpt_is_refused(capsys, finished_gpt):
   code, out, lines = run(capsys, "fill", f"--workdir={finished_gpt}", "The [MASK]")
   assert (code, out, len(lines)) == (2, [], 1)
   assert "holds a GPT" in lines[0] and "`bertgpt generate`" in lines[0]
+
+
+def test_a_vocabulary_without_a_mask_hides_no_word(tmp_path):
+  """An XLNet may have such a vocabulary; its last piece is a word like any other."""
+  (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\nsees\nzebra\n")
+  tokenizer = load_tokenizer(tmp_path)
+  assert tokenizer.mask_id == -1
+  ids = fill.encode_template(tokenizer, "the [MASK] sees the zebra")
+  assert ids.tolist() == [4, -1, 5, 4, 6]

@@ -93,6 +93,13 @@ def test_bad_input_is_one_line(capsys, finished_gpt, files, monkeypatch, flags, 
   assert fragment in lines[0]
 
 
+def test_a_bert_has_no_stride(capsys, finished_bert, files):
+  """It scores whole lines, so a stride would say nothing."""
+  code, _, lines = run(capsys, "evaluate", f"--workdir={finished_bert}", "--stride=3",
+                       f"--suite=text={files}/a.txt")
+  assert code == 2 and "--stride=3: the model sees each line as a whole" in lines[-1]
+
+
 def test_lambada_is_not_for_a_bert(capsys, finished_bert, files):
   code, out, lines = run(capsys, "evaluate", f"--workdir={finished_bert}",
                          f"--suite=text={files}/a.txt,lambada={files}/a.jsonl")

@@ -377,7 +377,7 @@ def test_a_reader_names_the_steps_that_are_damaged(copy):
 
 
 def test_no_checkpoint_is_an_error_for_a_reader(tmp_path):
-  with pytest.raises(DataError, match="none was saved"):
+  with pytest.raises(DataError, match="no checkpoint was saved yet. Wait"):
     checkpoint.restore_params(tmp_path)
 
 
@@ -751,3 +751,9 @@ def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
     assert "File too large" in read_lines(processes[failing])[0]
     assert processes[failing].returncode == StorageError.exit_code
   assert checkpoint.committed_steps(tmp_path) == [1]
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_is_called_so(tmp_path):
+  (tmp_path / "checkpoints").symlink_to(tmp_path / "none" / "disk")
+  with pytest.raises(StorageError, match="is a link to .*/none/disk, which is not there. Mount it"):
+    open_checkpoints(tmp_path)

@@ -143,3 +143,10 @@ def test_steps_that_are_left_out_are_not_trained(program, copy):
   assert program.train(copy).returncode == 2
   result = program.train(copy, skip)
   assert result.returncode == 0, result.stderr
+
+
+def test_a_rollback_of_a_run_without_checkpoints_says_so(copy, capsys):
+  shutil.rmtree(copy / "checkpoints")
+  capsys.readouterr()
+  assert roll_back(copy, 0) == 65
+  assert "holds no checkpoint. Restore one from a backup" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from bertgpt.devices import preemption
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
-from bertgpt.training import sweep
+from bertgpt.training import sweep, sweep_processes
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
@@ -110,7 +110,7 @@ def stand_in_for_train(monkeypatch):
     folder.mkdir(parents=True)
     done.add(folder.name)
 
-  monkeypatch.setattr(sweep, "train", train)
+  monkeypatch.setattr(sweep_processes, "train_run", train)
   monkeypatch.setattr(sweep, "is_done", lambda folder, config: folder.name in done)
   monkeypatch.setattr(sweep, "final_scores", lambda folder: {"eval/loss": 1.5})
   return done
@@ -141,14 +141,14 @@ def test_a_run_that_diverges_does_not_keep_the_others_from_the_table(tmp_path, r
 
   def train(arguments, i):
     if i == 0:
-      sweep.check_end("run 0 of the sweep", DivergedError.exit_code, False)
+      sweep_processes.check_end("run 0 of the sweep", DivergedError.exit_code, False)
     done.add(f"{i:03d}")
 
   def train_mapped(configs, paths):
     done.add("001")
     raise DivergedError(f"{paths[0]}: step 3: loss or gradient not finite")
 
-  monkeypatch.setattr(sweep, "train", train)
+  monkeypatch.setattr(sweep_processes, "train_run", train)
   monkeypatch.setattr(sweep_command, "train_mapped", train_mapped)
   path.mkdir()
   assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}", *mapped]) == 70
@@ -221,7 +221,7 @@ def test_medians_over_seeds():
     ("0,1,2,3", ["0,2", "1,3"]), ("5", [None, None]), ("a,b", ["a", "b"]), ("", [None, None])])
 def test_parts_share_the_gpus(monkeypatch, gpus, shares):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-  found = [sweep.share_of_gpus(k, 2).get("CUDA_VISIBLE_DEVICES") for k in (0, 1)]
+  found = [sweep_processes.share_of_gpus(k, 2).get("CUDA_VISIBLE_DEVICES") for k in (0, 1)]
   assert found == shares
 
 
@@ -230,10 +230,11 @@ def test_the_gpus_of_a_container_are_numbered_from_0(tmp_path, monkeypatch):
   for name in ("nvidia4", "nvidia6", "nvidiactl", "nvidia-uvm"):
     (tmp_path / name).touch()
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-  monkeypatch.setattr(sweep, "pathlib", types.SimpleNamespace(Path={"/dev": tmp_path}.get))
-  assert [sweep.share_of_gpus(k, 2) for k in (0, 1)] == [
+  monkeypatch.setattr(sweep_processes, "pathlib",
+                      types.SimpleNamespace(Path={"/dev": tmp_path}.get))
+  assert [sweep_processes.share_of_gpus(k, 2) for k in (0, 1)] == [
       {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-  assert sweep.share_of_gpus(0, 3) == {}
+  assert sweep_processes.share_of_gpus(0, 3) == {}
 
 
 def parts(tmp_path, monkeypatch, script):
@@ -242,7 +243,7 @@ def parts(tmp_path, monkeypatch, script):
   program.write_text(f"#!/bin/sh\n{script}\n")
   program.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(program))
-  return lambda: sweep.train_parts([["--run=0/2"], ["--run=1/2"]], tmp_path / "w")
+  return lambda: sweep_processes.train_parts([["--run=0/2"], ["--run=1/2"]], tmp_path / "w")
 
 
 def test_parts_run_at_the_same_time(tmp_path, monkeypatch):
@@ -336,7 +337,7 @@ def test_ctrl_c_lets_the_run_save():
     try:
       os.kill(child.pid, signal.SIGINT)
       signal.setitimer(signal.ITIMER_REAL, 1)
-      assert sweep.wait(child) == (75, True)
+      assert sweep_processes.wait(child) == (75, True)
     finally:
       signal.signal(signal.SIGALRM, handler)
 
@@ -344,7 +345,7 @@ def test_ctrl_c_lets_the_run_save():
 def test_a_killed_run_is_no_success(monkeypatch):
   monkeypatch.setattr(sys, "executable", "/bin/false")
   with pytest.raises(UserError, match="exit code 1") as e:
-    sweep.train([], 3)
+    sweep_processes.train_run([], 3)
   assert e.value.exit_code == 1
 
 
@@ -354,7 +355,7 @@ def test_a_run_that_a_signal_killed_before_it_saved_is_resumed(monkeypatch, tmp_
   killed.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(killed))
   with pytest.raises(Preempted, match="ended before it saved its work. .* its last checkpoint"):
-    sweep.train([], 3)
+    sweep_processes.train_run([], 3)
 
 
 def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
@@ -363,7 +364,7 @@ def test_a_run_that_was_stopped_is_no_failure(monkeypatch, tmp_path):
   stopped.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(stopped))
   with pytest.raises(Preempted, match="stopped in run 3 of the sweep"):
-    sweep.train([], 3)
+    sweep_processes.train_run([], 3)
 
 
 def signal_the_sweep(folder, monkeypatch, before, after):
@@ -383,7 +384,7 @@ def test_a_signal_to_the_sweep_alone_reaches_its_run(monkeypatch, tmp_path, numb
   signal_the_sweep(tmp_path, monkeypatch, f"trap 'exit {Preempted.exit_code}' {name}",
                    f"kill -{name} $PPID\nfor i in $(seq 3000); do sleep 0.01; done")
   with pytest.raises(Preempted, match="stopped in run 2 of the sweep. The same"):
-    sweep.train([], 2)
+    sweep_processes.train_run([], 2)
 
 
 def test_parts_of_a_sweep_get_the_flags_that_were_given(recipe, tmp_path, monkeypatch):
@@ -393,7 +394,8 @@ def test_parts_of_a_sweep_get_the_flags_that_were_given(recipe, tmp_path, monkey
                   f"def get_config():\n  config = load({str(recipe)!r})\n"
                   "  config.log.trackers = 'wandb'\n  return config\n"
                   "get_sweep = lambda: [{'log.group': 'a'}, {'log.group': 'b'}]\n")
-  monkeypatch.setattr(sweep, "train_parts", lambda arguments, path: parts.extend(arguments))
+  monkeypatch.setattr(sweep_processes, "train_parts",
+                      lambda arguments, path: parts.extend(arguments))
   sweep.run(str(path), tmp_path / "runs", ["--config.seed=3"], max_parallel=2)
   assert [part[2:] for part in parts] == [["--config.seed=3", f"--run={i}/2"] for i in range(2)]
 
@@ -403,7 +405,7 @@ def test_a_signal_that_comes_when_a_run_is_done_still_ends_the_sweep(monkeypatch
   signal_the_sweep(tmp_path, monkeypatch, "trap '' TERM INT",
                    f"kill -{number.name[3:]} $PPID\nsleep 0.5")
   with pytest.raises(Preempted, match="stopped in run 2 of the sweep"):
-    sweep.train([], 2)
+    sweep_processes.train_run([], 2)
 
 
 def test_a_run_with_a_field_that_nothing_reads_is_refused_before_the_first(recipe, tmp_path):
@@ -474,7 +476,7 @@ def test_the_search_of_the_page_finds_the_best_and_ends_runs_that_are_behind(rec
 def test_a_run_that_diverges_while_the_sweep_is_stopped_ends_the_sweep():
   """Otherwise the next run would begin after the signal that asked to stop."""
   with pytest.raises(Preempted):
-    sweep.check_end("run 0", DivergedError.exit_code, True)
+    sweep_processes.check_end("run 0", DivergedError.exit_code, True)
 
 
 def test_the_median_of_what_is_not_a_number_is_none():

@@ -628,3 +628,14 @@ def test_pieces_that_no_text_yields_are_a_note(tmp_path, capsys):
   assert capsys.readouterr().err.startswith(
       f"note: {config.tokenizer.path}: no text yields 15% of its pieces, because texts are lower-")
   assert not corpus.open_corpus(tmp_path / "corpus", "train").tokenizer.note
+
+
+def test_a_source_that_includes_the_cache_is_refused(tmp_path):
+  """Every preparation would change the text of the next one."""
+  write_text(tmp_path / "text.txt", 40)
+  config = make_config(tmp_path)
+  config.data.source = f"text:{tmp_path}/**"
+  config.data.cache_dir = str(tmp_path / "cache")
+  for _ in range(2):  # The first one finds out only at its end.
+    with pytest.raises(ConfigError, match="includes .*/cache/.*, which this program has written"):
+      prepare.ensure_prepared(config, reports=False)

@@ -76,6 +76,12 @@ def make_arrow(writer):
   return file.getvalue()
 
 
+def make_stream(table, file):
+  """Writes what `datasets` does in `save_to_disk` and in its cache."""
+  with pyarrow.ipc.new_stream(file, table.schema) as f:
+    f.write_table(table)
+
+
 def make_ipc(table, file):
   with pyarrow.ipc.new_file(file, table.schema) as f:
     f.write_table(table)
@@ -87,6 +93,10 @@ BINARY |= {
                 "is a Parquet file, not text. Convert it .* data.source=parquet:.*a.txt#COLUMN"),
     "tar": (make_tar(), "is a tar archive, not text. Unpack it with tar -xf .*a.txt"),
     "Arrow": (make_arrow(make_ipc), "is an Arrow or Feather file, not text. Convert it"),
+    "Arrow stream": (make_arrow(make_stream), "is an Arrow or Feather file, not text. Convert it "
+                                              "with Dataset.to_parquet"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+                "is a Git LFS pointer, not text. Fetch the file itself with git lfs pull"),
     "Feather": (make_arrow(pyarrow.feather.write_feather), "is an Arrow or Feather file"),
 }
 

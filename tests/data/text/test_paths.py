@@ -1,12 +1,13 @@
 """A path that exists is read, whatever characters are in it; otherwise, it is a glob."""
 
 import glob
+import gzip
 import os
 
 import pytest
 from source_files import paragraphs, write
 
-from bertgpt.data.text import paths, sources
+from bertgpt.data.text import intake, paths, sources
 from bertgpt.errors import DataError
 
 NAMES = ["[a].txt", "a*.txt", "a?.txt", "a, b.txt", "a,text:b.txt", "a,pydocs,b.txt", "2*text:a",
@@ -125,3 +126,15 @@ def test_a_link_to_nothing_is_an_error_and_not_left_out(folder):
 def test_a_file_that_is_not_there_is_named(folder):
   with pytest.raises(DataError, match=r"no file matches 'a\[1\]#b.txt'"):
     sources.open_source("text:a[1]#b.txt")
+
+
+@pytest.mark.parametrize("name, ending, is_json", [
+    ("a.JSONL", ".jsonl", True), ("a.Json.GZ", ".json", True), ("a.TXT", ".txt", False)])
+def test_endings_are_the_same_in_capitals(name, ending, is_json):
+  assert paths.find_ending(name) == ending and paths.is_json_lines(name) is is_json
+
+
+def test_a_compression_is_known_by_its_ending_in_capitals(tmp_path):
+  (tmp_path / "a.txt.GZ").write_bytes(gzip.compress(b"text"))
+  with intake.open_file(str(tmp_path / "a.txt.GZ")) as f:
+    assert f.read() == b"text"

@@ -141,7 +141,7 @@ def test_special_tokens_have_the_names_that_the_folder_says(tmp_path, name):
     assert tokenizer.fingerprint() == ours.fingerprint()
     assert pieces_of(tokenizer, "the dog") == ["the", "<unknown>"]
   (folder / name).unlink()
-  with pytest.raises(DataError, match="is not a BERT vocabulary. It lacks"):
+  with pytest.raises(DataError, match=r"is not a BERT vocabulary. It lacks .*\. Give a file with"):
     tokenizers.load_tokenizer(folder)
 
 
@@ -846,3 +846,10 @@ def test_messages_name_the_place_in_the_bucket(bucket, name, content, is_file):
   with pytest.raises(DataError) as e:
     tokenizers.load_tokenizer(str(bucket / file if is_file else bucket))
   assert str(e.value).startswith(str(bucket / name)) and "bertgpt-" not in str(e.value)
+
+
+def test_a_piece_that_a_vocabulary_has_twice_is_named_with_its_lines(tmp_path):
+  path = tmp_path / "vocab.txt"
+  path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat\nthe\n")
+  with pytest.raises(DataError, match="It has the piece 'the' on lines 5 and 7. Remove the one"):
+    tokenizers.load_tokenizer(path)

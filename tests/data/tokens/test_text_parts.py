@@ -202,3 +202,19 @@ def test_a_file_may_leave_out_what_is_null_and_the_added_tokens(name):
   (ids, lengths), = text_parts.make_encoder(short)(texts)
   (expected, expected_lengths), = encode(texts)
   assert ids.tolist() == expected.tolist() and lengths.tolist() == expected_lengths.tolist()
+
+
+def test_a_run_of_spaces_is_not_divided():
+  """It may be one token, and a part may end in the middle of it."""
+  text = "".join(f"w{i % 9}" + " " * (1, 7, 20)[i % 3] for i in range(3000))
+  tokenizer = library.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+  tokenizer.train_from_iterator([text], trainers.BpeTrainer(
+      vocab_size=300, initial_alphabet=byte_level.alphabet(), show_progress=False))
+  tokenizer = tokenizers.ByteBPE(tokenizer.to_str().encode())
+  parts = [text[i:i + 50] for i in range(0, len(text), 50)]
+  divided = list(text_parts._divide(parts, functools.partial(
+      text_parts._starts_with, text_parts._spaces_of_bytes(tokenizer)), 1))
+  assert len(divided) > 20
+  found = np.concatenate(tokenizer.encode(["".join(group) for group in divided]))
+  np.testing.assert_array_equal(found, tokenizer.encode([text])[0])
