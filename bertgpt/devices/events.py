@@ -21,7 +21,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from bertgpt import console, files
@@ -240,9 +240,20 @@ def during(kind: str) -> Iterator[None]:
 
 def timed(kind: str, items: Iterable[T]) -> Iterator[T]:
   """Yields the items; the time until each of them is available counts as one of KINDS."""
+  return iterate_inside(lambda: during(kind), items)
+
+
+def iterate_inside(open_context: Callable[[], contextlib.AbstractContextManager],
+                   items: Iterable[T]) -> Iterator[T]:
+  """Yields the items, and waits for each of them inside a context.
+
+  Args:
+    open_context: returns a new context.
+    items: the items.
+  """
   iterator = iter(items)
   while True:
-    with during(kind):
+    with open_context():
       item = next(iterator, _END)
     if item is _END:
       return

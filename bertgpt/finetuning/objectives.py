@@ -234,7 +234,7 @@ def _same(outputs):
 
 
 # (kind of family, kind of task) -> head
-HEADS = {
+TASK_HEADS = {
     ("encoder", "classes"): _encoder_head(heads.EncoderClassifier, score_classes, _keep_logits,
                                           _likeliest),
     ("encoder", "values"): _encoder_head(heads.EncoderClassifier, score_values, _values, _same),
@@ -248,11 +248,11 @@ HEADS = {
 }
 
 
-def find_head(config: ConfigDict, kind: str) -> Head:
+def find_task_head(config: ConfigDict, kind: str) -> Head:
   """Returns the head of a kind of task for the family of a config.
 
   Args:
     config: config of the pretrained run.
     kind: kind of the task's outputs, as in `tasks.rows.Task`.
   """
-  return HEADS[families.find(config).kind, kind]
+  return TASK_HEADS[families.find(config).kind, kind]

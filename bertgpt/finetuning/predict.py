@@ -102,7 +102,7 @@ def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -
   kind, labels = trained.task["kind"], tuple(trained.task["labels"])
   config = from_json(trained.task["config"], finetune_config.base).task
   text_format = rows_lib.make_text_format(trained.tokenizer, trained.config.model, config)
-  head = task_objectives.find_head(trained.config, kind)
+  head = task_objectives.find_task_head(trained.config, kind)
   model = head.make_model(FrozenConfigDict(trained.config.model), len(labels))
   return Predictor(trained, inputs.FORMS[kind], Setting(config, text_format, labels), model, head,
                    jax.device_put(trained.params))

@@ -112,7 +112,7 @@ def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, tas
   Args:
     config, init, pretrained, task, path, stamp: see `Tuning`.
   """
-  head = task_objectives.find_head(pretrained.config, task.kind)
+  head = task_objectives.find_task_head(pretrained.config, task.kind)
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
   platform = jax.default_backend()
   return Tuning(config, init, pretrained, task, head, sharding.make_mesh(run), path, stamp,

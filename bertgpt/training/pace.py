@@ -9,14 +9,13 @@ saves. The others wait for the process with the largest own time, unless a devic
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from bertgpt.devices import peers
+from bertgpt.devices import events, peers
 
 EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
 T = TypeVar("T")
-_END: Any = object()
 
 
 class Pace:
@@ -35,14 +34,15 @@ class Pace:
 
   def timed(self, batches: Iterable[T]) -> Iterator[T]:
     """Yields the batches; the time until each of them is there counts as input."""
-    iterator = iter(batches)
-    while True:
-      begin = time.monotonic()
-      batch = next(iterator, _END)
+    return events.iterate_inside(self._reading, batches)
+
+  @contextlib.contextmanager
+  def _reading(self) -> Iterator[None]:
+    begin = time.monotonic()
+    try:
+      yield
+    finally:
       self._input_s += time.monotonic() - begin
-      if batch is _END:
-        return
-      yield batch
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:

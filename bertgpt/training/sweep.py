@@ -62,9 +62,10 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     mapped_fields.find([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
-      sweep_processes.train_parts([[f"--config={recipe}", f"--workdir={path}", *overrides,
-                    f"--run={share[0] + part * share[1]}/{share[1] * max_parallel}",
-                    *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
+      sweep_processes.train_parts([
+          [f"--config={recipe}", f"--workdir={path}", *overrides,
+           f"--run={share[0] + part * share[1]}/{share[1] * max_parallel}",
+           *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
     chosen = range(0)
   elif train_mapped:
     console.print_stdout("\n".join(names[i] for i in chosen))

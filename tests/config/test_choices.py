@@ -80,7 +80,7 @@ def test_tasks_and_heads_name_abilities():
   for entry in tasks.TASKS.values():
     assert entry.kind in families.ABILITIES
   for family in families.FAMILIES.values():
-    kinds = {kind for owner, kind in task_objectives.HEADS if owner == family.kind}
+    kinds = {kind for owner, kind in task_objectives.TASK_HEADS if owner == family.kind}
     assert family.abilities & {"classes", "values", "tokens", "spans"} <= kinds
 
 

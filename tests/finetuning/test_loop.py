@@ -297,7 +297,7 @@ def test_new_tokens_may_need_more_rows(family):
   trained = trained_lib.Trained(config, setup.model, params, None, 0, "")
   run = finetuning.run_config(config, finetuning.base(), steps=1, learning_rate=1e-5,
                               vocab_size=256 + rows_lib.NEW_TOKENS)
-  head = task_objectives.find_head(config, "classes")
+  head = task_objectives.find_task_head(config, "classes")
   training = steps.Setup(run, setup.mesh, head.make_model(FrozenConfigDict(run.model), 2),
                          head.make_objective(run, 0.5))
   with sharding.use_mesh(setup.mesh, run):

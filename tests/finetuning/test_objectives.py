@@ -27,7 +27,7 @@ def make_rows(kind, count=6, seed=0):
 
 def make_head(family, kind, **model):
   config = tiny.make_config("causal" if family == "decoder" else "mlm_nsp", **model)
-  head = task_objectives.find_head(config, kind)
+  head = task_objectives.find_task_head(config, kind)
   module = head.make_model(FrozenConfigDict(config.model), KINDS[kind])
   objective = head.make_objective(config, 0.5)
   params = jax.jit(lambda: steps.init_state(
@@ -68,7 +68,7 @@ def expected_loss(kind, outputs, rows):
   return np.mean(losses)
 
 
-CASES = list(task_objectives.HEADS)
+CASES = list(task_objectives.TASK_HEADS)
 
 
 @pytest.mark.parametrize("family, kind", CASES)

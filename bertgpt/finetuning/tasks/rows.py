@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
   Attributes:
     name: key of `tasks.TASKS`.
-    kind: kind of the outputs; with the kind of the family, a key of `objectives.HEADS`.
+    kind: kind of the outputs; with the kind of the family, a key of `objectives.TASK_HEADS`.
     labels: names of the model's C outputs.
     train: rows of the training set.
     evals: sets to predict; the first is the dev set.
