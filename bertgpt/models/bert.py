@@ -72,7 +72,7 @@ class Bert(nn.Module):
     """
     x_BLD = self.embeddings(inputs.tokens_BL, inputs.positions_BL, inputs.segment_ids_BL)
     visibility = Visibility(inputs.sequence_ids_BL, inputs.lengths_B)
-    x_BLD, _ = self.encoder(x_BLD, layers.Context(visibility, inputs.positions_BL))
+    x_BLD, _ = self.encoder(x_BLD, layers.SharedInputs(visibility, inputs.positions_BL))
     return self.final_norm(x_BLD) if self.config.norm == "pre" else x_BLD
 
   def pool(self, x: jax.Array) -> jax.Array:

@@ -163,7 +163,7 @@ def _replace(config, **fields):
 
 def _encode(stack, x_BLD, inputs):
   visibility = Visibility(inputs.sequence_ids_BL, inputs.lengths_B)
-  return stack(x_BLD, layers.Context(visibility, inputs.positions_BL))[0]
+  return stack(x_BLD, layers.SharedInputs(visibility, inputs.positions_BL))[0]
 
 
 MODEL = Electra

@@ -56,7 +56,7 @@ class Gpt(nn.Module):
       inputs: tokens; the positions to predict are not read.
     """
     visibility = Visibility(inputs.sequence_ids_BL, inputs.lengths_B, causal=True)
-    x_BLD, _ = self._decode(inputs.tokens_BL, layers.Context(visibility, inputs.positions_BL))
+    x_BLD, _ = self._decode(inputs.tokens_BL, layers.SharedInputs(visibility, inputs.positions_BL))
     return x_BLD
 
   def extend(self, tokens_BL: jax.Array, positions_BL: jax.Array,
@@ -70,7 +70,7 @@ class Gpt(nn.Module):
     Returns:
       [B, L, D] in the compute dtype, and the new cache.
     """
-    return self._decode(tokens_BL, layers.Context(None, positions_BL), cache)
+    return self._decode(tokens_BL, layers.SharedInputs(None, positions_BL), cache)
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns vocabulary logits, float32 [..., V].

@@ -24,7 +24,7 @@ def make_group(block: Any, length: int, unroll: int) -> type[nn.Module]:
                             split_rngs={"params": False}, unroll=unroll)(self.config)
       nn.share_scope(self, self.layers)
 
-    def __call__(self, x_BLD, context, cache, kinds):
-      return self.layers(x_BLD, context, cache, kinds)
+    def __call__(self, x_BLD, shared, cache, of_layers):
+      return self.layers(x_BLD, shared, cache, of_layers)
 
   return Group

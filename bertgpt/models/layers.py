@@ -102,7 +102,7 @@ def make_norm(config: FrozenConfigDict, name: str | None) -> nn.Module:
   return Norm(config, name=name)
 
 
-class Context(NamedTuple):
+class SharedInputs(NamedTuple):
   """Inputs of every layer in addition to the features; they pass unchanged through the scan.
 
   Attributes:
@@ -116,13 +116,13 @@ class Context(NamedTuple):
   rope: jax.Array | None = None
 
 
-class Kind(NamedTuple):
-  """How a layer differs from the others; for the scan, arrays with a value per layer.
+class LayerInputs(NamedTuple):
+  """Inputs that each layer has for itself; for the scan, arrays with a value per layer.
 
   Attributes:
     is_first: bool, whether it reads the embeddings; None: the first layer is like the others.
     is_global: bool, whether its queries see all keys in spite of `config.window`; None: all layers
-      are of one kind.
+      are alike.
     keys: its dropout keys; None: no dropout.
   """
 
@@ -131,16 +131,16 @@ class Kind(NamedTuple):
   keys: LayerKeys | None = None
 
 
-def make_kinds(config: FrozenConfigDict) -> Kind:
-  """Returns the kinds of all layers, bool [layers] each.
+def make_layer_inputs(config: FrozenConfigDict) -> LayerInputs:
+  """Returns how the layers differ, bool [layers] each; their keys are None.
 
   Args:
     config: `config.model`.
   """
   # NumPy constants, so that XLA knows the kernel of each layer of an unrolled loop.
   at, every = np.arange(config.num_layers), config.global_every
-  return Kind(at == 0 if config.norm == "pre" and config.skip_first_norm else None,
-              at % every == 0 if config.window and every else None)
+  return LayerInputs(at == 0 if config.norm == "pre" and config.skip_first_norm else None,
+                     at % every == 0 if config.window and every else None)
 
 
 class Attention(nn.Module):
@@ -150,13 +150,13 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, query_BLD: jax.Array, key_BLD: jax.Array, value_BLD: jax.Array,
-               context: Context, cache: Cache | None,
-               kind: Kind) -> tuple[jax.Array, Cache | None]:
+               shared: SharedInputs, cache: Cache | None,
+               own: LayerInputs) -> tuple[jax.Array, Cache | None]:
     """Returns features [B, L, D], and the keys and values of these tokens if there is a cache.
 
     Args:
       query_BLD, key_BLD, value_BLD: the same features, from `fork`, for each of the projections.
-      context, cache, kind: see `Stack`.
+      shared, cache, own: see `Stack`.
     """
     config = self.config
     width, heads = config.width, config.num_heads
@@ -165,19 +165,19 @@ class Attention(nn.Module):
     q_BLNH = project("query", query_BLD)
     k_BLNH = project("key", key_BLD)
     v_BLNH = project("value", value_BLD)
-    if context.rope is not None:
-      q_BLNH, k_BLNH = (rope.rotate(x, context.rope, kind.is_global) for x in (q_BLNH, k_BLNH))
+    if shared.rope is not None:
+      q_BLNH, k_BLNH = (rope.rotate(x, shared.rope, own.is_global) for x in (q_BLNH, k_BLNH))
     new = None
     if cache is None:
-      visibility = dataclasses.replace(context.visibility, window=config.window or None,
-                                       is_global=kind.is_global)
+      visibility = dataclasses.replace(shared.visibility, window=config.window or None,
+                                       is_global=own.is_global)
       x_BLD = attention.attend(
           q_BLNH, k_BLNH, v_BLNH, visibility, kernel=config.attention,
-          dropout=config.attention_dropout, dropout_key=kind.keys and kind.keys.attention)
+          dropout=config.attention_dropout, dropout_key=own.keys and own.keys.attention)
     else:
       new = Cache(k_BLNH, v_BLNH)
-      x_BLD = attention.attend_cached(q_BLNH, cache.insert(new, context.positions_BL),
-                                      context.positions_BL, config.window, kind.is_global)
+      x_BLD = attention.attend_cached(q_BLNH, cache.insert(new, shared.positions_BL),
+                                      shared.positions_BL, config.window, own.is_global)
     return make_dense(config, width, "out", residual_std(config))(x_BLD), new
 
 
@@ -221,28 +221,28 @@ class Block(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, context: Context, cache: Cache | None,
-               kind: Kind) -> tuple[jax.Array, Cache | None]:
+  def __call__(self, x_BLD: jax.Array, shared: SharedInputs, cache: Cache | None,
+               own: LayerInputs) -> tuple[jax.Array, Cache | None]:
     """Returns the features [B, L, D] after the MLP, and the keys and values as `Attention` does."""
     config = self.config
     attend, mlp = Attention(config, name="attention"), Mlp(config, name="mlp")
     attention_norm, mlp_norm = make_norm(config, "attention_norm"), make_norm(config, "mlp_norm")
-    _, output_key, mlp_key = kind.keys or LayerKeys(None, None, None)
+    _, output_key, mlp_key = own.keys or LayerKeys(None, None, None)
     drop_output = functools.partial(drop, rate=config.dropout, key=output_key)
     drop_mlp = functools.partial(drop, rate=config.dropout if config.dropout_at == "all" else 0.0,
                                  key=mlp_key)
     if config.norm == "post":
       # `Attention` cannot fork x itself, because the residual connection uses x, too.
       query_BLD, key_BLD, value_BLD, x_BLD = fork(x_BLD, 4)
-      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, context, cache, kind)
+      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, shared, cache, own)
       x_BLD = attention_norm(checkpoint_name(x_BLD + drop_output(y_BLD), SAVED))
       x_BLD = mlp_norm(checkpoint_name(x_BLD + drop_mlp(mlp(x_BLD)), SAVED))
     else:
       y_BLD = attention_norm(x_BLD)
-      if kind.is_first is not None:
-        y_BLD = jnp.where(kind.is_first, x_BLD, y_BLD)
+      if own.is_first is not None:
+        y_BLD = jnp.where(own.is_first, x_BLD, y_BLD)
       query_BLD, key_BLD, value_BLD = fork(y_BLD, 3)
-      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, context, cache, kind)
+      y_BLD, new = attend(query_BLD, key_BLD, value_BLD, shared, cache, own)
       x_BLD = checkpoint_name(x_BLD + drop_output(y_BLD), SAVED)
       x_BLD = x_BLD + drop_mlp(mlp(mlp_norm(x_BLD)))
     x_BLD = constrain(x_BLD, "batch", None, None)
@@ -263,13 +263,13 @@ class Stack(nn.Module):
   config: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BLD: jax.Array, context: Context,
+  def __call__(self, x_BLD: jax.Array, shared: SharedInputs,
                cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
     """Returns the features [B, L, D] and the cache with these tokens.
 
     Args:
       x_BLD: embeddings, in the compute dtype.
-      context: visibility and positions.
+      shared: visibility and positions.
       cache: keys and values of the tokens before these. Every row is then one sequence, and a
         token sees the cached tokens before its position. None: no cache is read or returned.
     """
@@ -285,16 +285,16 @@ class Stack(nn.Module):
     lengths: tuple[int, ...] = (groups,)
     if groups < config.num_layers:
       body, lengths = make_group(body, inner, unroll), (groups, inner)
-    kinds = jax.tree.map(lambda x: x.reshape(lengths), make_kinds(config))
-    kinds = kinds._replace(keys=make_layer_keys(self, "layers", lengths))
+    of_layers = jax.tree.map(lambda x: x.reshape(lengths), make_layer_inputs(config))
+    of_layers = of_layers._replace(keys=make_layer_keys(self, "layers", lengths))
     if config.position == "rope":
-      context = context._replace(rope=rope.make_tables(config, context.positions_BL))
+      shared = shared._replace(rope=rope.make_tables(config, shared.positions_BL))
     layers = nn.scan(body, length=groups, in_axes=(nn.broadcast, 0, 0),
                      variable_axes={"params": 0, "intermediates": 0},
                      split_rngs={"params": True}, unroll=outer_unroll)(config, name="layers")
-    x_BLD, new = layers(x_BLD, context, cache, kinds)
+    x_BLD, new = layers(x_BLD, shared, cache, of_layers)
     # The layers only read their part of the cache, which is then written once, in place.
-    return x_BLD, None if cache is None else cache.insert(new, context.positions_BL)
+    return x_BLD, None if cache is None else cache.insert(new, shared.positions_BL)
 
 
 def gather(x_BLD: jax.Array, positions_BK: jax.Array) -> jax.Array:

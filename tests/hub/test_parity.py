@@ -325,8 +325,8 @@ def test_an_exported_model_computes_the_same(objective, model):
     ("mlm", TINY_ENCODER), ("mlm", TINY_ENCODER | {"pooling": "mean"})])
 def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
   config = tiny.make_config(objective, **changes)
-  model = task_objectives.TASK_HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
-                                                            len(labels))
+  head = task_objectives.TASK_HEADS["encoder", kind]
+  model = head.make_model(FrozenConfigDict(config.model), len(labels))
   batch = make_batch(config)
   inputs = Inputs.of(batch)
   params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
@@ -362,8 +362,8 @@ def test_a_fine_tuned_model_computes_the_same(objective, changes, kind, labels):
 def test_a_fine_tuned_gpt_computes_the_same(changes, kind, labels):
   """Rows of several lengths in one batch; the outputs of transformers have no bias."""
   config = tiny.make_config("causal", **changes)
-  model = task_objectives.TASK_HEADS["decoder", kind].make_model(FrozenConfigDict(config.model),
-                                                            len(labels))
+  head = task_objectives.TASK_HEADS["decoder", kind]
+  model = head.make_model(FrozenConfigDict(config.model), len(labels))
   batch = make_batch(config)
   inputs = Inputs.of(batch)
   params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]

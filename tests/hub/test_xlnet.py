@@ -140,7 +140,8 @@ def test_rows_are_padded_on_the_side_that_transformers_expects(kind, name, side,
   config = tiny.make_config("plm", vocab_size=tokenizer.vocab_size)
   model = models.make_model(config)
   if kind:
-    model = task_objectives.TASK_HEADS["encoder", kind].make_model(FrozenConfigDict(config.model), 2)
+    head = task_objectives.TASK_HEADS["encoder", kind]
+    model = head.make_model(FrozenConfigDict(config.model), 2)
   inputs = Inputs.of_texts(np.zeros((1, 8), np.int32), np.array([8]), cls_last=True)
   params = jax.device_get(tiny.random_params(model, inputs))
   tuning = finetune_config.base()
@@ -163,8 +164,8 @@ def test_a_fine_tuned_model_computes_the_same(kind, labels):
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   config = tiny.make_config("plm")
-  model = task_objectives.TASK_HEADS["encoder", kind].make_model(FrozenConfigDict(config.model),
-                                                            len(labels))
+  head = task_objectives.TASK_HEADS["encoder", kind]
+  model = head.make_model(FrozenConfigDict(config.model), len(labels))
   rng = np.random.default_rng(0)
   lengths = [16, 11, 7]
   tokens = rng.integers(5, tiny.VOCAB, (3, 16))
