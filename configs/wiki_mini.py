@@ -8,8 +8,8 @@ Hardware   Two CPU cores, 45 minutes.
 Expected   With 14.7 M tokens of Wikipedia and of old books, on held-out text:
              step              1000  2000  3000  4000  4500  no context
              tokens per row      16    16    64    64    64
-             MLM perplexity     369   283   200   150   133        1145
-             NSP accuracy, %   93.9  93.6  66.2  70.5  74.3        61.8
+             MLM perplexity     387   283   192   138   121        1115
+             NSP accuracy, %   92.4  92.2  67.1  74.9  75.0        55.8
            Without context, the unigram model predicts tokens, and NSP accuracy is the share of the
            larger class in rows of 64. Most rows of 16 tokens have a single sentence as A, whose B
            is always random.
