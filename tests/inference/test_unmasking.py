@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bertgpt import cli
+from bertgpt import config as config_lib
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
@@ -126,3 +127,15 @@ def test_the_command_unmasks_in_steps_and_a_gpt_refuses_them(capsys, finished_di
 def test_other_encoders_do_not_generate(capsys, finished_bert):
   assert cli.main(["generate", "--prompt=The", f"--workdir={finished_bert}"]) == 2
   assert "which cannot continue a text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room, is_noted", [(0, False), (1, True)])
+def test_the_marks_of_a_row_count_when_it_is_longer_than_those_of_the_training(
+    diffuser, capsys, room, is_noted):
+  config = diffuser.config.copy_and_resolve_references()
+  config.phases = (config_lib.phase(steps=diffuser.step, seq_len=32),)
+  trained = diffuser._replace(config=config)
+  added = 32 + room - unmasking.NUM_MARKS - len(encode(diffuser, "The cat")[0])
+  capsys.readouterr()
+  generate.generate(trained, ["The cat"], max_tokens=added, steps=1)
+  assert ("more tokens than the rows of the training (32)" in capsys.readouterr().err) == is_noted

@@ -485,3 +485,9 @@ def test_a_run_whose_losses_were_lost_has_a_report_without_curves(finished_bert,
   report.write(bert.finished._replace(path=tmp_path))
   assert "MLM accuracy" in (tmp_path / "report.md").read_text()
   assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("value, shown", [
+    (77.84, "77.8"), (999999.4, "999999.4"), (1.23e304, "1.2e+304")])
+def test_a_perplexity_fits_into_its_column(value, shown):
+  assert report.show_perplexity(value) == shown
