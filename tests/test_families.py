@@ -28,9 +28,9 @@ METHODS = {
 }
 METHODS_OF_HEADS = {
     ("encoder", "classes"): ("pool",), ("encoder", "values"): ("pool",),
-    ("encoder", "tokens"): ("read_tokens",), ("encoder", "spans"): ("read_tokens",),
-    ("decoder", "classes"): ("read_text", "predict_next"),
-    ("decoder", "values"): ("read_text", "predict_next"),
+    ("encoder", "tokens"): ("token_features",), ("encoder", "spans"): ("token_features",),
+    ("decoder", "classes"): ("text_features", "predict_next"),
+    ("decoder", "values"): ("text_features", "predict_next"),
 }
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64, "max_positions": tiny.LENGTH,
          "vocab_size": tiny.VOCAB}

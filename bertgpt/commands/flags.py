@@ -65,11 +65,13 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], in
   most = MAX_WHOLE if kind is int and high == math.inf else high
 
   def read(text: str) -> int | float:
+    value: int | float = math.nan
     with contextlib.suppress(ValueError):
       if low <= (value := kind(text)) <= most and value < math.inf:
         return value
     limit = "" if most == math.inf else f" and at most {most}"
-    what = "a whole number" if kind is int else "a finite number"
+    what = ("a whole number" if kind is int else
+            "a finite number" if value == math.inf else "a number")
     raise argparse.ArgumentTypeError(f"{text}: give {what} of at least {low}{limit}")
   return read
 

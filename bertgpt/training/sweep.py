@@ -62,10 +62,11 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     mapped_fields.find([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
-      sweep_processes.train_parts([
-          [f"--config={recipe}", f"--workdir={path}", *overrides,
-           f"--run={share[0] + part * share[1]}/{share[1] * max_parallel}",
-           *["--mapped"] * bool(train_mapped)] for part in range(max_parallel)], path)
+      first = [f"--config={recipe}", f"--workdir={path}", *overrides]
+      parts = [f"--run={share[0] + k * share[1]}/{share[1] * max_parallel}"
+               for k in range(max_parallel)]
+      is_mapped = ["--mapped"] * bool(train_mapped)
+      sweep_processes.train_parts([[*first, part, *is_mapped] for part in parts], path)
     chosen = range(0)
   elif train_mapped:
     console.print_stdout("\n".join(names[i] for i in chosen))

@@ -128,9 +128,8 @@ def test_weights_that_were_kept_before_stay(tuning, finished_bert, tmp_path, cap
 
 def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
   best = tuned / "lr0.01-seed0"
-  for path, fragment in ((best, "holds a model fine-tuned on sst2, which only `bertgpt export` and "
-                          "`bertgpt predict` read"),
-                         (tuned, "is a fine-tuning workdir, which only `bertgpt export`")):
+  for path, fragment in ((best, "holds a model fine-tuned on sst2. Use it with `bertgpt predict`"),
+                         (tuned, "is a fine-tuning workdir. Use it with `bertgpt predict`, ")):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--workdir {path}: {fragment}" in line

@@ -62,7 +62,7 @@ def test_unknown_words_are_unknown_unless_the_family_reads_words(tuned):
   predictor = predict.open_predictor(tuned)
   old = predictor.trained.tokenizer
   tokenizer = tokenizers.Words(pipelines.serialize(pipelines.words_pipeline(
-      {piece: i for i, piece in enumerate(old.pieces)}, True, old.pieces[old.unk_id])))
+      {piece: i for i, piece in enumerate(old.pieces)}, True)))
   trained = predictor.trained._replace(tokenizer=tokenizer)
   predictor = predictor._replace(trained=trained, setting=predictor.setting._replace(
       text_format=predictor.setting.text_format._replace(tokenizer=tokenizer)))

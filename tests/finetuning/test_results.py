@@ -37,8 +37,8 @@ def make_runs(values):
 
 def test_what_scores_compare_with_is_part_of_the_identity(tmp_path):
   """A question has only one label, but several right answers."""
-  model = types.SimpleNamespace(params={}, step=1, corpus="", tokenizer=types.SimpleNamespace(
-      fingerprint=lambda: ""))
+  tokenizer = types.SimpleNamespace(fingerprint=lambda: "")
+  model = types.SimpleNamespace(params={}, step=1, corpus_identity="", tokenizer=tokenizer)
   rows = rows_lib.Rows([], [], np.zeros(0, np.int32))
 
   def make(gold):

@@ -73,7 +73,8 @@ def test_the_language_of_an_imported_model_is_not_known(finished_bert, tuned):
   trained = trained_lib.load_trained(finished_bert)
   fine_tuned = trained_lib.load_any(tuned / "lr0.01-seed0")
   assert model_card.language_line(fine_tuned) == 'language: "en"\n'
-  for imported in (trained._replace(step=0, corpus=""), fine_tuned._replace(corpus="")):
+  for imported in (trained._replace(step=0, corpus_identity=""),
+                   fine_tuned._replace(corpus_identity="")):
     assert not model_card.language_line(imported)
     imported.config.data.language = "de"
     assert model_card.language_line(imported) == 'language: "de"\n'

@@ -51,7 +51,7 @@ def test_the_published_config_is_the_preset():
 
 @pytest.mark.parametrize("key, value", [
     ("d_head", 32), ("attn_type", "uni"), ("bi_data", True), ("clamp_len", 400),
-    ("same_length", True), ("untie_r", False), ("summary_type", "mean")])
+    ("same_length", True), ("untie_r", False)])
 def test_a_model_that_cannot_be_computed_is_refused_by_its_key(key, value):
   with pytest.raises(DataError, match=key):
     conversion._read_fields(xlnet.LM, PUBLISHED | {key: value}, ())
@@ -227,3 +227,11 @@ def test_a_run_from_text_to_transformers(objective, tmp_path, capsys):
   names = tokenizer.convert_ids_to_tokens(ids["input_ids"])
   assert names[-2:] == ["[SEP]", "[CLS]"] and names.count("[SEP]") == 2
   assert ids["token_type_ids"][-1] == 2 and sorted(set(ids["token_type_ids"])) == [0, 1, 2]
+
+
+def test_settings_of_heads_that_are_not_read_do_not_matter():
+  """The head of pretraining has no summary."""
+  changed = PUBLISHED | {"summary_type": "first", "summary_use_proj": False,
+                         "summary_activation": None}
+  read = lambda content: conversion._read_fields(xlnet.LM, content, ())
+  assert read(changed) == read(PUBLISHED)

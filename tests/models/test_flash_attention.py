@@ -148,7 +148,7 @@ def test_a_row_may_have_more_weights_than_numbers_of_32_bits():
   """Indices of the dropout mask wrap around in the plain path, too."""
   x = jax.ShapeDtypeStruct((1, 16_384, 16, 64), "bfloat16")
   attend = functools.partial(flash_attention.attend, causal=True, window=None, rate=0.1)
-  found = jax.eval_shape(lambda q, ids, words: attend(q, q, q, ids, words=words), x,
+  found = jax.eval_shape(lambda q, ids, key_data: attend(q, q, q, ids, key_data=key_data), x,
                          jax.ShapeDtypeStruct((1, 16_384), "int32"), WORDS)
   assert found.shape == (1, 16_384, 16 * 64)
 

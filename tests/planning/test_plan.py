@@ -140,7 +140,7 @@ def test_the_command(capsys, recipe):
     (["--topology=v5e:4x5"], "--topology=v5e:4x5: a slice of v5e has two sides"),
     (["--topology=v5e:1x1", "--price_per_chip_hour=-1"], "-1: give a number of at least 0"),
     (["--topology=v5e:1x1", "--price_per_chip_hour=nan"], "nan: give a number of at least 0"),
-    (["--topology=v5e:1x1", "--price_per_chip_hour=inf"], "inf: give a number of at least 0"),
+    (["--topology=v5e:1x1", "--price_per_chip_hour=inf"], "inf: give a finite number of at least"),
     ([], "required: --topology")])
 def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
   code = cli.main(["plan", f"--config={recipe}", *arguments])

@@ -377,13 +377,14 @@ def test_a_browser_changes_the_axes(tmp_path, browser):
   assert heights[0] == sorted(heights[0])  # The loss falls, so the curve goes down the page.
 
 
-def test_a_description_without_a_reference_is_refused(run, capsys):
+def test_a_description_without_a_reference_is_refused(tmp_path, capsys):
+  run = make_run(tmp_path / "run")
   assert cli.main(["compare", str(run), "--about", "my text"]) == 2
   assert "--about belongs to --save_reference" in capsys.readouterr().err
 
 
-def test_a_damaged_list_of_steps_that_are_left_out_is_named(run, tmp_path, capsys):
-  copy = shutil.copytree(run, tmp_path / "copy")
+def test_a_damaged_list_of_steps_that_are_left_out_is_named(tmp_path, capsys):
+  copy = make_run(tmp_path / "copy")
   text = (copy / "config.json").read_text()
   (copy / "config.json").write_text(text.replace('"skip_steps": []', '"skip_steps": [5]'))
   assert cli.main(["compare", str(copy), f"--out={tmp_path}/a.html"]) == 2

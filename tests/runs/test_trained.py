@@ -34,8 +34,8 @@ def test_scores_of_a_run_in_bfloat16_are_those_of_its_weights_in_float32(narrow)
   found = trained_lib.load_trained(narrow)
   config = found.config.copy_and_resolve_references()
   config.model.dtype = "float32"
-  exact = trained_lib.make_trained(config, found.params, found.tokenizer, found.step, found.corpus,
-                                   dtype="")
+  exact = trained_lib.make_trained(config, found.params, found.tokenizer, found.step,
+                                   found.corpus_identity, dtype="")
   asked = trained_lib.load_trained(narrow, dtype="bfloat16")
   as_trained = trained_lib.load_trained(narrow, dtype="")
   for a, b, c, d in zip(*(score(x, texts) for x in (found, exact, asked, as_trained)), strict=True):

@@ -23,7 +23,7 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode, publishing
 from bertgpt.data.corpus.splits import assign_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
-from bertgpt.data.text import paths, sources
+from bertgpt.data.text import digests, paths, sources
 from bertgpt.data.text.documents import Document, check_language, cut_sentences
 from bertgpt.data.text.pieces import WHOLE, Part
 from bertgpt.data.tokens import tokenizers, training
@@ -224,16 +224,18 @@ def check_sources(config: ConfigDict, folder: pathlib.Path) -> None:
   Raises:
     ConfigError: it has; the message names the file.
   """
-  folders = (files.make_path(config.data.cache_dir), folder)
-  own = [os.path.realpath(path) + os.sep for path in folders if not files.is_remote(path)]
+  cache = files.make_path(config.data.cache_dir)
+  own = [] if files.is_remote(folder) else [os.path.realpath(folder) + os.sep]
+  if not files.is_remote(cache):  # Files of the user may lie there too.
+    own += [os.path.realpath(cache / name) for name in ("corpus-", ".corpus-", digests.CACHE)]
   matched = (path for source in sources.parse(config.data.source)
              if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
              for path in paths.find_files(source.target))
   for path in matched:
-    if place := next((place for place in own if os.path.realpath(path).startswith(place)), ""):
+    if os.path.realpath(path).startswith(tuple(own)):
       raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
-                        f"written. Let it match no files in {place}, or set data.cache_dir to a "
-                        "folder elsewhere")
+                        "written. Let it match no such files, or set data.cache_dir to a folder "
+                        "elsewhere")
 
 
 def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,
