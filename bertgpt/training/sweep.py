@@ -62,11 +62,10 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     mapped_fields.find([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
-      first = [f"--config={recipe}", f"--workdir={path}", *overrides]
-      parts = [f"--run={share[0] + k * share[1]}/{share[1] * max_parallel}"
-               for k in range(max_parallel)]
-      is_mapped = ["--mapped"] * bool(train_mapped)
-      sweep_processes.train_parts([[*first, part, *is_mapped] for part in parts], path)
+      flags_of_all = [f"--config={recipe}", f"--workdir={path}", *overrides,
+                      *["--mapped"] * bool(train_mapped)]
+      sweep_processes.train_parts(
+          [[*flags_of_all, part] for part in divide(share, max_parallel)], path)
     chosen = range(0)
   elif train_mapped:
     console.print_stdout("\n".join(names[i] for i in chosen))
@@ -96,6 +95,17 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
   console.print_stdout("\n".join(console.format_table(table)))
   if medians := medians_over_seeds(table):
     console.print_stdout("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
+
+
+def divide(share: tuple[int, int], number: int) -> list[str]:
+  """Returns the flags --run of the parts of a share.
+
+  Args:
+    share: (i, n), see `run`.
+    number: number of parts.
+  """
+  first, step = share
+  return [f"--run={first + part * step}/{step * number}" for part in range(number)]
 
 
 @contextlib.contextmanager
