@@ -41,7 +41,8 @@ class Progress:
       of_total = f" of {self._total:,}" if self._total else ""
       left = (f", {describe_seconds((self._total - self.done) / rate)} left"
               if self._total and rate else "")
-      console.say(f"{self.done:,}{of_total} {self._unit}, {rate:,.0f} per second{left}")
+      shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+      console.say(f"{self.done:,}{of_total} {self._unit}, {shown} per second{left}")
     return self.done
 
 

@@ -1,7 +1,6 @@
 """`bertgpt compare`: a table and a page of several runs."""
 
 import argparse
-import pathlib
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
@@ -18,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="also show the curves of an earlier training, and say whether the runs "
                            "are on course: name of a recipe, such as demo, or a file of "
                            "--save_reference; may be repeated")
-  parser.add_argument("--out", type=flags.local_path, default=pathlib.Path("compare.html"),
+  parser.add_argument("--out", type=flags.local_path, default="compare.html",
                       metavar="FILE", help="page to write; default: compare.html")
   parser.add_argument("--save_reference", type=flags.local_path, metavar="FILE",
                       help="write a reference for later runs (a few KB): the mean and the band of "

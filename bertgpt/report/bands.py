@@ -217,7 +217,8 @@ def course(run: Compared, reference: Compared) -> Course:
                          f"{value:.3g} is {side} {low:.3g} to {high:.3g}; {len(outside)} of "
                          f"{number} points are outside")
   if not summary:
-    return Course(None, f"not compared: {run.name} and {name} have no point in common yet")
+    when = "" if run.steps >= run.total_steps else " yet"
+    return Course(None, f"not compared: {run.name} and {name} have no point in common{when}")
   return Course(True, f"on course: {run.name} is in {name} up to step {last}; {summary}")
 
 

@@ -130,8 +130,9 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
   if config.data.corpus and path and tokenizer.fingerprint() not in {
       prepare.load_tokenizer(config, is_saved).fingerprint() for is_saved in (False, True)}:
     raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
-                      f"data.corpus={config.data.corpus} was prepared with. Leave tokenizer.path "
-                      "empty, or leave data.corpus empty to prepare data.source again")
+                      f"data.corpus={config.data.corpus} was prepared with. Leave data.corpus "
+                      "empty, so that data.source is prepared with this tokenizer, or leave "
+                      "tokenizer.path empty")
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.vocab_size not in (0, tokenizer.vocab_size):

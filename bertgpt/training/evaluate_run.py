@@ -22,6 +22,9 @@ from bertgpt.training.steps import make_setup
 # and the dtype. All others determine the model, or the meaning of its scores. `tokenizer.path` may
 # differ, because the fingerprints of the tokenizers are compared.
 MAY_DIFFER = (*corpora.TEXT_FIELDS, "tokenizer.path", "model.dtype")
+# Fields about which the folder of an imported model says nothing.
+MASKING = ("objective.mask_prob", "objective.replace_with_mask", "objective.replace_with_random",
+           "objective.whole_words", "objective.ngram", "objective.mask_rule")
 
 
 def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
@@ -53,7 +56,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
                      f"{', '.join(families.HEADS[head] for head in trained.fresh)}")
   config = override(trained.config, overrides)
   phase_index = _find_phase(trained, config)
-  check_same_model(trained.config, config, phase_index)
+  check_same_model(trained.config, config, phase_index, MASKING if not trained.step else ())
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
     config.tokenizer.path = str(path / "tokenizer")  # A newly trained one would differ.
@@ -92,8 +95,10 @@ def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: Conf
                          "validation")
   cluster.say_once(describe_unknown(held_out.manifest))
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
-    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. "
-                      f"Add --config.tokenizer.path={path}/tokenizer")
+    remedy = ("Leave data.corpus out and name its data.source, which is then prepared with the "
+              "tokenizer of the run" if config.data.corpus else
+              f"Add --config.tokenizer.path={path}/tokenizer")
+    raise ConfigError(f"--workdir {path}: the corpus was prepared with another tokenizer. {remedy}")
   if held_out.identity != trained.corpus_identity:
     cluster.say_once(f"note: {held_out.path} is not the corpus of this run; the run may have been "
                      "trained on its documents")
@@ -128,7 +133,8 @@ def _other_text(trained, config):
   return [field for field in corpora.TEXT_FIELDS if old[field] != new[field]]
 
 
-def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int) -> None:
+def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int,
+                     unknown: Sequence[str] = ()) -> None:
   """Checks that a config evaluates the model of a run, with the objective of the run.
 
   The phase that is evaluated may have rows of another length.
@@ -137,11 +143,12 @@ def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int) 
     trained: config of the run.
     config: config of the evaluation.
     phase_index: index of this phase.
+    unknown: fields whose values in the training are not known.
   Raises:
-    ConfigError: fields outside `MAY_DIFFER` differ; the message has one line per field.
+    ConfigError: other fields outside `MAY_DIFFER` differ; the message has one line per field.
   """
   rows = f"phases[{phase_index}].seq_len"
-  if lines := resuming.differences(trained, config, (*MAY_DIFFER, rows)):
+  if lines := resuming.differences(trained, config, (*MAY_DIFFER, *unknown, rows)):
     raise ConfigError("\n".join(
         f"--config.{line}: evaluate scores the run as it was trained. Leave the field out"
         for line in lines))

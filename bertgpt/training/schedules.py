@@ -141,9 +141,9 @@ def find_long_warmups(phases: Sequence[ConfigDict]) -> list[str]:
     decay = curve.phase.decay_fraction * curve.steps if curve.phase.schedule == "wsd" else 0
     if curve.warmup and curve.warmup > curve.steps - max(decay, 1):
       rest = f", the last {decay:,.0f} of them with decay" if decay else ""
-      lines.append(f"WARNING: the learning rate never reaches {curve.phase.learning_rate:g}: it "
-                   f"warms up for {curve.warmup:,.0f} of {curve.steps:,} steps{rest}. Shorten the "
-                   "warm-up")
+      lines.append(f"WARNING: the learning rate never reaches {curve.phase.learning_rate:g}: "
+                   f"the warm-up takes {curve.warmup:,.0f} steps, and there are {curve.steps:,} "
+                   f"in all{rest}. Lower warmup_steps or warmup_fraction of the phase")
   return lines
 
 

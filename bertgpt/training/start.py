@@ -171,7 +171,8 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
                       f"{step} steps. Raise them, or use another --workdir")
   if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
     raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps, so the "
-                      "phases before the current one cannot change. Change the last one")
+                      "phases before the current one cannot change. Change the last one, or use "
+                      "another --workdir")
 
 
 def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:

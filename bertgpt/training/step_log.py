@@ -57,7 +57,7 @@ class StepLog:
     self._pending: tuple[int, Any] | None = None
     self.is_applied = True
     self.pace = Pace()
-    self._restart()
+    self._restart(time.monotonic())
 
   def add(self, step: int, step_metrics: Any) -> None:
     """Finishes the previous step, and stores the metrics of this one.
@@ -149,12 +149,12 @@ class StepLog:
     self._writer.write(step, {f"eval/{name}/{metric}": value for metric, value in results.items()})
     self._writer.message(f"step {step}  {name}: "
                          + "  ".join(f"{metric} {value:.4g}" for metric, value in results.items()))
-    self._restart()  # The time of an evaluation does not count as step time.
+    self._restart(time.monotonic())  # The time of an evaluation does not count as step time.
 
   def restart_clock(self) -> None:
     """Begins to measure the time of the next steps now, if no step has been added since a line."""
     if not self._sums.steps and self._pending is None:
-      self._restart()
+      self._restart(time.monotonic())
 
   def end(self) -> None:
     """Tells the trackers of the run that they end. Of several logs, all end before one closes."""
@@ -166,8 +166,8 @@ class StepLog:
     self._writer.close()
 
   def _write(self, step: int, last: Any) -> None:
-    config, sums = self._config, self._sums
-    seconds = (time.monotonic() - self._clock) / sums.steps
+    config, sums, now = self._config, self._sums, time.monotonic()
+    seconds = (now - self._clock) / sums.steps
     scalars = {f"train/{name}": mean for name, mean in sums.means().items()
                if name not in ("tokens", "bad_steps")}
     scalars |= {"train/learning_rate": float(last["learning_rate"][0]),
@@ -182,10 +182,10 @@ class StepLog:
                              / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)
-    self._restart()
+    self._restart(now)  # The next step runs while this one is written.
 
-  def _restart(self) -> None:
-    self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, time.monotonic()
+  def _restart(self, now: float) -> None:
+    self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, now
     self._spikes = 0
     self.pace.restart()
 

@@ -62,10 +62,9 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     mapped_fields.find([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
-      flags_of_all = [f"--config={recipe}", f"--workdir={path}", *overrides,
-                      *["--mapped"] * bool(train_mapped)]
-      sweep_processes.train_parts(
-          [[*flags_of_all, part] for part in divide(share, max_parallel)], path)
+      first = [f"--config={recipe}", f"--workdir={path}", *overrides]
+      parts = divide(share, max_parallel, is_mapped=bool(train_mapped))
+      sweep_processes.train_parts([[*first, *flags] for flags in parts], path)
     chosen = range(0)
   elif train_mapped:
     console.print_stdout("\n".join(names[i] for i in chosen))
@@ -97,15 +96,17 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
     console.print_stdout("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
 
 
-def divide(share: tuple[int, int], number: int) -> list[str]:
-  """Returns the flags --run of the parts of a share.
+def divide(share: tuple[int, int], number: int, is_mapped: bool) -> list[list[str]]:
+  """Returns the flags with which parts of a share are trained.
 
   Args:
     share: (i, n), see `run`.
     number: number of parts.
+    is_mapped: whether one program trains all runs of a part.
   """
   first, step = share
-  return [f"--run={first + part * step}/{step * number}" for part in range(number)]
+  return [[f"--run={first + part * step}/{step * number}", *["--mapped"] * is_mapped]
+          for part in range(number)]
 
 
 @contextlib.contextmanager

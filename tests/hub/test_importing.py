@@ -315,3 +315,15 @@ def test_segments_that_a_tokenizer_does_not_number_are_all_the_first(
   table = trees.named_leaves(checkpoint.restore_params(tmp_path / "run")[0])[
       "embeddings/segment/embedding"]
   assert len(table) == 2 and np.array_equal(table[0], table[1]) == is_equal
+
+
+def test_the_masking_of_an_imported_model_may_be_named(capsys, exported_bert, tmp_path):
+  """Its folder does not say how it was trained."""
+  assert cli.main(["import", f"--from={exported_bert}", f"--workdir={tmp_path / 'run'}"]) == 0
+  scores = []
+  for rate in ("0.15", "0.5"):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--config.eval.max_rows=8",
+                     "--config.phases[0].seq_len=32", f"--config.objective.mask_prob={rate}"]) == 0
+    scores.append(capsys.readouterr().out)
+  assert scores[0] != scores[1] and "mlm_loss" in scores[0]

@@ -313,7 +313,7 @@ def test_runs_that_are_open_have_one_state_on_the_devices_and_their_own_warnings
       {"seed": 0, "phases[0].warmup_steps": 1}, {"seed": 1, "phases[0].warmup_steps": 100}])
   assert sweep(file, tmp_path / "sweep") == 75
   assert len(made) == 2 and alive == []
-  assert capsys.readouterr().err.count("it warms up for 100 of") == 1
+  assert capsys.readouterr().err.count("the warm-up takes 100 steps") == 1
 
 
 @pytest.mark.slow

@@ -638,7 +638,7 @@ def test_a_rate_that_never_reaches_its_peak_is_announced(fields, is_long):
   lines = schedules.find_long_warmups(phases)
   assert len(lines) == is_long
   if is_long:
-    assert "never reaches 0.001: it warms up for" in lines[0] and "of 10 steps" in lines[0]
+    assert "never reaches 0.001: the warm-up takes" in lines[0] and "are 10 in all" in lines[0]
 
 
 RATES = "the learning rate of the next step is {}, that of the last step was {}"

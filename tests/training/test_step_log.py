@@ -69,6 +69,25 @@ def test_a_compilation_is_not_the_time_of_steps(recipe, tmp_path, monkeypatch):
   assert compiled and times and 0 < max(times) < year / 2
 
 
+def test_a_step_that_ran_while_another_was_logged_took_the_time_of_both(tmp_path, monkeypatch):
+  config = tiny.make_config()
+  config.log.every_steps, config.log.tensorboard = 1, False
+  clock = types.SimpleNamespace(now=0.0)
+  monkeypatch.setattr(step_log, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+  log = step_log.StepLog(config, tmp_path, 0)
+  write = log._writer.write
+  monkeypatch.setattr(log._writer, "write", lambda *arguments: (
+      write(*arguments), setattr(clock, "now", clock.now + 5)))
+  for step in (1, 2, 3):
+    log.add(step, {"loss": (2.0, 1), "grad_norm": (1.0, 1), "learning_rate": (0.1, 1),
+                   "tokens": (100, 1), "bad_steps": (0, 1)})
+    clock.now += 1
+  log.finish_step()
+  log.close()
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["perf/step_seconds"] for line in lines] == [1, 6, 6]
+
+
 def test_the_mfu_of_an_interval_counts_the_flops_of_both_phases(tmp_path, monkeypatch):
   config = tiny.make_config()
   config.phases = tuple(config_lib.phase(steps=10, batch_size=8, seq_len=n) for n in (8, 32))
