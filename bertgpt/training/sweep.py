@@ -64,15 +64,13 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     with collect_diverged(diverged):
       first = [f"--config={recipe}", f"--workdir={path}", *overrides]
       parts = divide(share, max_parallel, is_mapped=bool(train_mapped))
-      sweep_processes.train_parts([[*first, *flags] for flags in parts], path)
-    chosen = range(0)
+      sweep_processes.train_parts([[*first, *part] for part in parts], path)
   elif train_mapped:
     console.print_stdout("\n".join(names[i] for i in chosen))
     if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
       with collect_diverged(diverged):
         train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
-    chosen = range(0)
-  for i in chosen:
+  for i in () if max_parallel > 1 or train_mapped else chosen:
     console.print_stdout(names[i])
     with collect_diverged(diverged):
       if not is_done(folders[i], configs[i]):
