@@ -575,7 +575,7 @@ def test_features_do_not_need_a_tied_table(tmp_path):
 def test_an_albert_with_embeddings_as_wide_as_itself_is_refused(tmp_path):
   """In this package, such a model has no dense layer after its embeddings."""
   folder = save(make_theirs("AlbertModel", SHARED | {"embedding_size": 32}), tmp_path / "model")
-  with pytest.raises(DataError, match="model.embedding_width=32: transformers' ALBERT has a dense"):
+  with pytest.raises(DataError, match="embedding_size=32: transformers' ALBERT has a dense"):
     opening.open_model(folder)
 
 

@@ -151,7 +151,7 @@ def test_wrong_flags_are_one_line(capsys, recipe, arguments, fragment):
 @pytest.mark.libtpu
 @pytest.mark.parametrize("arguments, fragment", [
     (["--phase=3"], "--phase=3: the config has phases 0 to 0"),
-    (["--network_gbps=10"], "--network_gbps: nothing is sent between slices or nodes"),
+    (["--network_gbps=10"], "so nothing is sent between slices or nodes. Omit"),
     (["--config.mesh.fsdp=3"], "does not divide the 4 devices"),
     (["--config.optimizer.name=adamm"], "optimizer.name='adamm': choose one of bert_adamw"),
     (["--compare", "optimizer.name=adamm"], "optimizer.name='adamm': choose one of bert_adamw"),
