@@ -162,7 +162,8 @@ def describe_tuning(trained: Trained) -> list[str]:
     start = f"step {task['init_step']:,}"
     data = without_folders(config.data.corpus or config.data.source)
     before = [f"- That model was trained on `{data}`; corpus `{trained.corpus_identity[:16]}`."
-              if trained.corpus_identity else "- That model was imported, not trained with bertgpt."]
+              if trained.corpus_identity else
+              "- That model was imported, not trained with bertgpt."]
   return [f"- Fine-tuned on {task['name']} (`{without_folders(tuning.task.data)}`) from {start} of "
           f"`{without_folders(task['init'])}`.", *before,
           f"- {trained.step:,} steps of {phase.batch_size} examples ({tuning.epochs} epochs), peak "
@@ -222,8 +223,8 @@ def limits_of_training(trained: Trained) -> list[str]:
   config = trained.config
   longest = trained_lib.longest_row(trained)
   fresh = [f"The {families.HEADS[head]} has random weights." for head in trained.fresh]
-  lines = [*fresh, "It reproduces its training data, mistakes and prejudices included. It was not trained to "
-           "answer questions or to follow instructions."]
+  lines = [*fresh, "It reproduces its training data, mistakes and prejudices included. It was not "
+           "trained to answer questions or to follow instructions."]
   if longest < config.model.max_positions:
     lines.append(f"Positions from {longest} on were not trained in this run.")
   return lines
@@ -236,8 +237,8 @@ def limits_of_tuning(trained: Trained) -> list[str]:
     trained: a fine-tuned model.
   """
   kind, task = trained.task["kind"], read_tuning(trained.task).task
-  lines = ["It reproduces its training data, mistakes and prejudices included. It was made for texts like "
-           "those of its task, and was not scored on others.",
+  lines = ["It reproduces its training data, mistakes and prejudices included. It was made for "
+           "texts like those of its task, and was not scored on others.",
            f"Rows of its task had at most {task.max_length} tokens."]
   if kind in ("classes", "values"):
     lines.append(f"Longer texts were cut to their {task.truncation.replace('_', ' and ')}.")

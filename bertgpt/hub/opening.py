@@ -21,7 +21,7 @@ from bertgpt import files, trees
 from bertgpt.config import ConfigDict, choices, families
 from bertgpt.config.families import HEADS
 from bertgpt.config.overrides import set_field
-from bertgpt.data.tokens import hf_files, tokenizers
+from bertgpt.data.tokens import hf_files, reading, tokenizers
 from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
@@ -31,7 +31,8 @@ from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 # Classes of tokenizers that give all tokens the same segment.
-_WITHOUT_SEGMENTS = frozenset({"DistilBertTokenizer", "RobertaTokenizer"})
+_WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
+    "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer"}
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
 
@@ -303,7 +304,7 @@ def in_their_words(converted: Converted, problem: str) -> str:
   """
   keys = {f"model.{ours}": theirs for theirs, ours, _ in converted.architecture.fields}
   keys["phases[0].seq_len"] = keys.get("model.max_positions", "phases[0].seq_len")
-  return re.sub("|".join(sorted(map(re.escape, keys), key=len, reverse=True)) + r"(?!\w)",
+  return re.sub(rf"(?:{'|'.join(map(re.escape, keys))})(?!\w)",
                 lambda match: keys[match[0]], problem)
 
 

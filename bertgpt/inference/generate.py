@@ -86,8 +86,8 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
-  marks = generator.num_marks if generator.has_steps else 0  # The last token that is drawn from
-  # left to right is never read; a masked one is.
+  # The last token that is drawn from left to right is never read; one that is unmasked is.
+  marks = generator.num_marks if generator.has_steps else 0
   ends = [range(len(ids) + limit + marks) for ids, limit in zip(repeated, limits, strict=True)]
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, ends), len(ends))
   options = {"steps": steps} if generator.has_steps else {}

@@ -413,8 +413,8 @@ def _none_usable(root: pathlib.Path, damaged: Sequence[int]) -> DataError:
   found = [*(f"{step} is damaged" for step in damaged),
            *sorted(p.name for p in root.glob("damaged-*"))]
   if not found:
-    return DataError(f"{root}: no checkpoint was saved yet. Wait for the first one, or continue "
-                     "the run with `bertgpt train`")
+    return DataError(f"{root}: no checkpoint was saved yet. Wait for the first one, or restore one "
+                     "from a backup")
   return DataError(f"{root}: no usable checkpoint ({', '.join(found)}). Restore one from a backup, "
                    f"use another --workdir, or delete {root.parent} to start over")
 

@@ -21,7 +21,7 @@ BEFORE_A_RUN = re.compile(r"\..*|__pycache__|lost\+found|logs?|(log|stdout|stder
 
 
 def is_run(workdir: pathlib.Path) -> bool:
-  """Returns whether a folder is a run, made by `write_run`."""
+  """Returns whether a folder is a run, made by `workdir.write_run`."""
   return (workdir / "config.json").is_file()
 
 

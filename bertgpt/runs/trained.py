@@ -271,5 +271,4 @@ def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenize
   if config.model.attention != "xla":
     config.model.attention = "auto"
   return Trained(config, models.make_model(config), params, tokenizer, step, corpus_identity, task,
-                 workdir,
-                 stored=stored)
+                 workdir, stored=stored)

@@ -447,7 +447,7 @@ def test_clipping_sees_the_norm_over_all_parameters():
     np.testing.assert_allclose(first_moment[path], 0.1 * 0.5 * scale * g, rtol=1e-4)
 
 
-def test_decay_mask_is_berts():
+def test_the_mask_of_weights_is_berts():
   weights_mask = transforms.weights_mask(models.parameter_table(make_config()))
   mask = flatten(weights_mask(nest(initial_params())))
   assert {path for path, decayed in mask.items() if decayed} == {

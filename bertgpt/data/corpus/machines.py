@@ -87,6 +87,7 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
 
   def build(folder: pathlib.Path) -> None:
     check_language(config.data.language)
+    prepare.check_endings(config.data.source)
     here = saved or folder / corpus_lib.TOKENIZER
     if not saved:
       tokenizer.save(here)
@@ -365,6 +366,7 @@ def _describe_training(config: ConfigDict) -> dict:
     ConfigError: the config names a tokenizer, so none is trained, or an unknown language.
   """
   check_language(config.data.language)
+  prepare.check_endings(config.data.source)
   if config.tokenizer.path:
     raise ConfigError(f"--train_tokenizer: tokenizer.path={config.tokenizer.path} names a "
                       "tokenizer. Leave it empty to train one, or leave out the flag")

@@ -13,6 +13,7 @@ import heapq
 import json
 import os
 import pathlib
+import re
 from collections.abc import Generator, Iterable, Iterator
 
 import tqdm
@@ -31,6 +32,8 @@ from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
+# Corpora, their locks and unfinished folders, and the digests of files; the user may have others.
+_IN_CACHE = re.compile(rf"\.?corpus-[0-9a-f]{{20}}\b.*|{re.escape(digests.CACHE)}")
 
 # ------------------------------------------------------------ entry points
 
@@ -192,6 +195,7 @@ def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
   def build(folder: pathlib.Path, recipe: dict) -> dict:
     if not resumes:  # Earlier versions accepted more codes.
       check_language(config.data.language)
+      check_endings(config.data.source)
     return _build(config, folder, recipe)
 
   return publishing.publish_corpus(path, recipe, build, reports=reports)
@@ -202,20 +206,38 @@ def _prepare(config: ConfigDict, path: pathlib.Path, recipe: dict, *,
 
 def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   """Writes the whole corpus into an empty folder and returns its manifest."""
-  check_sources(config, folder)
+  check_own_files(config, folder)
   tokenizer, skipped = _make_tokenizer(config), sources.Counts()
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
   manifest = write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
   source = config.data.source
   if sources.identity(source, config.data.cache_dir) != recipe["source_identity"]:
-    check_sources(config, folder)
+    check_own_files(config, folder)
     raise DataError(f"data.source={source}: changed while it was read. Run the same command again "
                     "when no other program writes to it")
   return manifest
 
 
-def check_sources(config: ConfigDict, folder: pathlib.Path) -> None:
+def check_endings(spec: str) -> None:
+  """Checks that no file whose ending says that it is not plain text is read as such.
+
+  Its braces, quotes and headers would become the text.
+
+  Args:
+    spec: `config.data.source`.
+  Raises:
+    ConfigError: there is such a file; the message names it and what to write.
+  """
+  for source in sources.parse(spec):
+    for path in paths.find_files(source.target) if source.kind.startswith("text") else ():
+      if (ending := paths.find_ending(path)) in {**paths.KINDS, **paths.UNREAD}:
+        weight = "" if source.weight == 1 else f"{source.weight:g}*"
+        raise ConfigError(f"data.source: {path} is not plain text. "
+                          + paths.correct(ending, weight, source.target))
+
+
+def check_own_files(config: ConfigDict, folder: pathlib.Path) -> None:
   """Checks that the source has no file that the preparation itself writes.
 
   Args:
@@ -224,15 +246,18 @@ def check_sources(config: ConfigDict, folder: pathlib.Path) -> None:
   Raises:
     ConfigError: it has; the message names the file.
   """
-  cache = files.make_path(config.data.cache_dir)
-  own = [] if files.is_remote(folder) else [os.path.realpath(folder) + os.sep]
-  if not files.is_remote(cache):  # Files of the user may lie there too.
-    own += [os.path.realpath(cache / name) for name in ("corpus-", ".corpus-", digests.CACHE)]
+  places = {}  # Real path of a folder -> names in it that this program writes.
+  if not files.is_remote(folder):
+    places[pathlib.Path(os.path.realpath(folder))] = re.compile(".*")
+  if not files.is_remote(cache := files.make_path(config.data.cache_dir)):
+    places[pathlib.Path(os.path.realpath(cache))] = _IN_CACHE
   matched = (path for source in sources.parse(config.data.source)
              if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
              for path in paths.find_files(source.target))
   for path in matched:
-    if os.path.realpath(path).startswith(tuple(own)):
+    real = pathlib.Path(os.path.realpath(path))
+    if any(real.is_relative_to(place) and names.fullmatch(real.relative_to(place).parts[0])
+           for place, names in places.items()):
       raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
                         "written. Let it match no such files, or set data.cache_dir to a folder "
                         "elsewhere")

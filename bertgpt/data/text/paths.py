@@ -11,6 +11,10 @@ from bertgpt.data.text import intake
 from bertgpt.errors import DataError
 
 JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})  # One JSON object per line.
+# Ending -> kind of source that reads such files, or what they are if there is none.
+KINDS = dict.fromkeys(JSON_ENDINGS, "jsonl") | {".parquet": "parquet"}
+UNREAD = {".csv": "CSV and TSV", ".tsv": "CSV and TSV", ".arrow": "Arrow files",
+          ".feather": "Feather files"}
 
 
 def find_files(pattern: str) -> dict[str, Any]:
@@ -153,3 +157,16 @@ def find_ending(path: str | os.PathLike) -> str:
 def is_json_lines(path: str | os.PathLike) -> bool:
   """Returns whether the ending of a file, without that of a compression, is in JSON_ENDINGS."""
   return find_ending(path) in JSON_ENDINGS
+
+
+def correct(ending: str, weight: str, name: str) -> str:
+  """Returns what to write as a source for files with an ending, or that they are not read.
+
+  Args:
+    ending: result of `find_ending`.
+    weight: weight of the source with its asterisk, or ''.
+    name: path or glob of the files, with their field if they have one.
+  """
+  if ending in UNREAD:
+    return f"{UNREAD[ending]} are not read. Convert the file to .jsonl or .parquet"
+  return f"Write {weight}{KINDS.get(ending, 'text')}:{name}"

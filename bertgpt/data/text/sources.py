@@ -246,10 +246,6 @@ def _parse_one(part: str) -> Source:
     target, field = os.path.expanduser(rest), "text"
     if "#" in READERS[kind].form:
       target, field = paths.split_field(target, field)
-    ending = paths.find_ending(target)
-    if kind.startswith("text") and (ending in _KINDS or ending in _UNREAD):
-      raise ConfigError(f"data.source: {part!r}: {ending} files are not plain text. "
-                        + _correct_ending(ending, rest))
     return Source(kind, target, "", field, weight)
   target, _, field = rest.rpartition("#") if "#" in rest else (rest, "", "text")
   name = _TFDS.fullmatch(target)
@@ -268,22 +264,10 @@ def _correct(part: str) -> str:
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")
     ending = paths.find_ending(file)
-    if ending in _UNREAD or paths.exists(file):
-      return _correct_ending(ending, name, part[:match.start("kind")])
+    if ending in paths.UNREAD or paths.exists(file):
+      return paths.correct(ending, part[:match.start("kind")], name)
   return ("Start it with one of "
           + ", ".join(kind + reader.form for kind, reader in READERS.items()))
-
-
-def _correct_ending(ending: str, name: str, weight: str = "") -> str:
-  """Returns what to write for files with an ending, or that they are not read."""
-  if ending in _UNREAD:
-    return f"{_UNREAD[ending]} are not read. Convert the file to .jsonl or .parquet"
-  return f"Write {weight}{_KINDS.get(ending, 'text')}:{name}"
-
-
-_UNREAD = {".csv": "CSV and TSV", ".tsv": "CSV and TSV", ".arrow": "Arrow files",
-           ".feather": "Feather files"}
-_KINDS = dict.fromkeys(paths.JSON_ENDINGS, "jsonl") | {".parquet": "parquet"}
 
 
 def _weigh(documents: Iterable[Document], weight: float,

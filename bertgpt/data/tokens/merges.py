@@ -1,13 +1,16 @@
 """The merges of a BPE tokenizer in a file of their own, and whether they fit its vocabulary."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence, Set
 
+from bertgpt import files
 from bertgpt.data.tokens import pipelines
 from bertgpt.errors import DataError
 
-# Pieces of a byte-level BPE that no merge makes: RoBERTa has a few, such as madeupword0000.
-MAX_LOST, MAX_LOST_SHARE = 16, 0.005
+# So many pieces may be made by no merge, besides special tokens: RoBERTa's vocab.json has three of
+# 50,265 (madeupword0000 to 0002), GPT-2's and GPT-1's have none.
+_MAX_LOST, _MAX_LOST_SHARE = 16, 0.005
 
 
 def read(file: pathlib.Path) -> list[tuple[str, str]]:
@@ -18,13 +21,17 @@ def read(file: pathlib.Path) -> list[tuple[str, str]]:
   Raises:
     DataError: a line holds something else.
   """
-  merges = []
-  for i, line in enumerate(file.read_bytes().decode("utf-8-sig").rstrip().split("\n"), 1):
+  merges, data = [], file.read_bytes()
+  if re.match(files.LFS_POINTER, data):
+    raise DataError(f"{file}: is a Git LFS pointer. Fetch the file itself with git lfs pull")
+  text = data.decode("utf-8-sig").rstrip()
+  for i, line in enumerate(text.split("\n") if text else (), 1):
     if i == 1 and line.startswith("#version"):
       continue
     pair = tuple(line.rstrip("\r").split(" "))
     if len(pair) != 2 or not all(pair):
-      raise DataError(f"{file}: line {i} is not a merge of two pieces. Fetch the file again")
+      raise DataError(f"{file}: line {i} is not a merge of two pieces. Give a file with two pieces "
+                      "per line, as GPT-2 has it")
     merges.append(pair)
   return merges
 
@@ -66,7 +73,7 @@ def check_reach(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]
   lost = [piece for piece in vocabulary
           if len(piece.removesuffix(pipelines.END_OF_WORD)) > 1 and piece not in made
           and piece[0] + piece[-1] not in ("<>", "[]")]  # Special tokens of other tokenizers.
-  if len(lost) > max(MAX_LOST, MAX_LOST_SHARE * len(vocabulary)):
+  if len(lost) > max(_MAX_LOST, _MAX_LOST_SHARE * len(vocabulary)):
     raise DataError(f"{merges_file}: no merge makes {len(lost):,} pieces of {file.name}, such as "
                     f"{lost[-1]!r}. The file is incomplete, or of another tokenizer. Fetch it "
                     "again")

@@ -325,9 +325,11 @@ def _read_bert_vocabulary(file: pathlib.Path, hf: HfFiles, lowercase: bool | Non
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
   if len(vocabulary) < len(pieces):
     piece = next(piece for i, piece in enumerate(pieces) if vocabulary[piece] != i)
+    first = pieces.index(piece) + 1
     raise DataError(f"{file}: is not a BERT vocabulary. It has the piece {piece!r} on lines "
-                    f"{pieces.index(piece) + 1} and {vocabulary[piece] + 1}. Remove the one that "
-                    "the model was not trained with")
+                    f"{first} and {vocabulary[piece] + 1}. transformers uses the last one: give "
+                    f"line {first} another name, such as [unused{first}], so that the ids of the "
+                    "others stay")
   choice, note = _choose_normalization(vocabulary, hf, lowercase, file)
   tokenizer = pipelines.bert_pipeline(
       vocabulary, choice.lowercase, strip_accents=choice.strip_accents,
@@ -385,7 +387,6 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
   vocabulary = files.read_json(file, f"Give {FORMS}")
   merges = merges_lib.read(merges_file)
   merges_lib.check(vocabulary, merges, file)
-  merges_lib.check_reach(vocabulary, merges, {*hf.added, *hf.names.values()}, file, merges_file)
   if any(piece.endswith(pipelines.END_OF_WORD) and len(piece) > 4 for piece in vocabulary):
     hf.refuse_other_classes(file, (_GPT1_CLASS,))
     if hf.model_type not in ("", _GPT1_TYPE):
@@ -397,6 +398,7 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
     hf.refuse_other_classes(file, BYTE_BPE_CLASSES)
     kind, model = "bpe", models.BPE(vocabulary, merges)
     tokenizer = pipelines.byte_bpe_pipeline(model, bool(hf.setting("add_prefix_space")))
+  merges_lib.check_reach(vocabulary, merges, {*hf.added, *hf.roles, *hf.extra}, file, merges_file)
   hf_files.add_tokens(tokenizer, hf, file)
   by_type = not hf.tokenizer_class and hf.model_type in _ROBERTA_TYPES and not hf.is_saved
   if hf.tokenizer_class in ROBERTA_CLASSES or by_type:

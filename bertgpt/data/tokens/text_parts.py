@@ -24,7 +24,7 @@ from bertgpt.data.tokens.words import BYTE_OF_CHAR
 
 _proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
-# The parts of a text. None is blank, and only the last one may end with white space.
+# The parts of a text. None is blank. One may end with white space if it was cut out of a long one.
 Text = Sequence[str]
 Encoded = tuple[np.ndarray, np.ndarray]  # int32 [N], ids; int64 [parts], tokens of every part.
 Encoder = Callable[[Sequence[Text]], list[Encoded]]

@@ -639,3 +639,35 @@ def test_a_source_that_includes_the_cache_is_refused(tmp_path):
   for _ in range(2):  # The first one finds out only at its end.
     with pytest.raises(ConfigError, match="includes .*/cache/.*, which this program has written"):
       prepare.ensure_prepared(config, reports=False)
+
+
+@pytest.mark.parametrize("spec, name, remedy", [
+    ("text:*.jsonl", "a.jsonl", "Write jsonl:"),
+    ("0.5*text+paragraphs:*", "b.JSON.gz", "Write 0.5*jsonl:"),
+    ("text:a.parquet", "a.parquet", "Write parquet:"),
+    ("text:*", "a.csv.gz", "CSV and TSV are not read"),
+    ("text:*", "a.arrow", "Arrow files are not read. Convert the file to .jsonl or .parquet")])
+def test_files_whose_ending_says_that_they_are_not_text_are_refused(
+    tmp_path, monkeypatch, spec, name, remedy):
+  """Their braces, quotes and headers would become the text."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / name).write_bytes(b"x")
+  with pytest.raises(ConfigError, match=f"{name} is not plain text. {re.escape(remedy)}"):
+    prepare.check_endings(spec)
+
+
+def test_a_corpus_of_such_files_from_an_earlier_version_is_found(tmp_path):
+  """A run that was begun with it can be resumed."""
+  config = make_config(tmp_path)
+  write_text(tmp_path / "text.csv", 40)
+  config.data.source = f"text:{tmp_path}/text.csv"
+  with pytest.raises(ConfigError, match="is not plain text"):
+    prepare.ensure_prepared(config, reports=False)
+  prepare.ensure_prepared(config, reports=False, resumes=True)
+
+
+def test_files_of_the_user_next_to_the_cache_are_read(tmp_path):
+  write_text(tmp_path / "corpus-en.txt", 40)
+  config = make_config(tmp_path)
+  config.data.source, config.data.cache_dir = f"text:{tmp_path}/*.txt", str(tmp_path)
+  prepare.ensure_prepared(config, reports=False)

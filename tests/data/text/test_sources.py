@@ -153,17 +153,6 @@ def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, rem
     sources.parse(spec)
 
 
-@pytest.mark.parametrize("spec, remedy", [
-    ("text:a/*.jsonl", "Write jsonl:a/*.jsonl"),
-    ("2*text+paragraphs:b.JSON.gz", "Write jsonl:b.JSON"),
-    ("text:a.parquet", "Write parquet:a.parquet"), ("text:*.csv.gz", "CSV and TSV are not read"),
-    ("text:d/*.arrow", "Arrow files are not read. Convert the file to .jsonl or .parquet")])
-def test_files_whose_ending_says_that_they_are_not_text_are_refused(spec, remedy):
-  """Their braces, quotes and headers would become the text."""
-  with pytest.raises(ConfigError, match=f"are not plain text. {re.escape(remedy)}"):
-    sources.parse(spec)
-
-
 def test_glob_without_files_is_an_error_before_reading(tmp_path):
   with pytest.raises(DataError, match=r"no file matches .*none\*"):
     sources.open_source(f"text:{tmp_path}/none*")

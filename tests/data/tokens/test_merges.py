@@ -68,6 +68,18 @@ def test_pieces_with_one_id_are_refused(folder):
 
 def test_a_pointer_of_git_lfs_is_called_so(folder):
   pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
-  (folder / "vocab.json").write_bytes(pointer)
-  with pytest.raises(DataError, match="vocab.json: is a Git LFS pointer. Fetch"):
+  for name in ("merges.txt", "vocab.json"):
+    (folder / name).write_bytes(pointer)
+    with pytest.raises(DataError, match=f"{name}: is a Git LFS pointer. Fetch"):
+      load_tokenizer(folder)
+
+
+def test_special_tokens_that_the_folder_names_are_made_by_no_merge(folder):
+  names = [f"__lang{i}__" for i in range(40)]
+  content = json.loads((folder / "vocab.json").read_text())
+  content |= {name: len(content) + i for i, name in enumerate(names)}
+  (folder / "vocab.json").write_text(json.dumps(content))
+  with pytest.raises(DataError, match="no merge makes 40 pieces"):
     load_tokenizer(folder)
+  (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": names}))
+  assert load_tokenizer(folder).vocab_size == len(content)
