@@ -8,8 +8,8 @@ from bertgpt import files
 from bertgpt.data.tokens import pipelines
 from bertgpt.errors import DataError
 
-# So many pieces may be made by no merge, besides special tokens: RoBERTa's vocab.json has three of
-# 50,265 (madeupword0000 to 0002), GPT-2's and GPT-1's have none.
+# So many pieces may be made by no merge, besides special tokens: some vocabularies have fillers,
+# such as RoBERTa's madeupword0000.
 _MAX_LOST, _MAX_LOST_SHARE = 16, 0.005
 
 

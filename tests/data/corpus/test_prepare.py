@@ -663,11 +663,13 @@ def test_a_corpus_of_such_files_from_an_earlier_version_is_found(tmp_path):
   config.data.source = f"text:{tmp_path}/text.csv"
   with pytest.raises(ConfigError, match="is not plain text"):
     prepare.ensure_prepared(config, reports=False)
-  prepare.ensure_prepared(config, reports=False, resumes=True)
+  path = prepare.ensure_prepared(config, reports=False, resumes=True)
+  assert len(corpus.open_corpus(path, "train"))
 
 
 def test_files_of_the_user_next_to_the_cache_are_read(tmp_path):
   write_text(tmp_path / "corpus-en.txt", 40)
   config = make_config(tmp_path)
   config.data.source, config.data.cache_dir = f"text:{tmp_path}/*.txt", str(tmp_path)
-  prepare.ensure_prepared(config, reports=False)
+  path = prepare.ensure_prepared(config, reports=False)
+  assert path.parent == tmp_path and len(corpus.open_corpus(path, "train"))
