@@ -379,7 +379,7 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
     (["embed", "--workdir=w", "--input=a", "--out=b"], True),
     (["evaluate", "--workdir=w", "--suite=text=a", "--out=b"], True),
     (["evaluate", "--workdir=w", "--suite=text=a"], False), (["evaluate", "--workdir=w"], False),
-    (["predict", "--workdir=w", "--input=a", "--output=b"], False),
+    (["predict", "--workdir=w", "--input=a", "--out=b"], False),
     (["generate", "--workdir=w"], False), (["fill", "--workdir=w", "a"], False),
     (["prepare", "--config=c.py"], False), (["export", "--workdir=w", "--out=b"], False)])
 def test_an_interrupt_says_whether_the_work_is_kept(capsys, monkeypatch, argv, is_kept):

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -101,6 +102,22 @@ def test_kill_9_leaves_the_old_content_or_the_new(tmp_path):
     assert content == content[0] * 2**22 and content[0] in "ab"
   files.remove_leftovers(tmp_path)
   assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("code", [
+    "files.append(path, 'line')", "contextlib.ExitStack().enter_context(files.lock(path, print))"])
+def test_a_full_disk_is_named_by_all_that_writes_to_open_files(tmp_path, code):
+  result = subprocess.run([sys.executable, "-c", textwrap.dedent(f"""
+      import contextlib, pathlib, resource, sys
+      from bertgpt import files
+      path = pathlib.Path(sys.argv[1])
+      resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+      try:
+        {code}
+      except OSError as e:
+        sys.exit(f"{{e.filename}}: {{e.strerror}}")
+      """), str(tmp_path / "file")], capture_output=True, text=True, timeout=1200)
+  assert result.stderr == f"{tmp_path / 'file'}: File too large\n"
 
 
 def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_return(

@@ -35,18 +35,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="seed of the draws; default: 0")
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",
                       help="continuations per prompt; default: 1")
+  parser.add_argument("--out", type=flags.local_path, metavar="FILE",
+                      help="new .jsonl file: per continuation, a JSON object with its prompt, the "
+                           "index of the sample, and the text with the prompt; default: the texts "
+                           "are printed")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Prints the continuations, separated by blank lines."""
+  """Prints the continuations, separated by blank lines, or writes them to a file."""
   from bertgpt.data.text import texts
   from bertgpt.inference import generate
   prompts = (texts.read_texts(arguments.input, "--input") if arguments.input else
              [texts.clean_text(prompt, "--prompt") for prompt in arguments.prompt or [""]])
   sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
-  print("\n\n".join(generate.run(
+  made = generate.run(
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,
       num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE,
-      steps=arguments.steps, dtype=arguments.dtype)))
+      steps=arguments.steps, dtype=arguments.dtype, out=arguments.out)
+  print(f"{arguments.out}: {len(made)} texts" if arguments.out else "\n\n".join(made))

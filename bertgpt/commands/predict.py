@@ -16,10 +16,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--input", required=True, type=flags.local_path, metavar="FILE",
                       help="file of examples: .jsonl, or in the format of the task, such as a TSV "
                            "file, a CoNLL file or SQuAD's JSON")
-  parser.add_argument("--output", type=flags.local_path, metavar="FILE",
+  parser.add_argument("--out", type=flags.local_path, metavar="FILE",
                       help="new file of the predictions; default: they are printed")
   parser.add_argument("--format", choices=("text", "jsonl"), default="",
-                      help="tables (text) or JSON lines (jsonl); default: jsonl if --output ends "
+                      help="tables (text) or JSON lines (jsonl); default: jsonl if --out ends "
                            "in .jsonl, otherwise text")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
@@ -28,5 +28,5 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Writes the predictions."""
   from bertgpt.finetuning import predict
-  predict.run(arguments.workdir, arguments.input, arguments.output, arguments.format,
+  predict.run(arguments.workdir, arguments.input, arguments.out, arguments.format,
               arguments.batch_size or flags.BATCH_SIZE, arguments.dtype)

@@ -27,13 +27,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--mapped", action="store_true",
                       help="train all runs at the same time, in one program; they may differ only "
                            "in numbers such as seeds, learning rates, weight decay and dropout")
+  parser.add_argument("--list", action="store_true", dest="only_lists",
+                      help="train nothing: print the runs and how far each of them is")
   parser.set_defaults(resumes=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Trains the runs, and writes a page that compares them."""
+  """Trains the runs and writes a page that compares them, or lists the runs."""
   from bertgpt.report import compare
   from bertgpt.training import sweep
+  if arguments.only_lists:
+    sweep.print_runs(sweep.open_sweep(arguments.recipe, arguments.workdir, arguments.overrides,
+                                      arguments.share, arguments.mapped))
+    return
   page = arguments.workdir / "sweep.html"
   compare.check_replaceable(page, "--workdir")  # Before anything is trained.
   diverged = sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,

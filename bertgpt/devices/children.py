@@ -14,9 +14,11 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that is closed when the parent ends.
+OF_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # See `leave_signals_to_parent`.
 _watched = False
 
 
@@ -32,6 +34,21 @@ def without_main() -> Iterator[None]:
     yield
   finally:
     sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+  """Blocks the signals of `OF_PARENT` in children that this thread starts inside the context.
+
+  They could ignore the signals themselves only after their imports, which a signal would end. This
+  process still gets its signals if it has another thread, or at the end of the context.
+  """
+  resource_tracker.ensure_running()  # Else the first child starts it, which unblocks SIGINT.
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_PARENT)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with_parent() -> None:
@@ -56,7 +73,7 @@ def leave_signals_to_parent() -> None:
   that is no child of `multiprocessing` is left as it is.
   """
   if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in OF_PARENT:
       signal.signal(number, signal.SIG_IGN)
 
 

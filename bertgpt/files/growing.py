@@ -13,6 +13,7 @@ import tempfile
 import threading
 
 from bertgpt.files.bucket import BucketPath
+from bertgpt.files.paths import naming
 
 _open_files: dict[BucketPath, "_Growing"] = {}
 _mutex = threading.Lock()
@@ -67,7 +68,7 @@ def append(path: pathlib.Path, line: str) -> None:
     old += b"" if old.endswith(b"\n") or not old else b"\n"
     path.write_bytes(old + f"{line}\n".encode())
     return
-  with open(path, "a+b") as file:
+  with naming(path), open(path, "a+b") as file:
     if file.tell() and not _ends_a_line(file):
       line = f"\n{line}"
     file.write(f"{line}\n".encode())

@@ -13,6 +13,7 @@ from bertgpt import console
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
 from bertgpt.files.lease import Holder
+from bertgpt.files.paths import naming
 
 _TRIES = 10  # Some network file systems may not number their files reliably.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
@@ -39,8 +40,9 @@ def lock(path: pathlib.Path, on_held: Callable[[Holder], None]) -> Iterator[None
       if tries_left and not _is_at(file, path):
         continue
       file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n{_read_boot_id()}\n")
-      file.flush()
+      holder = f"process {os.getpid()} on {socket.gethostname()}\n{_read_boot_id()}\n"
+      with naming(path):  # Without the file's buffer, which would fail again when it is closed.
+        os.write(file.fileno(), holder.encode(errors="replace"))
       yield
       return
 

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import tempfile
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -54,6 +54,21 @@ def expand(name: str | os.PathLike) -> pathlib.Path:
                         ) from e
     raise ConfigError(f"{name}: there is no user of this name. Write ./{name} for a folder whose "
                       "name begins with ~") from e
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+  """Adds a path to errors of the system that name no file, such as those of writes to open files.
+
+  Args:
+    path: the file.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.filename is not None or e.errno is None:
+      raise
+    raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
 def require_utf8(path: str | os.PathLike) -> None:

@@ -196,41 +196,41 @@ def _outputs(head, model, params, batch):
 # ----------------------------------------------------------------- bertgpt predict
 
 
-def run(path: pathlib.Path, source: pathlib.Path, output: pathlib.Path | None, style: str,
+def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, style: str,
         batch_size: int, dtype: str) -> None:
   """Writes the predictions of the examples in a file.
 
   Args:
     path: see `find_run`.
     source: file of examples, see `inputs.read_examples`.
-    output: new file; None: the predictions are printed.
-    style: 'text' or 'jsonl'; '': 'jsonl' if the name of the output ends in .jsonl, otherwise
+    out: new file; None: the predictions are printed.
+    style: 'text' or 'jsonl'; '': 'jsonl' if `out` ends in .jsonl, otherwise
       'text'.
     batch_size: rows that are computed at a time.
     dtype: see `open_predictor`.
   Raises:
-    ConfigError: `output` exists; see also `open_predictor` and `inputs.read_examples`.
-    DataError: see these functions. `output` then does not exist.
+    ConfigError: `out` exists; see also `open_predictor` and `inputs.read_examples`.
+    DataError: see these functions. `out` then does not exist.
   """
-  if output:
-    files.refuse_existing(output, "--output")
-    files.require_parent(output, "--output")
-    if intake.is_compressed(str(output)):
-      raise ConfigError(f"--output {output}: predictions are written without compression. Name the "
-                        f"file {output.with_suffix('').name}")
+  if out:
+    files.refuse_existing(out, "--out")
+    files.require_parent(out, "--out")
+    if intake.is_compressed(str(out)):
+      raise ConfigError(f"--out {out}: predictions are written without compression. Name the "
+                        f"file {out.with_suffix('').name}")
   files.require_file(source, "--input")
   predictor = open_predictor(path, dtype)
   kind = predictor.trained.task["kind"]
   examples = inputs.read_examples(source, kind, predictor.task)
-  style = style or ("jsonl" if output and paths.find_ending(output) == ".jsonl" else "text")
+  style = style or ("jsonl" if out and paths.find_ending(out) == ".jsonl" else "text")
   # A stdout in another encoding would get escapes that are not JSON's.
-  is_ascii = not output and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+  is_ascii = not out and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
   lines = format_lines(predictor, predict(predictor, examples, batch_size), style, is_ascii)
   progress = Progress(0, "predictions")
   with contextlib.ExitStack() as stack:
     file = sys.stdout
-    if output:
-      scratch = stack.enter_context(files.publish_when_done(output, "--output"))
+    if out:
+      scratch = stack.enter_context(files.publish_when_done(out, "--out"))
       file = stack.enter_context(scratch.open("w", encoding="utf-8", newline="\n"))
     file.writelines(line + "\n" for line in next(lines))  # The header.
     for of_one in lines:

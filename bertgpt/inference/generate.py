@@ -10,6 +10,7 @@ Axes: B rows, S slots of a row, V vocabulary.
 """
 
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Sequence, Sized
 from typing import NamedTuple
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertgpt import files
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
@@ -278,19 +280,29 @@ def find_generator(trained: Trained) -> Generator:
 
 def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, *,
         seed: int, num_samples: int, batch_size: int, steps: int | None = None,
-        dtype: str = trained_lib.SCORING_DTYPE) -> list[str]:
-  """Returns the texts that `bertgpt generate` prints.
+        dtype: str = trained_lib.SCORING_DTYPE, out: pathlib.Path | None = None) -> list[str]:
+  """Returns the texts of `bertgpt generate`, and writes them to a file if there is to be one.
 
   Args:
     path: folder of the run, or of a model of `transformers`.
     prompts, max_tokens, sampling, seed, num_samples, batch_size, steps: see `generate`.
     dtype: see `runs.trained.make_trained`.
+    out: new file of JSON lines: for every text, its prompt, the index of the sample, and the text
+      with its prompt. None: no file is written.
   Raises:
-    ConfigError: there is no model in `path`; see also `generate`.
+    ConfigError: there is no model in `path`, or `out` exists; see also `generate`.
     DataError: see `hub.opening`.
   """
+  if out:
+    files.refuse_existing(out, "--out")
+    files.require_parent(out, "--out")
   trained = opening.open_model(path, dtype=dtype)
   texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
                    num_samples=num_samples, batch_size=batch_size, steps=steps)
   trained_lib.note_dtype(trained.config)
+  if out:
+    with files.publish_when_done(out, "--out") as scratch:
+      scratch.write_text("".join(
+          json.dumps({"prompt": prompts[i // num_samples], "sample": i % num_samples, "text": text},
+                     ensure_ascii=False) + "\n" for i, text in enumerate(texts)), encoding="utf-8")
   return texts

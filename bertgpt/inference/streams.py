@@ -290,7 +290,7 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
   """
   folder = files.unfinished_path(out, _RESULTS)
   folder.mkdir(exist_ok=True)
-  with _lock(folder, out):
+  with _lock(folder, out), files.naming(folder):
     is_kept = bool(_read_state(folder))
     work = None
     try:
@@ -300,10 +300,6 @@ def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinishe
     except ChangedError:
       if work is not None:
         work.discard()
-      raise
-    except OSError as e:
-      if e.filename is None:  # Of a file that is open.
-        raise OSError(e.errno, e.strerror, os.fspath(folder)) from e
       raise
     finally:
       if work is not None:

@@ -33,7 +33,14 @@ from bertgpt.devices import peers
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
-from bertgpt.runs.manifest import ITEMS, MANIFEST, Damaged, check_files, read_manifest
+from bertgpt.runs.manifest import (
+    ITEMS,
+    MANIFEST,
+    MERGED,
+    Damaged,
+    check_files,
+    read_manifest,
+)
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
@@ -69,8 +76,10 @@ class Checkpoints:
       keep_best: held-out metric whose best checkpoint is kept; '': none.
       on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
+      ConfigError: see `step_folders.check_name`.
       StorageError: the directory cannot be written.
     """
+    step_folders.check_name(workdir)
     self._root = checkpoints_path(workdir)
     self._every_steps, self._every_seconds, self._keep = every_steps, every_minutes * 60, keep
     self._keep_every, self._on_save, self._number = keep_every_steps, on_save, next(_numbers)
@@ -181,6 +190,7 @@ class Checkpoints:
     self._writer.wait_until_finished()
     replicas.check(step, list(types), sums, room := f"save/{self._number}/{step}")
     if jax.process_index() == 0:
+      self._check_merged(step)
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
       step_folders.publish(self._root, step, {
           "step": step, "metadata": metadata | {"step": step},
@@ -191,6 +201,14 @@ class Checkpoints:
         step_folders.delete(self._root, old)
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
     peers.forget(room)
+
+  def _check_merged(self, step: int) -> None:
+    """Checks that Orbax has merged what the processes wrote; if it does not see it, it only warns.
+    """
+    place = step_folders.find_place(self._root, step)
+    if missing := [name for name in ITEMS if not (place / name / MERGED).is_file()]:
+      raise FileNotFoundError(f"Orbax has written no {missing[0]}/{MERGED}. Do all processes see "
+                              "the same files?")
 
   def _join(self) -> None:
     """Waits for the current save, and raises its error."""

@@ -14,6 +14,7 @@ from bertgpt.errors import StorageError
 
 MANIFEST = files.MANIFEST
 ITEMS = ("params", "rest")  # Folders of a step: parameters, everything else.
+MERGED = "manifest.ocdbt"  # File of an item that TensorStore opens; Orbax writes it last.
 
 
 class Damaged(Exception):

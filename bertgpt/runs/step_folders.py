@@ -15,19 +15,39 @@ are set aside are moved, manifest last, so that a kill leaves them complete in o
 import itertools
 import os
 import pathlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bertgpt import console, files
-from bertgpt.errors import StorageError, one_line
+from bertgpt.errors import ConfigError, StorageError, one_line
 from bertgpt.runs.manifest import MANIFEST, write_manifest
+
+_UNUSABLE = re.compile(r"[\[\]*?\\]")
 
 
 def checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
   """Returns the folder of the checkpoints, absolute: Orbax fails late with a relative path."""
   return files.make_path(workdir) / "checkpoints"
+
+
+def check_name(workdir: os.PathLike | str) -> None:
+  """Checks that Orbax can write checkpoints below a folder.
+
+  Orbax looks for the files of each process with a pattern to which the path belongs. If it finds
+  none, it only warns, and the checkpoint cannot be read. TensorStore takes a backslash for a slash.
+
+  Args:
+    workdir: folder of the run, which need not exist.
+  Raises:
+    ConfigError: a character in its absolute path prevents it.
+  """
+  path = files.make_path(workdir)
+  if found := _UNUSABLE.search(os.fspath(path)):
+    raise ConfigError(f"{path}: no checkpoint can be saved in a folder whose path has a {found[0]} "
+                      "in it. Rename the folder, or give another one")
 
 
 def find_steps(root: pathlib.Path) -> list[int]:

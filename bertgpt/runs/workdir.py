@@ -52,10 +52,12 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     workdir: folder of the run, which may exist.
     is_first: whether this is process 0, which holds the lock for all processes of the run.
   Raises:
-    ConfigError: `workdir` is a file, its name is not UTF-8, or another run is using it.
+    ConfigError: `workdir` is a file, or another run is using it, or its name is not UTF-8 or not
+      one for checkpoints, see `step_folders.check_name`.
     StorageError: `workdir` cannot be written.
   """
   files.require_utf8(workdir)
+  step_folders.check_name(workdir)
   if not is_first:
     peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
@@ -193,8 +195,8 @@ def create(workdir: pathlib.Path) -> None:
   folder_kinds.refuse_file(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
+    with tempfile.TemporaryFile(dir=workdir) as file:
+      file.write(b"x")  # A full disk may have room for a name.
   except OSError as e:
     raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
                        "you may write to") from e

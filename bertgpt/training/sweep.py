@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,13 +13,60 @@ from bertgpt import console, files
 from bertgpt.config import ConfigDict, choices, recipes, resuming, unread
 from bertgpt.config.overrides import try_override
 from bertgpt.errors import ConfigError, DivergedError, UserError
-from bertgpt.runs import folder_kinds, former, metrics_file, workdir
+from bertgpt.runs import folder_kinds, former, metrics_file, step_folders, workdir
 from bertgpt.training import mapped_fields, sweep_processes
 
 # Names by which the folder of a sweep is known.
 SWEEP_FILES = re.compile(r"\d{3,}|sweep\.json")
 
 TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
+
+
+class Sweep(NamedTuple):
+  """The runs of a sweep, checked; every list has one entry per run.
+
+  Attributes:
+    runs: fields that get_sweep() sets -> their values.
+    flags: '--config.FIELD=VALUE' arguments of the run, those for all runs included.
+    folders: workdirs.
+    configs: configs.
+    names: lines that announce the runs: their index and their own flags.
+    chosen: indices of the runs that are trained by this command.
+  """
+
+  runs: list[dict[str, Any]]
+  flags: list[list[str]]
+  folders: list[pathlib.Path]
+  configs: list[ConfigDict]
+  names: list[str]
+  chosen: range
+
+
+def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
+               share: tuple[int, int] = (0, 1), is_mapped: bool = False) -> Sweep:
+  """Returns the runs of a sweep. Writes nothing.
+
+  Args:
+    recipe, path, overrides, share: see `run`.
+    is_mapped: whether one program shall train the runs.
+  Raises:
+    ConfigError: wrong overrides; lists every problem of every run. Or the runs cannot be trained by
+      one program, or `path` holds other files.
+  """
+  runs = recipes.load_sweep(recipe)
+  check_unset(overrides, runs)
+  shared = [*overrides, *group_of(recipe, path, overrides)]
+  own = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
+  flags = [[*shared, *arguments] for arguments in own]
+  folders = [path / f"{i:03d}" for i in range(len(runs))]
+  chosen = range(share[0], len(runs), share[1])
+  configs = check_runs(recipes.load(recipe), folders, flags, chosen)
+  folder_kinds.check_unused(path, SWEEP_FILES)
+  check_table(path / "sweep.json")
+  if is_mapped and chosen:
+    mapped_fields.find([configs[i] for i in chosen])
+  names = [f"[{i + 1}/{len(runs)}] {' '.join(arguments)}" for i, arguments in enumerate(own)]
+  return Sweep(runs, flags, folders, configs, names, chosen)
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
@@ -45,51 +92,67 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
       runs cannot be trained by one program, or `path` holds other files.
     UserError: a run failed for another reason; has the exit code of the run.
   """
-  runs = recipes.load_sweep(recipe)
-  flags = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
-  check_unset(overrides, runs)
-  shared = [*overrides, *group_of(recipe, path, overrides)]
-  folders = [path / f"{i:03d}" for i in range(len(runs))]
-  chosen = range(share[0], len(runs), share[1])
-  configs = check_runs(recipes.load(recipe), folders,
-                       [[*shared, *arguments] for arguments in flags], chosen)
-  folder_kinds.check_unused(path, SWEEP_FILES)
-  check_table(path / "sweep.json")
-  write_table = lambda: files.write_json(path / "sweep.json", make_table(runs, folders, configs))
-  names = [f"[{i + 1}/{len(runs)}] {' '.join(flags[i])}" for i in range(len(runs))]
+  sweep = open_sweep(recipe, path, overrides, share, is_mapped=bool(train_mapped))
+  folders, configs, chosen = sweep.folders, sweep.configs, sweep.chosen
+  write_table = lambda: files.write_json(path / "sweep.json", make_table(sweep))
   diverged: list[UserError] = []
-  if train_mapped and chosen:
-    mapped_fields.find([configs[i] for i in chosen])
   if max_parallel > 1:
     with collect_diverged(diverged):
       first = [f"--config={recipe}", f"--workdir={path}", *overrides]
       parts = divide(share, max_parallel, is_mapped=bool(train_mapped))
       sweep_processes.train_parts([[*first, *part] for part in parts], path)
   elif train_mapped:
-    console.print_stdout("\n".join(names[i] for i in chosen))
+    console.print_stdout("\n".join(sweep.names[i] for i in chosen))
     if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
       with collect_diverged(diverged):
         train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
   for i in () if max_parallel > 1 or train_mapped else chosen:
-    console.print_stdout(names[i])
+    console.print_stdout(sweep.names[i])
     with collect_diverged(diverged):
       if not is_done(folders[i], configs[i]):
         sweep_processes.train_run(
-            [f"--config={recipe}", f"--workdir={folders[i]}", *shared, *flags[i]], i)
+            [f"--config={recipe}", f"--workdir={folders[i]}", *sweep.flags[i]], i)
     write_table()
   path.mkdir(parents=True, exist_ok=True)  # A share may have no runs.
   write_table()
-  print_table(make_table(runs, folders, configs))
+  print_table(make_table(sweep))
   return diverged
 
 
+def print_runs(sweep: Sweep) -> None:
+  """Prints the chosen runs of a sweep and how far each of them is, and the table of all runs.
+
+  Args:
+    sweep: the sweep.
+  """
+  for i in sweep.chosen:
+    console.print_stdout(f"{sweep.names[i]}: {describe(sweep.folders[i], sweep.configs[i])}")
+  print_table(make_table(sweep))
+
+
+def describe(folder: pathlib.Path, config: ConfigDict) -> str:
+  """Returns how far a run is: 'finished', 'step 20/100' or 'not begun'.
+
+  Args:
+    folder: workdir of the run; it need not exist.
+    config: config of the run.
+  """
+  if is_done(folder, config):
+    return "finished"
+  if not folder_kinds.is_run(folder):
+    return "not begun"
+  saved = step_folders.find_steps(step_folders.checkpoints_path(folder))
+  return f"step {max(saved, default=0)}/{config_lib.total_steps(config)}"
+
+
 def print_table(table: Sequence[Mapping[str, Any]]) -> None:
-  """Prints the table of a sweep, and medians over seeds if there are several.
+  """Prints the table of a sweep, unless it is empty, and medians over seeds if there are several.
 
   Args:
     table: result of `make_table`.
   """
-  console.print_stdout("\n".join(console.format_table(table)))
+  if table:
+    console.print_stdout("\n".join(console.format_table(table)))
   if medians := medians_over_seeds(table):
     console.print_stdout("\nMedians over seeds:\n" + "\n".join(console.format_table(medians)))
 
@@ -167,17 +230,14 @@ def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[
   return [f"--config.log.group={path.name}"] if is_needed else []
 
 
-def make_table(runs: Sequence[Mapping[str, Any]], folders: Sequence[pathlib.Path],
-               configs: Sequence[ConfigDict]) -> list[dict[str, Any]]:
+def make_table(sweep: Sweep) -> list[dict[str, Any]]:
   """Returns a row per finished run: its workdir, its overrides and its final held-out metrics.
 
   Args:
-    runs: overrides of each run, as FIELD -> value.
-    folders: workdirs of the runs.
-    configs: configs of the runs.
+    sweep: the sweep.
   """
   table = []
-  for changes, folder, config in zip(runs, folders, configs, strict=True):
+  for changes, folder, config in zip(sweep.runs, sweep.folders, sweep.configs, strict=True):
     if is_done(folder, config):
       fields = dict(config_lib.leaves(config))  # Plain types, even if get_sweep() has others.
       table.append({"workdir": str(folder), **{field: fields[field] for field in changes},

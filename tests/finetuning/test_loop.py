@@ -175,7 +175,7 @@ def test_a_test_set_that_completed_runs_did_not_predict_is_noted(tuned, tuning, 
   (note,) = notes()
   assert note.startswith("note: 2 of 2 completed runs did not predict test, which is new or has ")
   command = re.search("`bertgpt (.*)FILE`", note)[1].split()
-  assert cli.main([*command, str(path), f"--output={tmp_path / 'SST-2.tsv'}"]) == 0
+  assert cli.main([*command, str(path), f"--out={tmp_path / 'SST-2.tsv'}"]) == 0
   path.unlink()
   assert notes() == []
   stored = results_of(out)

@@ -39,7 +39,7 @@ def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
   written = (tuned / "lr0.01-seed0" / "predictions" / "SST-2.tsv").read_text().splitlines()[1:]
   for workdir in (tuned, tuned / "lr0.01-seed0"):
     out = tmp_path / f"{workdir.name}.jsonl"
-    assert run(workdir, glue / "SST-2" / "test.tsv", f"--output={out}") == 0
+    assert run(workdir, glue / "SST-2" / "test.tsv", f"--out={out}") == 0
     found = read_lines(out)
     assert [f"{p['id']}\t{['negative', 'positive'].index(p['label'])}" for p in found] == written
     for p in found:
@@ -200,14 +200,14 @@ def test_words_are_tagged(tuning, finished_bert, sentences, tmp_path):
   written = (out / "lr0.01-seed0/predictions/dev.conll").read_text().splitlines()
   # The tags of the input are not read.
   (tmp_path / "new.conll").write_text("\n".join(line.split("\t")[0] for line in lines))
-  assert run(out, tmp_path / "new.conll", f"--output={tmp_path / 'found.conll'}") == 0
+  assert run(out, tmp_path / "new.conll", f"--out={tmp_path / 'found.conll'}") == 0
   found = [line.split("\t") for line in (tmp_path / "found.conll").read_text().splitlines()]
   assert [cells[:2] for cells in found] == [
       [line.split()[0], line.split()[2]] if line else [""] for line in written]
 
   (tmp_path / "new.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [
       {"words": sentences[0].rstrip(".").split()}, {"tokens": []}, {"text": sentences[1]}]))
-  assert run(out, tmp_path / "new.jsonl", f"--output={tmp_path / 'found.jsonl'}") == 0
+  assert run(out, tmp_path / "new.jsonl", f"--out={tmp_path / 'found.jsonl'}") == 0
   first, empty, third = read_lines(tmp_path / "found.jsonl")
   assert first["tags"] == [cells[1] for cells in found[:len(first["words"])]]
   assert first["probabilities"] == pytest.approx([float(cells[2]) for cells in found[
@@ -236,7 +236,7 @@ def test_questions_are_answered(tuning, finished_bert, sentences, tmp_path, name
              f"--config.task.data={tmp_path}", "--config.task.max_question=8",
              "--config.task.max_length=16", "--config.task.stride=3", "--config.epochs=40")
   written = json.loads((out / "lr0.01-seed0/predictions/predictions.json").read_text())
-  assert run(out, tmp_path / f"dev-{version}.json", f"--output={tmp_path / 'a.jsonl'}") == 0
+  assert run(out, tmp_path / f"dev-{version}.json", f"--out={tmp_path / 'a.jsonl'}") == 0
   found = read_lines(tmp_path / "a.jsonl")
   assert {p["id"]: p["answer"] for p in found} == written
   assert len(set(written.values())) > 2
@@ -249,7 +249,7 @@ def test_questions_are_answered(tuning, finished_bert, sentences, tmp_path, name
   (tmp_path / "b.jsonl").write_text("".join(json.dumps({
       "id": "same", "context": p["context"], "question": p["qas"][0]["question"]}) + "\n"
       for p in paragraphs))
-  assert run(out, tmp_path / "b.jsonl", f"--output={tmp_path / 'b.tsv'}") == 0
+  assert run(out, tmp_path / "b.jsonl", f"--out={tmp_path / 'b.tsv'}") == 0
   table = [line.split("\t") for line in (tmp_path / "b.tsv").read_text().splitlines()]
   assert table[0] == ["id", "prediction", "probability"]
   assert [cells[:2] for cells in table[1:]] == [["same", answer] for answer in written.values()]
@@ -309,7 +309,7 @@ def test_values_are_predicted(tuning, finished_bert, sentences, tmp_path, capsys
 def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, name, content, code,
                                                       fragment):
   (tmp_path / name).write_text(content)
-  assert run(tuned, tmp_path / name, f"--output={tmp_path / 'out'}") == code
+  assert run(tuned, tmp_path / name, f"--out={tmp_path / 'out'}") == code
   (line,) = capsys.readouterr().err.splitlines()
   assert fragment in line and {p.name for p in tmp_path.iterdir()} == {name}
 
@@ -318,7 +318,7 @@ def test_wrong_files_are_named_and_nothing_is_written(tuned, tmp_path, capsys, n
     (["--input=/none"], "--input /none: no such file"),
     (["--input=/"], "--input /: is a folder. Give a file"),
     (["--input=/dev/null"], "--input /dev/null: is not a regular file. Write its content to one"),
-    (["--output=/none/a"], "--output /none/a: there is no folder /none"),
+    (["--out=/none/a"], "--out /none/a: there is no folder /none"),
     (["--dtype=int8"], "argument --dtype: invalid choice"),
 ])
 def test_wrong_flags_are_named(tuned, glue, capsys, arguments, fragment):
@@ -367,7 +367,7 @@ def test_a_folder_of_transformers_is_named(tmp_path):
 
 def test_a_file_that_exists_is_not_replaced(tuned, glue, tmp_path, capsys):
   (tmp_path / "out").write_text("mine")
-  assert run(tuned, glue / "SST-2" / "test.tsv", f"--output={tmp_path / 'out'}") == 2
+  assert run(tuned, glue / "SST-2" / "test.tsv", f"--out={tmp_path / 'out'}") == 2
   assert "exists already" in capsys.readouterr().err
   assert (tmp_path / "out").read_text() == "mine"
 

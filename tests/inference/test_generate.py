@@ -2,6 +2,8 @@
 position.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +275,15 @@ def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
   assert texts[0] != texts[1]
   assert texts == generate.generate(gpt, ["The cat", "The dog sees"], max_tokens=5, num_samples=2)
   assert run(capsys, *flags, "--prompt=The cat", "--prompt", "The dog sees")[1] == out
+
+  path = tmp_path / "made.jsonl"
+  assert run(capsys, *flags, f"--input={prompts}", f"--out={path}")[:2] == (0, f"{path}: 4 texts\n")
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row["text"] for row in rows] == texts
+  assert [(row["prompt"], row["sample"]) for row in rows] == [
+      ("The cat", 0), ("The cat", 1), ("The dog sees", 0), ("The dog sees", 1)]
+  code, _, lines = run(capsys, *flags, f"--input={prompts}", f"--out={path}")
+  assert code == 2 and f"--out {path}: exists already" in lines[-1]
 
 
 def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):

@@ -23,8 +23,8 @@ import program
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bertgpt.errors import DataError, StorageError
-from bertgpt.runs import checkpoint
+from bertgpt.errors import ConfigError, DataError, StorageError
+from bertgpt.runs import checkpoint, step_folders
 from bertgpt.runs import manifest as manifest_lib
 
 try:
@@ -751,6 +751,18 @@ def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
     assert "File too large" in read_lines(processes[failing])[0]
     assert processes[failing].returncode == StorageError.exit_code
   assert checkpoint.committed_steps(tmp_path) == [1]
+
+
+def test_a_step_that_orbax_has_not_completed_is_not_published(tmp_path, monkeypatch):
+  """Below a folder with brackets Orbax does not see the files that it should merge, and warns."""
+  path = tmp_path / "a[b]"
+  with pytest.raises(ConfigError, match=r"no checkpoint can be saved in .* path has a \["):
+    open_checkpoints(path)
+  monkeypatch.setattr(step_folders, "check_name", lambda path: None)
+  with open_checkpoints(path) as checkpoints, pytest.raises(
+      StorageError, match="step 1 could not be saved .*has written no params/manifest.ocdbt"):
+    checkpoints.save(1, make_state(1), {"step": 1}, wait=True)
+  assert checkpoint.committed_steps(path) == []
 
 
 def test_a_link_to_a_disk_that_is_not_mounted_is_called_so(tmp_path):

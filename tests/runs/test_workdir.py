@@ -92,6 +92,17 @@ def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_made(recipe, tmp
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a[b]c", "a*", "a?", "a\\b", "]"])
+def test_a_name_in_which_orbax_saves_nothing_is_refused_before_anything_is_made(
+    recipe, tmp_path, capfd, name):
+  path = tmp_path / name / "run"
+  assert cli.main(["train", f"--config={recipe}", f"--workdir={path}",
+                   f"--config.data.cache_dir={tmp_path}/cache"]) == 2
+  (line,) = capfd.readouterr().err.splitlines()
+  assert f"{path}: no checkpoint can be saved in a folder whose path has a " in line
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_id_of_a_run_is_forgotten_even_if_it_is_gone(tmp_path, monkeypatch):
   """Another program may remove it just before."""
   (tmp_path / workdir.ID_FILE).write_text("1234")

@@ -101,6 +101,36 @@ def test_a_folder_of_other_files_is_refused(tmp_path, recipe, capsys):
   assert [path.name for path in tmp_path.iterdir()] == ["a.md"]
 
 
+def test_a_sweep_can_be_listed_without_training(tmp_path, recipe, capsys):
+  """The list says how far every run is, and the folder stays as it was."""
+  path, flags = tmp_path / "w", ["--config.phases[0].steps=3", "--config.checkpoint.every_steps=2"]
+  command = ["sweep", f"--config={recipe}", f"--workdir={path}", "--list", *flags]
+  names = [f"[{i}/2] --config.phases[0].learning_rate={rate}" for i, rate in
+           ((1, 0.01), (2, 0.001))]
+
+  def find_states():
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [line.removeprefix(f"{name}: ") for line, name in zip(lines, names, strict=False)], lines
+
+  assert find_states() == (["not begun"] * 2, [f"{name}: not begun" for name in names])
+  assert not path.exists()
+  train = ["train", f"--config={recipe}", f"--workdir={path / '000'}", *flags,
+           "--config.phases[0].learning_rate=0.01"]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(preemption, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
+    assert cli.main(train) == 75
+  before = mtimes(path)
+  assert find_states()[0] == ["step 1/3", "not begun"]
+  assert cli.main(train) == 0
+  states, lines = find_states()
+  assert states == ["finished", "not begun"] and "eval/validation/mlm_loss" in lines[2]
+  assert not (path / "sweep.json").exists() and before.keys() <= mtimes(path).keys()
+  assert cli.main([*command, "--mapped", "--run=0/1"]) == 0
+  assert cli.main([*command, "--config.seed=7"]) == 2  # A run that has begun keeps its config.
+
+
 def stand_in_for_train(monkeypatch):
   """Replaces training; returns the folder names of runs that count as finished."""
   done = set()

@@ -135,7 +135,7 @@ class TrainBatches:
       if self._has_started:
         return next(self._iterator)
       self._has_started = True  # The readers start with the first batch.
-      with children.without_main():
+      with children.without_main(), children.without_signals():
         return next(self._iterator)
     except BaseException as e:
       # Grain would skip the batch that failed and continue with the next one.

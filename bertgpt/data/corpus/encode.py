@@ -11,10 +11,8 @@ import hashlib
 import multiprocessing
 import os
 import queue
-import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
-from multiprocessing import resource_tracker
 
 import numpy as np
 import tqdm
@@ -90,11 +88,10 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
 
   threads = futures.ThreadPoolExecutor(num_workers)
   try:
-    resource_tracker.ensure_running()  # Else the first start() starts it, which unblocks SIGINT.
     for _ in range(num_workers):
       ours, theirs = context.Pipe()
       process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
-      with children.without_main(), _without_ctrl_c():
+      with children.without_main(), children.without_signals():
         process.start()
         processes.append(process)  # Before Ctrl-C may arrive.
       theirs.close()
@@ -106,19 +103,6 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
     threads.shutdown(cancel_futures=True)
     for process in processes:
       process.join()
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-  """Blocks Ctrl-C in the processes that are started: the parent ends them.
-
-  They could ignore it themselves only after their imports, which it would interrupt.
-  """
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection, settings: Worker) -> None:

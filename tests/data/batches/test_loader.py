@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -354,6 +355,32 @@ def test_signals_to_all_processes_of_a_group_do_not_end_the_readers():
         os.kill(child.pid, number)
     found += batches
     assert len(children) == 2
+  for batch, other in zip(found, expected, strict=True):
+    assert_equal(batch, other)
+
+
+def test_signals_to_readers_that_are_starting_do_not_end_them():
+  """They take seconds to import their modules, in which Python handles Ctrl-C, but not SIGTERM."""
+  config = make_config(steps=20)
+  expected = train_batches(ORDINARY, config)
+  config.data.reader_workers = 1
+  signaled = []
+
+  def signal_first_child():
+    while not (started := multiprocessing.active_children()):
+      time.sleep(0.001)
+    for delay in (0, 0.1, 0.5):
+      time.sleep(delay)
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(started[0].pid, number)
+        signaled.append(number)
+
+  watcher = threading.Thread(target=signal_first_child)
+  watcher.start()
+  with loader.make_train_batches(ORDINARY, config, 0, 0, slice(None)) as batches:
+    found = list(batches)
+  watcher.join()
+  assert len(signaled) == 9
   for batch, other in zip(found, expected, strict=True):
     assert_equal(batch, other)
 
