@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", type=flags.local_path, metavar="FILE",
                       help="for --suite: new .jsonl file for the scores of every text; if the work "
                            "is interrupted, the same command resumes it")
-  flags.add_batch_size(parser)
+  flags.add_batch_size(parser, "for --suite: ")
   flags.add_dtype(parser)
   parser.set_defaults(dtype=None)  # So that `check` knows whether it was given.
 

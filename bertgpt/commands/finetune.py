@@ -11,7 +11,7 @@ USES = ("bertgpt.finetuning.loop", "bertgpt.hub.opening")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of `bertgpt finetune`."""
-  flags.add_config(parser, "epochs=2", "bertgpt.config.finetuning")
+  flags.add_config(parser, "epochs=2", "bertgpt.config.finetuning", "finetune_glue")
   parser.add_argument("--init", required=True, type=flags.any_path, metavar="DIR",
                       help="folder of the pretrained run, or of a model of transformers")
   parser.add_argument("--task", metavar="NAME",

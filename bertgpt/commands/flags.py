@@ -100,23 +100,24 @@ class Recipe(argparse.Action):
     """See argparse.Action."""
     if values == "help":
       from bertgpt.config import recipes
-      print("\n".join(recipes.list_lines()))
+      print("\n".join(recipes.list_lines(parser.get_default("takes_fields"))))
       parser.exit()
     setattr(namespace, self.dest, values)
 
 
 def add_config(parser: argparse.ArgumentParser, example: str = FIELD_EXAMPLE,
-               fields: str = "bertgpt.config") -> None:
+               fields: str = "bertgpt.config", recipe: str = "bert_base") -> None:
   """Adds the required flag --config, and lets the command take --config.FIELD=VALUE.
 
   Args:
     parser: parser of the command.
     example: see `add_config_fields`.
     fields: see `add_config_fields`.
+    recipe: name of a recipe that the command accepts, for its help.
   """
   parser.add_argument("--config", required=True, metavar="RECIPE", dest="recipe", action=Recipe,
                       help="file of a recipe, or name of one that comes with bertgpt, such as "
-                           "bert_base; `--config help` lists them")
+                           f"{recipe}; `--config help` lists them")
   add_config_fields(parser, example, fields)
 
 
@@ -158,10 +159,15 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
                       help="time in which all processes must join; default: 300")
 
 
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag --batch_size."""
+def add_batch_size(parser: argparse.ArgumentParser, before: str = "") -> None:
+  """Adds the flag --batch_size.
+
+  Args:
+    parser: parser of the command.
+    before: start of the help.
+  """
   parser.add_argument("--batch_size", type=number(int, 1), metavar="N",
-                      help=f"rows computed at a time; default: {BATCH_SIZE}")
+                      help=f"{before}rows computed at a time; default: {BATCH_SIZE}")
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

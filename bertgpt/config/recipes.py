@@ -43,7 +43,7 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     for command, other in (("train", base), ("finetune", _finetuning_base)):
       if isinstance(config, ConfigDict) and config.keys() == other().keys():
         raise ConfigError(f"--config {path}: is a recipe for `bertgpt {command}`, and not for this "
-                          "command. `--config help` lists all recipes")
+                          "command. `--config help` lists those for this command")
     module = make_base.__module__.removesuffix(".pretraining")  # The module that recipes import.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
@@ -123,16 +123,22 @@ def names() -> list[str]:
   return sorted(path.stem for path in folder().glob("*.py"))
 
 
-def list_lines() -> list[str]:
+def list_lines(fields: str = "bertgpt.config") -> list[str]:
   """Returns a line per recipe that comes with bertgpt: its name and the start of its docstring.
 
   No recipe is run.
+
+  Args:
+    fields: name of the module whose `base()` makes the configs of the listed recipes.
   """
-  known = names()
-  width = max(map(len, known))
-  firsts = [(ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text("utf-8"))) or ""
-             ).partition("\n")[0] for name in known]
-  return [f"{name:<{width}}  {first}" for name, first in zip(known, firsts, strict=True)]
+  trees = {name: ast.parse((folder() / f"{name}.py").read_text("utf-8")) for name in names()}
+  tunes = {name: any(f"{node.module}.{alias.name}.".startswith("bertgpt.config.finetuning.")
+                     for node in tree.body if isinstance(node, ast.ImportFrom)
+                     for alias in node.names) for name, tree in trees.items()}
+  listed = [name for name in trees if tunes[name] == (fields == "bertgpt.config.finetuning")]
+  firsts = [(ast.get_docstring(trees[name]) or "").partition("\n")[0] for name in listed]
+  width = max(map(len, listed))
+  return [f"{name:<{width}}  {first}" for name, first in zip(listed, firsts, strict=True)]
 
 
 def find(name: str) -> str:

@@ -1,13 +1,14 @@
 """Reading and writing of files on a disk or in a bucket, for runs, corpora and exports.
 
-| module    | contents                                                                     |
-|-----------|------------------------------------------------------------------------------|
-| `writing` | files and folders that are written completely or not at all                  |
-| `growing` | files that grow line by line                                                 |
-| `locking` | locks between processes; `lease` is the one in a bucket                      |
-| `parsing` | JSON                                                                         |
-| `paths`   | paths as users give them, local copies                                       |
-| `bucket`  | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` sends requests  |
+| module        | contents                                                                     |
+|---------------|------------------------------------------------------------------------------|
+| `writing`     | files and folders that are written completely or not at all                  |
+| `growing`     | files that grow line by line                                                 |
+| `locking`     | locks between processes; `lease` is the one in a bucket                      |
+| `parsing`     | JSON                                                                         |
+| `wire_format` | fields of protocol buffers                                                   |
+| `paths`       | paths as users give them, local copies                                       |
+| `bucket`      | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` sends requests  |
 """
 
 from bertgpt.files.bucket import MANIFEST, BucketPath

@@ -13,7 +13,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -129,14 +129,15 @@ def predict_records(predictor: Predictor, records: Iterable[Mapping[str, Any]],
   return predict(predictor, parse(), batch_size)
 
 
-def predict(predictor: Predictor, examples: Iterable[Any],
-            batch_size: int = 8) -> Iterator[Prediction]:
+def predict(predictor: Predictor, examples: Iterable[Any], batch_size: int = 8,
+            on_done: Callable[[int], Any] = lambda count: None) -> Iterator[Prediction]:
   """Yields the predictions of examples, in order; few examples are in memory at a time.
 
   Args:
     predictor: result of `open_predictor`.
     examples: examples of the form, as `inputs.read_examples` yields them.
     batch_size: rows that are computed at a time.
+    on_done: called with the number of examples whose predictions follow.
   """
   form, most = predictor.form, CHUNK_BATCHES * batch_size
   size, row_lengths, remaining = 0, (), iter(examples)
@@ -150,7 +151,9 @@ def predict(predictor: Predictor, examples: Iterable[Any],
       size = min(batch_size, 1 << (len(rows) - 1).bit_length())
       if len(chunk) < most:
         row_lengths = lengths.for_rows(predictor.trained.config, rows, size, jax.default_backend())
-    yield from form.answer(chunk, places, _compute(predictor, rows, size, row_lengths), setting)
+    outputs = _compute(predictor, rows, size, row_lengths)
+    on_done(len(chunk))
+    yield from form.answer(chunk, places, outputs, setting)
 
 
 def extend_vocabulary(predictor: Predictor, examples: Sequence[Any]) -> Predictor:
@@ -225,8 +228,9 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, styl
   style = style or ("jsonl" if out and paths.find_ending(out) == ".jsonl" else "text")
   # A stdout in another encoding would get escapes that are not JSON's.
   is_ascii = not out and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-  lines = format_lines(predictor, predict(predictor, examples, batch_size), style, is_ascii)
-  progress = Progress(0, "predictions")
+  progress = Progress(0, "examples")
+  lines = format_lines(predictor, predict(predictor, examples, batch_size, progress.add), style,
+                       is_ascii)
   with contextlib.ExitStack() as stack:
     file = sys.stdout
     if out:
@@ -235,7 +239,6 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, styl
     file.writelines(line + "\n" for line in next(lines))  # The header.
     for of_one in lines:
       file.writelines(line + "\n" for line in of_one)
-      progress.add(1)
   trained = predictor.trained
   count = progress.done
   console.say(f"note: {count} prediction{'s' * (count != 1)} of {predictor.task} by "

@@ -409,7 +409,7 @@ class MappedLoop:
     if stop or is_last or is_due or any(m.saving.is_postponed for m in active):
       self._finish_step()
       self._save(step, [m for m in active if not m.error
-                        and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
+                        and m.saving.decide(is_due, is_last, stop)], wait=stop or is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       for member in active:
@@ -427,8 +427,11 @@ class MappedLoop:
 
   @events.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
-    for member in members:
-      member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
+    with contextlib.ExitStack() as stack:
+      for member in members:
+        stack.enter_context(member.log.untimed())
+      for member in members:
+        member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
 
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:
     """Evaluates runs after their last step; returns False if a signal was received."""

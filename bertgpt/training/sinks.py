@@ -9,11 +9,11 @@ import json
 import os
 import pathlib
 import secrets
-import struct
 import time
 from collections.abc import Mapping
 
 from bertgpt import console, files
+from bertgpt.training import event_records
 
 
 class Sink:
@@ -76,11 +76,7 @@ class JsonLines(Sink):
 
 
 class EventFile(Sink):
-  """A file of TensorBoard events, in the framing of TFRecord.
-
-  tensorboardX's own writer hands its records to a thread through a bounded queue. If the thread
-  dies, for example because the disk is full, the training waits for the queue forever.
-  """
+  """A file of TensorBoard events."""
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
     """Prepares a new file of events.
@@ -100,27 +96,10 @@ class EventFile(Sink):
       super().write(step, scalars)
 
   def _open(self):
-    from tensorboardX.proto import event_pb2
     self._path.parent.mkdir(parents=True, exist_ok=True)
     file = files.open_growing(self._path, is_new=True)
-    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    file.write(_frame(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-               + _frame(event_pb2.Event(wall_time=time.time(), step=self._purge_step,
-                                        session_log=session)))
+    file.write(event_records.make_start(self._purge_step))
     return file
 
   def _encode(self, step: int, scalars: Mapping[str, float]) -> bytes:
-    from tensorboardX.proto import event_pb2, summary_pb2  # Slow, and not always needed.
-    values = [summary_pb2.Summary.Value(tag=tag, simple_value=value)
-              for tag, value in scalars.items()]
-    return _frame(event_pb2.Event(wall_time=time.time(), step=step,
-                                  summary=summary_pb2.Summary(value=values)))
-
-
-def _frame(event) -> bytes:
-  """Returns a record of TFRecord: length, its CRC, the event, its CRC."""
-  from tensorboardX.record_writer import masked_crc32c
-  data = event.SerializeToString()
-  length = struct.pack("<Q", len(data))
-  return (length + struct.pack("<I", masked_crc32c(length)) + data
-          + struct.pack("<I", masked_crc32c(data)))
+    return event_records.make_point(step, scalars)

@@ -122,7 +122,7 @@ class StepLog:
 
   @contextlib.contextmanager
   def untimed(self) -> Iterator[None]:
-    """Leaves the time inside the context, that of a compilation, out of the time of the steps.
+    """Leaves the time inside the context, of a compilation or a save, out of that of the steps.
 
     Raises:
       DivergedError: see `finish_step`.

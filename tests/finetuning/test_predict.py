@@ -48,6 +48,16 @@ def test_predictions_are_those_of_fine_tuning(tuned, glue, tmp_path, capsys):
     assert "16 predictions of sst2 by" in capsys.readouterr().err
 
 
+def test_examples_are_counted_when_they_are_computed(tuned, sentences):
+  """A rate that counts them one by one would begin with 1 after a whole chunk."""
+  predictor, counts = predict.open_predictor(tuned), []
+  examples = [predictor.form.parse({"sentence": text}, "0", "sst2") for text in sentences * 5]
+  found = predict.predict(predictor, examples, 2, counts.append)
+  next(found)
+  assert counts == [64]
+  assert len(list(found)) == 79 and counts == [64, 16]
+
+
 def test_the_last_ending_of_a_name_is_the_format(tmp_path):
   for name, text in (("a.txt.tsv", "sentence\nfine\n"), ("a.tsv.txt", "fine\n"),
                      ("a.txt.jsonl", '{"sentence": "fine"}\n'), ("a.jsonl.txt", "fine\n")):
@@ -351,12 +361,17 @@ def test_tables_are_not_sentences_of_words(tmp_path, name, content, fragment):
 
 
 def test_running_text_as_conll_is_noted(tmp_path, capsys):
-  (tmp_path / "a.txt").write_text("Anna left\nBob went to Rome\nYes\n")
   (tmp_path / "b.txt").write_text("#\tnews of 26 May 2005\ntext O\n10 O\n\nToken O\n")
   assert [e.words for e in words.read(tmp_path / "b.txt", "ner")] == [["text", "10"], ["Token"]]
   assert capsys.readouterr().err == ""
+  for text in ("Anna left\nBob went to Rome\nYes\n", "Anna went to Rome .\n",
+               "Anna went to Rome .\nBob saw her right there .\n"):
+    (tmp_path / "a.txt").write_text(text)
+    list(words.read(tmp_path / "a.txt", "ner"))
+    assert "its lines have several columns, and no tag in the last" in capsys.readouterr().err
+  (tmp_path / "a.txt").write_text("Anna NNP B-person\nleft VBD\nx\n")
   list(words.read(tmp_path / "a.txt", "ner"))
-  assert "its lines have 1 to 4 columns" in capsys.readouterr().err
+  assert "its lines have 1 to 3 columns" in capsys.readouterr().err
 
 
 def test_a_folder_of_transformers_is_named(tmp_path):

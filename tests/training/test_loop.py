@@ -168,6 +168,23 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
   assert curves["perf/step_seconds"][-1][1] < 1e7, "the time of the save is not that of a step"
 
 
+def test_the_time_of_a_save_is_not_that_of_a_step(finished_gpt, recipe, tmp_path, monkeypatch):
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  saved, save, year = [], checkpoint.Checkpoints.save, 3e7
+
+  def save_slowly(checkpoints, step, *args, **options):
+    saved.append(step)
+    save(checkpoints, step, *args, **options)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save_slowly)
+  monkeypatch.setattr(step_log, "time", types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + year * len(saved)))
+  resume(recipe, path, 30)
+  times = metrics_file.read_curves(path)["perf/step_seconds"]
+  assert saved == [24, 28, 30] and times[-1][0] == 30
+  assert max(seconds for _, seconds in times) < year / 30
+
+
 @pytest.mark.slow
 def test_an_evaluation_that_predicts_nothing_is_not_taken_for_a_signal(recipe, tmp_path, capsys):
   """The run fails with advice, keeps its checkpoint, and can be finished after the change."""

@@ -343,8 +343,11 @@ def test_a_mapped_sweep_makes_the_runs_of_a_sweep(recipe, swept, tmp_path, capsy
 @pytest.mark.slow
 def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_steps(
     recipe, tmp_path, monkeypatch):
-  """With a clock that an evaluation moves on by a year. The trackers of all runs end together."""
-  made, evaluated, ended, year = [], [], [], 3e7
+  """With a clock that evaluations and saves move on by a year. All trackers end together."""
+  made, evaluated, ended, saved, year = [], [], [], [], 3e7
+  save = checkpoint.Checkpoints.save
+  monkeypatch.setattr(checkpoint.Checkpoints, "save",
+                      lambda *args, **how: saved.append(1) or save(*args, **how))
   make_eval_step, evaluate_corpus = evaluate.make_eval_step, evaluate.evaluate_corpus
 
   def evaluate_for_long(*arguments):
@@ -356,12 +359,13 @@ def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_step
                       lambda setup: made.append(setup) or make_eval_step(setup))
   monkeypatch.setattr(evaluate, "evaluate_corpus", evaluate_for_long)
   monkeypatch.setattr(step_log.StepLog, "end", lambda log: ended.append(log))
-  moved = types.SimpleNamespace(monotonic=lambda: time.monotonic() + year * len(evaluated))
+  moved = types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + year * len(evaluated + saved))
   monkeypatch.setattr(step_log, "time", moved)  # Not that of the watchdog.
   file = make_sweep(recipe, tmp_path / "recipe.py", [{"seed": 0}, {"seed": 1}])
   assert sweep(file, tmp_path / "sweep", "--config.phases[0].steps=6",
                "--config.log.every_steps=3") == 0
-  assert (len(made), len(evaluated), len(ended)) == (1, 4, 2)
+  assert (len(made), len(evaluated), len(ended)) == (1, 4, 2) and len(saved) >= 4
   for name in ("000", "001"):  # Steps 4 and 6 are evaluated.
     times = metrics_file.read_curves(tmp_path / "sweep" / name)["perf/step_seconds"]
     assert [step for step, _ in times] == [3, 4, 6]

@@ -54,6 +54,20 @@ def test_tensorboard_reads_the_events(tmp_path):
   assert values == [(3, "eval/validation/mlm_loss", 2.5)]
 
 
+@pytest.mark.hf
+def test_a_training_that_logs_does_not_import_pytorch(recipe, tmp_path):
+  """Its import would stop the loop for seconds, and load its own CUDA libraries next to JAX's."""
+  pytest.importorskip("torch")
+  code = ("import sys; from bertgpt import cli; code = cli.main(sys.argv[1:]); "
+          "sys.exit(code or ('torch was imported' if 'torch' in sys.modules else 0))")
+  result = subprocess.run(
+      [sys.executable, "-c", code, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
+       "--config.phases[0].steps=4", "--config.log.tensorboard=True"],
+      capture_output=True, text=True, timeout=1200)
+  assert result.returncode == 0, result.stderr
+  assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
 def test_only_the_first_process_writes(tmp_path):
   writer = Writer(tmp_path, first_step=0, last_step=9, tensorboard=True, active=False)
   writer.write(1, {"train/loss": 1.0})

@@ -86,12 +86,15 @@ def _show_rows(batch: Batch, tokenizer: "Tokenizer", row_format: RowFormat) -> l
     for sequence in range(1, ids.max() + 1):
       label = _label_text(batch, row_format, row, sequence)
       lines.append(f"row {row}, sequence {sequence}{label}")
-      for segment, name in enumerate("AB" if "segment_ids" in batch else " "):
+      # XLNet's [CLS] is a third segment.
+      for segment, name in enumerate("AB " if "segment_ids" in batch else " "):
         is_inside = ids == sequence
         if "segment_ids" in batch:
           is_inside &= batch["segment_ids"][row] == segment
         if is_inside.any():
           lines.append(f"  {name} {tokenizer.decode(batch['tokens'][row][is_inside])}")
+    if "backward_tokens" in batch:
+      lines.append(f"  backward: {tokenizer.decode(batch['backward_tokens'][row][ids > 0])}")
     if "predict_targets" in batch:
       slots = np.argsort(batch["predict_positions"][row])
       slots = slots[batch["predict_weights"][row][slots] > 0]

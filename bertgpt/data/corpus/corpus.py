@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 from bertgpt import files
 from bertgpt.data.corpus import file_checks, remote
 from bertgpt.errors import DataError, one_line
+from bertgpt.files.wire_format import nested, nested_header
 
 # Version 1 left out blank lines and white space at the ends of lines, and its ids are those of the
 # single sentences. The files are the same.
@@ -39,7 +40,6 @@ INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_
 # One thread and no readahead, as the documentation of array_record advises for random access.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 4096
-_LENGTH_DELIMITED = 2  # Wire type of nested messages, strings and bytes.
 
 
 # ------------------------------------------------------------------ layout
@@ -86,7 +86,7 @@ def encode_record(tokens: np.ndarray, sentence_lengths: np.ndarray) -> bytes:
     tokens: [N] in the token dtype of the corpus.
     sentence_lengths: int32 [S], tokens; their sum is N.
   """
-  return _field(1, _feature("sentence_lengths", sentence_lengths) + _feature("tokens", tokens))
+  return nested(1, _feature("sentence_lengths", sentence_lengths) + _feature("tokens", tokens))
 
 
 def tokens_of_record(record: bytes, length: int, dtype: str) -> np.ndarray:
@@ -103,29 +103,15 @@ def tokens_of_record(record: bytes, length: int, dtype: str) -> np.ndarray:
   """
   num_bytes = length * np.dtype(dtype).itemsize
   start = len(record) - num_bytes
-  header = _field_header(1, num_bytes)
+  header = nested_header(1, num_bytes)
   if record[max(0, start - len(header)):max(0, start)] != header:
     raise ValueError(f"the record does not end in {length} tokens")
   return np.frombuffer(record, dtype, length, start)
 
 
 def _feature(name: str, array: np.ndarray) -> bytes:
-  bytes_list = _field(1, _field(1, array.tobytes()))  # Feature.bytes_list of one value.
-  return _field(1, _field(1, name.encode()) + _field(2, bytes_list))  # An entry of the map.
-
-
-def _field(number: int, payload: bytes) -> bytes:
-  return _field_header(number, len(payload)) + payload
-
-
-def _field_header(number: int, length: int) -> bytes:
-  """Returns tag and length of a length-delimited field, the length as a base-128 varint."""
-  header = bytearray([number << 3 | _LENGTH_DELIMITED])
-  while length >= 0x80:
-    header.append(length & 0x7F | 0x80)
-    length >>= 7
-  header.append(length)
-  return bytes(header)
+  bytes_list = nested(1, nested(1, array.tobytes()))  # Feature.bytes_list of one value.
+  return nested(1, nested(1, name.encode()) + nested(2, bytes_list))  # An entry of the map.
 
 
 # ----------------------------------------------------------------- reading

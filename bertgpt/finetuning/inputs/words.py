@@ -79,7 +79,11 @@ def _check_table(path: pathlib.Path) -> None:
     if len(split_columns(cell)) > MAX_PARTS:
       raise DataError(f"{path}: {cell[:40]!r} in a column is more than one word. {REMEDY}")
   widths = {len(cells) for cells in rows}
-  if len(widths) > 2:
+  has_tags = any(conll.is_tag(cells[-1]) or cells[-1] in conll.NO_TAGS for cells in rows)
+  if widths and max(widths) > 1 and not has_tags:
+    console.say(f"note: {path}: its lines have several columns, and no tag in the last one. One "
+                f"word per line is tagged. {REMEDY}")
+  elif len(widths) > 2:
     console.say(f"note: {path}: its lines have {min(widths)} to {max(widths)} columns. One word "
                 f"per line is tagged. {REMEDY}")
 

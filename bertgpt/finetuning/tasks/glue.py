@@ -112,6 +112,7 @@ class Table(NamedTuple):
     labels: classes int32 [N] or scores float32 [N]; None for a test set.
     skipped: number of lines that were skipped.
     leaves_labels: whether a test set has a column of labels, which is not read.
+    repeats_ids: whether the column that names the rows has a name twice, so that it is not used.
   """
 
   texts: tuple[list[str], ...]
@@ -119,6 +120,7 @@ class Table(NamedTuple):
   labels: np.ndarray | None
   skipped: int = 0
   leaves_labels: bool = False
+  repeats_ids: bool = False
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
@@ -148,6 +150,9 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       if table is None:
         continue
       skipped += table.skipped
+      if table.repeats_ids:
+        notes.append(f"the {name}{set_suffix} set names two rows alike, so its predictions number "
+                     "the rows from 0 instead")
       if table.leaves_labels:
         notes.append(f"the {name}{set_suffix} set has labels, but is only predicted. To score it, "
                      "give it as dev.tsv to another fine-tuning")
@@ -266,12 +271,12 @@ def read_table(path: pathlib.Path, glue: Glue, *, is_test: bool) -> Table:
   if not rows:
     raise DataError(f"{path}: holds no examples. Give the official {glue.folder} file")
   ids = [row.id or str(row.place) for row in rows]
-  if len(set(ids)) < len(ids):
+  if repeats_ids := len(set(ids)) < len(ids):
     ids = [str(row.place) for row in rows]
   if is_test:
-    return Table(tuple(columns), ids, None, skipped, glue.label in header)
+    return Table(tuple(columns), ids, None, skipped, glue.label in header, repeats_ids)
   *texts, labels = columns
-  return Table(tuple(texts), ids, _as_array(glue, labels), skipped)
+  return Table(tuple(texts), ids, _as_array(glue, labels), skipped, repeats_ids=repeats_ids)
 
 
 def check_columns(lines: Iterator[tuple[int, str]], path: pathlib.Path, count: int

@@ -45,6 +45,18 @@ def test_the_text_shows_rows_as_the_mask_leaves_them():
   assert "  A 777 777" in text and "to predict: 888\n" in text
 
 
+@pytest.mark.parametrize("objective", ["mlm_nsp", "plm", "mlm", "causal"])
+def test_the_text_shows_all_tokens_of_a_row(objective):
+  """XLNet's [CLS] belongs to neither text of a pair."""
+  config = make_config()
+  config.objective.name = objective
+  batch = TrainRows(ORDINARY, config, 0, config.seed).read(np.arange(1))
+  lines = description.describe(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
+  shown = " ".join(line[4:] for line in lines.splitlines() if line.startswith("  "))
+  filled = batch["tokens"][batch["sequence_ids"] > 0]
+  assert sorted(shown.split()) == sorted(ORDINARY.tokenizer.decode(filled).split())
+
+
 def test_a_batch_that_the_text_does_not_fill_is_a_warning():
   text = description.describe(ORDINARY, make_config(batch_size=4096), [0])
   assert "WARNING: no run can be trained with this config: " in text

@@ -157,6 +157,8 @@ def test_lines_that_are_left_out_do_not_shift_the_others(tmp_path, text_format, 
   task = open_task("qqp", tmp_path, text_format)
   task.evals[1].write(np.array([1, 0]), tmp_path)
   assert written_ids(tmp_path, "QQP.tsv") == ids
+  noted = [note for note in task.notes if "the test set names two rows alike" in note]
+  assert len(noted) == ("x" in lines[0])
 
 
 def test_blank_lines_are_not_rows(tmp_path, text_format):
@@ -279,7 +281,7 @@ def test_questions_with_line_breaks_are_left_out_and_counted(tmp_path, text_form
   path = tmp_path / "QQP" / "train.tsv"
   path.write_text(path.read_text() + "9\tx\ttorn\n")
   task = open_task("qqp", tmp_path, text_format)
-  assert len(task.train) == 3 and task.notes == ("1 lines lack columns and were skipped",)
+  assert len(task.train) == 3 and task.notes[-1] == "1 lines lack columns and were skipped"
 
 
 # --------------------------------------------------------------------- TFDS
