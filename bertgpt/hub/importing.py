@@ -18,7 +18,7 @@ from bertgpt.config import families
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.models.parameters import find
-from bertgpt.runs import checkpoint, folder_kinds, workdir
+from bertgpt.runs import checkpoint, folder_kinds, step_folders, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metadata import make_metadata
 
@@ -32,10 +32,11 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
   Returns:
     Lines that say what was written, what differs from the folder, and how to continue its training.
   Raises:
-    ConfigError: `path` exists, or `source` is not a folder.
+    ConfigError: `path` exists or no checkpoint can be saved there, or `source` is not a folder.
     DataError: a file of `source` is missing, is damaged, or belongs to an unsupported model.
   """
   files.refuse_existing(path, "--workdir")
+  step_folders.check_name(path)
   if folder_kinds.is_ours(source):
     raise ConfigError(f"--from {source}: is a run of bertgpt, not a model of transformers. Use it "
                       "as --workdir, or write it for transformers with `bertgpt export`")

@@ -30,9 +30,12 @@ from bertgpt.runs import corpora, folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
-# Classes of tokenizers that give all tokens the same segment.
+# Classes of tokenizers that give all tokens the same segment. Only transformers 5 writes
+# TokenizersBackend, for tokenizers without a class of their own.
 _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
-    "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer"}
+    "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer", "TokenizersBackend"}
+# Those that number segments in transformers 4, and not in transformers 5.23.
+_WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
 
@@ -154,8 +157,8 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
         for name in converted.architecture.parts if any(
             (folder / name / file).exists()
             for file in ("config.json", weights.WEIGHTS, weights.INDEX))})
-    converted, unused = keep_used_segments(converted, folder)
-    converted = take_row_length(converted, folder)
+  converted, unused = keep_used_segments(converted, folder)  # Their errors name the folder.
+  converted = take_row_length(converted, folder)
   rows = converted.fields["model.vocab_size"]
   tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
   if converted.architecture.skips_positions:
@@ -224,7 +227,7 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
   if number == 1 and has_pairs:
     kept, note = 2, f"a second segment was added to {name}, equal to the first"
   elif number < 2 or numbers_segments(converted, folder):
-    return converted, ""
+    return converted, describe_segments(converted, folder)
   elif has_pairs:
     kept, note = number, (f"all segments of {name} are equal to the first one, because its "
                           "tokenizer numbers none")
@@ -235,7 +238,7 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
   tables = {leaf: np.repeat(x[:1], kept, axis=0) for leaf, x in leaves.items()
             if leaf.endswith("segment/embedding")}
   if not tables:
-    return converted, ""
+    return converted, describe_segments(converted, folder)
   return converted._replace(params=trees.nest(leaves | tables),
                             fields=converted.fields | {"model.num_segments": kept}), note
 
@@ -251,6 +254,25 @@ def numbers_segments(converted: Converted, folder: pathlib.Path) -> bool:
   if isinstance(names := hf.settings.get("model_input_names"), list):
     return "token_type_ids" in names
   return (hf.tokenizer_class or converted.architecture.tokenizer_class) not in _WITHOUT_SEGMENTS
+
+
+def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
+  """Returns a line if our rows have segments, and those of transformers 5 have none; else ''.
+
+  Args:
+    converted: result of `conversion.convert`, with its segments.
+    folder: local folder of the model.
+  """
+  hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  name = hf.tokenizer_class or converted.architecture.tokenizer_class
+  has_segments = any("segment" in leaf and len(x) > 1
+                     for leaf, x in trees.named_leaves(converted.params).items())
+  if (not has_segments or name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
+      or isinstance(hf.settings.get("model_input_names"), list)):
+    return ""
+  return (f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
+          "transformers 5 numbers none with this folder, unless model_input_names in its "
+          "tokenizer_config.json has token_type_ids")
 
 
 def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:

@@ -190,7 +190,7 @@ class Checkpoints:
     self._writer.wait_until_finished()
     replicas.check(step, list(types), sums, room := f"save/{self._number}/{step}")
     if jax.process_index() == 0:
-      self._check_merged(step)
+      self._check_merged(step, _split(types))
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
       step_folders.publish(self._root, step, {
           "step": step, "metadata": metadata | {"step": step},
@@ -202,11 +202,15 @@ class Checkpoints:
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
     peers.forget(room)
 
-  def _check_merged(self, step: int) -> None:
+  def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
     """Checks that Orbax has merged what the processes wrote; if it does not see it, it only warns.
+
+    Args:
+      step: the step.
+      items: the items of the step that have leaves.
     """
     place = step_folders.find_place(self._root, step)
-    if missing := [name for name in ITEMS if not (place / name / MERGED).is_file()]:
+    if missing := [name for name in items if not (place / name / MERGED).is_file()]:
       raise FileNotFoundError(f"Orbax has written no {missing[0]}/{MERGED}. Do all processes see "
                               "the same files?")
 

@@ -317,6 +317,21 @@ def test_segments_that_a_tokenizer_does_not_number_are_all_the_first(
   assert len(table) == 2 and np.array_equal(table[0], table[1]) == is_equal
 
 
+@pytest.mark.parametrize("name, is_equal", [
+    ("TokenizersBackend", True), ("PreTrainedTokenizerFast", False), ("BertTokenizer", None)])
+def test_segments_that_only_one_version_of_transformers_numbers_are_noted(
+    capsys, exported_bert, tmp_path, name, is_equal):
+  """Only transformers 5 writes TokenizersBackend; it numbers segments for BertTokenizer alone."""
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  settings = json.loads((folder / "tokenizer_config.json").read_text())
+  del settings["model_input_names"]
+  (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": name}))
+  assert cli.main(["import", f"--from={folder}", f"--workdir={tmp_path / 'run'}"]) == 0
+  out = capsys.readouterr().out
+  assert ("are equal to the first one" in out) == (is_equal is True)
+  assert ("segments are numbered, as in the pretraining" in out) == (is_equal is False)
+
+
 def test_the_masking_of_an_imported_model_may_be_named(capsys, exported_bert, tmp_path):
   """Its folder does not say how it was trained."""
   assert cli.main(["import", f"--from={exported_bert}", f"--workdir={tmp_path / 'run'}"]) == 0
