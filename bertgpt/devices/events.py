@@ -31,7 +31,7 @@ from bertgpt.errors import Preempted, exit_code, one_line
 FILE = "events.jsonl"
 KINDS = {
     "steps": "training steps, counted once",
-    "repeated": "steps done again, because an earlier attempt ended without saving them",
+    "repeated": "steps done again: they had not been saved, or were rolled back",
     "input": "waiting for the next batch",
     "compile": "steps that compiled their program",
     "evaluation": "held-out evaluation, with its compilation",

@@ -28,6 +28,7 @@ from bertgpt.files.paths import (
     naming,
     open_read,
     raise_if_unanswered,
+    refuse_dangling,
     require_utf8,
     size_of,
 )
@@ -51,6 +52,7 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "copy_locally", "download_tree", "expand", "find_problem", "is_matched", "is_remote",
            "is_unfinished", "lock", "make_path", "match_objects", "naming", "new_folder",
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
-           "read_json", "refuse_existing", "remove_leftovers", "remove_tree", "rename_new",
-           "require_file", "require_parent", "require_utf8", "size_of", "sync", "unfinished_path",
-           "upload", "upload_all", "without_nonfinite", "write_atomically", "write_json"]
+           "read_json", "refuse_dangling", "refuse_existing", "remove_leftovers", "remove_tree",
+           "rename_new", "require_file", "require_parent", "require_utf8", "size_of", "sync",
+           "unfinished_path", "upload", "upload_all", "without_nonfinite", "write_atomically",
+           "write_json"]

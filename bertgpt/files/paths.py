@@ -71,6 +71,22 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
+def refuse_dangling(path: pathlib.Path, name: str) -> None:
+  """Checks that neither a path nor one of its parents is a link to something that is gone.
+
+  Args:
+    path: a file or folder, which need not exist; a bucket has no links.
+    name: what the message calls it.
+  Raises:
+    StorageError: there is such a link, such as to a disk that is not mounted.
+  """
+  for place in () if is_remote(path) else (path, *path.parents):
+    if place.is_symlink() and not place.exists():
+      subject = "" if place == path else f"{place} "
+      raise StorageError(f"{name}: {subject}is a link to {os.readlink(place)}, which is not there. "
+                         "Mount it, or remove the link")
+
+
 def require_utf8(path: str | os.PathLike) -> None:
   """Checks that the name of a folder is UTF-8: ArrayRecord and TensorStore take no other.
 

@@ -87,9 +87,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         step_folders.clean(self._root)
     except OSError as e:
-      if self._root.is_symlink() and not self._root.exists():
-        raise StorageError(f"{self._root}: is a link to {os.readlink(self._root)}, which is not "
-                           "there. Mount it, or remove the link") from e
+      files.refuse_dangling(self._root, str(self._root))
       raise StorageError(f"{self._root}: cannot be written ({e.strerror})") from e
     self._best = retention.Best(self._root, keep_best)
     self._writer = orbax_setup.make_writer(ITEMS)

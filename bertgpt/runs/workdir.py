@@ -198,6 +198,7 @@ def create(workdir: pathlib.Path) -> None:
     with tempfile.TemporaryFile(dir=workdir) as file:
       file.write(b"x")  # A full disk may have room for a name.
   except OSError as e:
+    files.refuse_dangling(workdir, f"--workdir {workdir}")
     raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
                        "you may write to") from e
 

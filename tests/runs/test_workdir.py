@@ -77,6 +77,17 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
       pass
 
 
+@pytest.mark.parametrize("name, subject", [("w", ""), ("w/run", "{link} ")])
+def test_a_workdir_on_a_disk_that_is_not_mounted_is_called_so(tmp_path, name, subject):
+  link = tmp_path / "w"
+  link.symlink_to(tmp_path / "none" / "disk")
+  subject = subject.format(link=link)
+  with pytest.raises(StorageError, match=f"{name}: {subject}is a link to .*/disk, which is not"), \
+      workdir.make_and_lock(tmp_path / name, True):
+    pass
+  assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
 # ------------------------------------------------------------- configs
 
 
