@@ -48,7 +48,9 @@ def make_wordpiece():
   vocabulary = {piece: i for i, piece in enumerate(PIECES)}
   return transformers.PreTrainedTokenizerFast(
       tokenizer_object=pipelines.bert_pipeline(vocabulary, True), unk_token="[UNK]",
-      pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+      pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+      # As BertTokenizer has them. By default, this class numbers no segments.
+      model_input_names=["input_ids", "token_type_ids", "attention_mask"])
 
 
 def make_byte_bpe(specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
