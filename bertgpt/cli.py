@@ -17,14 +17,14 @@ from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit
 
 def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
-  is_distributed = False
+  is_distributed = ends_at_once = False
   console.open_closed_streams()
   console.escape_on_stdout()
   events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:
-    nonlocal is_distributed
-    is_distributed = bool(arguments.distributed)
+    nonlocal is_distributed, ends_at_once
+    is_distributed, ends_at_once = bool(arguments.distributed), arguments.ends_at_once
     set_up_process(arguments)
 
   try:
@@ -34,10 +34,11 @@ def run_program() -> int:
       raise
     traceback.print_exc()
     code = 1
-  if is_distributed and code:
+  # JAX would wait 300 s for the other processes, which wait too, and Python for threads that compile.
+  if code and (is_distributed or ends_at_once and code > 128):
     with contextlib.suppress(OSError):
       sys.stdout.flush()
-    os._exit(code)  # Normally, JAX would wait 300 s for the other processes, which wait too.
+    os._exit(code)
   return code
 
 
@@ -135,7 +136,8 @@ def make_parser() -> Parser:
   parser = Parser("bertgpt", description="Pretrain BERT and GPT, from text to a trained model.",
                   epilog=flags.FIELDS_NOTE.format(
                       f"train --config demo --workdir runs/demo --config.{flags.FIELD_EXAMPLE}"))
-  parser.set_defaults(takes_fields="", is_heavy=False, distributed="", resumes=False)
+  parser.set_defaults(takes_fields="", is_heavy=False, distributed="", resumes=False,
+                      ends_at_once=False)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, path in COMMANDS.items():
     module = importlib.import_module(path)

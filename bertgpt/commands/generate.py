@@ -54,4 +54,5 @@ def run(arguments: argparse.Namespace) -> None:
       arguments.workdir, prompts, arguments.max_tokens, sampling, seed=arguments.seed,
       num_samples=arguments.num_samples, batch_size=arguments.batch_size or flags.BATCH_SIZE,
       steps=arguments.steps, dtype=arguments.dtype, out=arguments.out)
-  print(f"{arguments.out}: {len(made)} texts" if arguments.out else "\n\n".join(made))
+  print(f"{arguments.out}: {len(made)} text{'s' * (len(made) != 1)}" if arguments.out else
+        "\n\n".join(made))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bertgpt import console
 from bertgpt.commands import flags
+from bertgpt.errors import ConfigError
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -30,6 +31,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--list", action="store_true", dest="only_lists",
                       help="train nothing: print the runs and how far each of them is")
   parser.set_defaults(resumes=True)
+
+
+def check(arguments: argparse.Namespace) -> None:
+  """Refuses flags that exclude each other."""
+  if arguments.only_lists and arguments.max_parallel > 1:
+    raise ConfigError("--max_parallel: with --list, nothing is trained. Leave one of them out")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import unmasking
+from bertgpt.inference import streams, unmasking
 from bertgpt.inference.draws import GREEDY, UNRESTRICTED, Sampling, draw
 from bertgpt.models import precision
 from bertgpt.models.cache import make_cache
@@ -287,15 +287,14 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
     path: folder of the run, or of a model of `transformers`.
     prompts, max_tokens, sampling, seed, num_samples, batch_size, steps: see `generate`.
     dtype: see `runs.trained.make_trained`.
-    out: new file of JSON lines: for every text, its prompt, the index of the sample, and the text
-      with its prompt. None: no file is written.
+    out: new .jsonl file: for every text, its prompt, the index of the sample, and the text with its
+      prompt. None: no file is written.
   Raises:
-    ConfigError: there is no model in `path`, or `out` exists; see also `generate`.
+    ConfigError: there is no model in `path`; see also `streams.check_out` and `generate`.
     DataError: see `hub.opening`.
   """
   if out:
-    files.refuse_existing(out, "--out")
-    files.require_parent(out, "--out")
+    streams.check_out(out, (".jsonl",))
   trained = opening.open_model(path, dtype=dtype)
   texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
                    num_samples=num_samples, batch_size=batch_size, steps=steps)

@@ -8,10 +8,11 @@ times as it runs.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -295,6 +296,22 @@ def _bytes(number: str, unit: str) -> float:
   return float(number) * _BYTES_PER_UNIT[unit]
 
 
+@contextlib.contextmanager
+def compiler_threads() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+  """Yields threads that compile.
+
+  After an error or a signal they are left alone: a compilation takes minutes and cannot be stopped.
+  What has not begun is canceled.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS)
+  try:
+    yield pool
+  except BaseException:
+    pool.shutdown(wait=False, cancel_futures=True)
+    raise
+  pool.shutdown()
+
+
 # -------------------------------------------------------------- predicting
 
 
@@ -317,7 +334,7 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
   config = assume_vocabulary(config)
   first_with = {steps.program_key(config, i): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]
-  with concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS) as pool:
+  with compiler_threads() as pool:
     compiled = list(pool.map(functools.partial(compile_step, platform=topology.platform), lowered))
   by_key = {steps.program_key(config, step.phase_index): step for step in compiled}
   return [predict(by_key[steps.program_key(config, i)]._replace(phase_index=i), topology)

@@ -82,7 +82,7 @@ def search(step: CompiledStep, topology: Topology) -> list[RankedVariant]:
     not fit come last.
   """
   ranked = [RankedVariant((), aot.predict(step, topology))]
-  with concurrent.futures.ThreadPoolExecutor(aot.COMPILER_THREADS) as pool:
+  with aot.compiler_threads() as pool:
     compiling = {pool.submit(aot.compile_step, aot.lower_step(config, step.phase_index, topology),
                              topology.platform): overrides
                  for overrides, config in choose_variants(step, topology)}

@@ -5,6 +5,8 @@ import dataclasses
 from bertgpt.planning import hlo_costs
 from bertgpt.planning.hlo import Instruction
 
+_UNKNOWN_CYCLES = 2**63 - 1  # What libtpu writes if it makes no estimate.
+
 
 @dataclasses.dataclass
 class Work:
@@ -53,6 +55,8 @@ def work_of(instruction: Instruction, tile: int) -> Work:
   parts = list(instruction.parts())
   products = [product for part in parts if (product := hlo_costs.product_of(part))]
   cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
+  if cycles == str(_UNKNOWN_CYCLES):
+    cycles = None
   return Work(sum(product.flops for product in products),
               sum(padded_flops(product, tile) for product in products),
               sum(padded_flops(product, tile) for product in products if product.is_fp8),

@@ -125,6 +125,8 @@ def print_runs(sweep: Sweep) -> None:
   Args:
     sweep: the sweep.
   """
+  if not sweep.chosen:
+    console.print_stdout(f"none of the {len(sweep.runs)} runs is in this share")
   for i in sweep.chosen:
     console.print_stdout(f"{sweep.names[i]}: {describe(sweep.folders[i], sweep.configs[i])}")
   print_table(make_table(sweep))
@@ -141,8 +143,16 @@ def describe(folder: pathlib.Path, config: ConfigDict) -> str:
     return "finished"
   if not folder_kinds.is_run(folder):
     return "not begun"
-  saved = step_folders.find_steps(step_folders.checkpoints_path(folder))
-  return f"step {max(saved, default=0)}/{config_lib.total_steps(config)}"
+  return f"step {last_step(folder)}/{config_lib.total_steps(config)}"
+
+
+def last_step(folder: pathlib.Path) -> int:
+  """Returns the step of the newest checkpoint of a run; 0 if it has none.
+
+  Args:
+    folder: workdir of the run; it need not exist.
+  """
+  return max(step_folders.find_steps(step_folders.checkpoints_path(folder)), default=0)
 
 
 def print_table(table: Sequence[Mapping[str, Any]]) -> None:
@@ -286,6 +296,9 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
         found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
                   "at the end of get_sweep(), or use another --workdir"
                   for line in workdir.find_changes(folders[i], former.as_begun(folders[i], config))]
+        if (done := last_step(folders[i])) > (total := config_lib.total_steps(config)):
+          found.append(f"{folders[i]} has done {done} steps, but phases[].steps are {total} in "
+                       "total. Raise them, or use another --workdir")
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))

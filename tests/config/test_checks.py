@@ -122,9 +122,9 @@ def test_a_row_has_at_most_as_many_sequences_as_tokens():
 
 
 def test_nothing_need_be_masked_in_the_objective_if_every_phase_has_a_share():
-  config = override(config_lib.base(), ["--config.objective.mask_prob=0",
-                                        "--config.phases[0].mask_prob=0.2"])
-  config_lib.validate(config)
+  config = override(config_lib.base(), ["--config.objective.mask_prob=0"])
+  assert any("mask_prob" in line for line in problems_of(config_lib.validate, config))
+  config_lib.validate(override(config, ["--config.phases[0].mask_prob=0.2"]))
 
 
 def test_a_decay_with_the_power_0_is_refused():

@@ -282,8 +282,9 @@ def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
   assert [row["text"] for row in rows] == texts
   assert [(row["prompt"], row["sample"]) for row in rows] == [
       ("The cat", 0), ("The cat", 1), ("The dog sees", 0), ("The dog sees", 1)]
-  code, _, lines = run(capsys, *flags, f"--input={prompts}", f"--out={path}")
-  assert code == 2 and f"--out {path}: exists already" in lines[-1]
+  for name, problem in ((path, "exists already"), (tmp_path / "a.txt", "name a file that ends in")):
+    code, _, lines = run(capsys, *flags, f"--input={prompts}", f"--out={name}")
+    assert code == 2 and f"--out {name}: {problem}" in lines[-1]
 
 
 def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):

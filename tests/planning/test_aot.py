@@ -1,5 +1,6 @@
 """bertgpt.planning.aot: the compiled step is that of training, and its figures add up."""
 
+import threading
 import types
 
 import jax
@@ -152,6 +153,25 @@ def test_a_remedy_is_a_mesh_of_the_machine(chips, num_slices, mesh, remedy):
 
 
 # -------------------------------------------------------- the real compiler
+
+
+def test_threads_that_compile_are_left_alone_after_a_signal():
+  begun, go, done = threading.Semaphore(0), threading.Event(), []
+
+  def compile_slowly(number):
+    begun.release()
+    go.wait()
+    done.append(number)
+
+  try:
+    with pytest.raises(KeyboardInterrupt), aot.compiler_threads() as pool:
+      futures = [pool.submit(compile_slowly, i) for i in range(aot.COMPILER_THREADS + 2)]
+      for _ in range(aot.COMPILER_THREADS):
+        begun.acquire()
+      raise KeyboardInterrupt
+    assert not done and all(future.cancelled() for future in futures[aot.COMPILER_THREADS:])
+  finally:
+    go.set()
 
 
 @pytest.mark.libtpu

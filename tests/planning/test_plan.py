@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -11,7 +14,8 @@ from fake_slice import on_fake_devices
 from bertgpt import cli
 from bertgpt.planning import aot, plan, roofline, topologies
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,22 @@ def test_the_command(capsys, recipe):
   code = cli.main(["plan", f"--config={recipe}", "--topology=v5e:2x2", "--json"])
   answer = json.loads(capsys.readouterr().out)
   assert code == 0 and answer["fits"] and answer["topology"] == "v5e:2x2"
+
+
+@pytest.mark.libtpu
+def test_a_signal_does_not_wait_for_the_compiler(recipe):
+  code = ("import sys, time\nfrom bertgpt import cli\nfrom bertgpt.planning import aot\n"
+          "def compile_step(lowered, platform):\n  print('READY', flush=True)\n  time.sleep(1e6)\n"
+          "aot.compile_step = compile_step\nsys.exit(cli.run_program())")
+  process = subprocess.Popen(
+      [sys.executable, "-c", code, "plan", f"--config={recipe}", "--topology=v5e:1x1"], text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
+  assert process.stdout.readline() == "READY\n", process.stderr.read()
+  process.terminate()
+  _, err = process.communicate(timeout=1200)
+  assert process.returncode == 143
+  assert err.splitlines()[-1] == ("bertgpt plan: stopped by SIGTERM. The same command starts over")
 
 
 @pytest.mark.parametrize("arguments, fragment", [

@@ -229,10 +229,12 @@ def test_float8_runs_at_its_own_peak_and_share():
   assert plain.seconds_by["matmul"] == pytest.approx(slow.seconds_by["matmul"])
 
 
-def test_the_compilers_own_estimates_are_summed():
+@pytest.mark.parametrize("cycles, counted", [(500, 500), (2**63 - 1, 0)])
+def test_the_compilers_own_estimates_are_summed(cycles, counted):
+  """libtpu writes the largest integer for operations of which it makes no estimate."""
   text = DOT.replace("rhs_contracting_dims={0}",
-                     'rhs_contracting_dims={0}, backend_config={"estimated_cycles":"500"}')
-  assert analyze(text).compiler_seconds == 500 / CHIP.clock
+                     f'rhs_contracting_dims={{0}}, backend_config={{"estimated_cycles":"{cycles}"}}')
+  assert analyze(text).compiler_seconds == counted / CHIP.clock
 
 
 @pytest.mark.parametrize("share, dots", [(1 / 3, 8), (None, 18)])

@@ -128,7 +128,14 @@ def test_a_sweep_can_be_listed_without_training(tmp_path, recipe, capsys):
   assert states == ["finished", "not begun"] and "eval/validation/mlm_loss" in lines[2]
   assert not (path / "sweep.json").exists() and before.keys() <= mtimes(path).keys()
   assert cli.main([*command, "--mapped", "--run=0/1"]) == 0
-  assert cli.main([*command, "--config.seed=7"]) == 2  # A run that has begun keeps its config.
+  assert cli.main([*command, "--run=5/6"]) == 0
+  assert "none of the 2 runs is in this share" in capsys.readouterr().out
+  for flag, problem in (
+      ("--config.seed=7", f"run 0: {path / '000'} holds another run"),
+      ("--config.phases[0].steps=2", f"run 0: {path / '000'} has done 3 steps, but phases[].steps"),
+      ("--max_parallel=2", "with --list, nothing is trained")):
+    assert cli.main([*command, flag]) == 2
+    assert problem in capsys.readouterr().err
 
 
 def stand_in_for_train(monkeypatch):

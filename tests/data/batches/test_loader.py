@@ -375,7 +375,7 @@ def test_signals_to_readers_that_are_starting_do_not_end_them():
         os.kill(started[0].pid, number)
         signaled.append(number)
 
-  watcher = threading.Thread(target=signal_first_child)
+  watcher = threading.Thread(target=signal_first_child, daemon=True)
   watcher.start()
   with loader.make_train_batches(ORDINARY, config, 0, 0, slice(None)) as batches:
     found = list(batches)
