@@ -34,7 +34,7 @@ def run_program() -> int:
       raise
     traceback.print_exc()
     code = 1
-  # JAX would wait 300 s for the other processes, which wait too, and Python for threads that compile.
+  # JAX would wait 300 s for other processes, which wait too, and Python for threads that compile.
   if code and (is_distributed or ends_at_once and code > 128):
     with contextlib.suppress(OSError):
       sys.stdout.flush()
