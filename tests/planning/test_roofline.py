@@ -232,8 +232,8 @@ def test_float8_runs_at_its_own_peak_and_share():
 @pytest.mark.parametrize("cycles, counted", [(500, 500), (2**63 - 1, 0)])
 def test_the_compilers_own_estimates_are_summed(cycles, counted):
   """libtpu writes the largest integer for operations of which it makes no estimate."""
-  text = DOT.replace("rhs_contracting_dims={0}",
-                     f'rhs_contracting_dims={{0}}, backend_config={{"estimated_cycles":"{cycles}"}}')
+  estimate = f', backend_config={{"estimated_cycles":"{cycles}"}}'
+  text = DOT.replace("rhs_contracting_dims={0}", "rhs_contracting_dims={0}" + estimate)
   assert analyze(text).compiler_seconds == counted / CHIP.clock
 
 
