@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-from bertgpt import console
+from bertgpt import console, files
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
 from bertgpt.devices import children, events, guard, huge_pages, signals, watchdog
@@ -17,25 +17,26 @@ from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit
 
 def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
-  is_distributed = ends_at_once = False
+  exits_on_failure = False
   console.open_closed_streams()
   console.escape_on_stdout()
   events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:
-    nonlocal is_distributed, ends_at_once
-    is_distributed, ends_at_once = bool(arguments.distributed), arguments.ends_at_once
+    nonlocal exits_on_failure
+    exits_on_failure = bool(arguments.distributed) or arguments.exits_on_failure
     set_up_process(arguments)
 
   try:
     code = main(set_up=set_up)
   except Exception:
-    if not is_distributed:
+    if not exits_on_failure:
       raise
     traceback.print_exc()
     code = 1
   # JAX would wait 300 s for other processes, which wait too, and Python for threads that compile.
-  if code and (is_distributed or ends_at_once and code > 128):
+  if code and exits_on_failure:
+    files.remove_copies()
     with contextlib.suppress(OSError):
       sys.stdout.flush()
     os._exit(code)
@@ -137,7 +138,7 @@ def make_parser() -> Parser:
                   epilog=flags.FIELDS_NOTE.format(
                       f"train --config demo --workdir runs/demo --config.{flags.FIELD_EXAMPLE}"))
   parser.set_defaults(takes_fields="", is_heavy=False, distributed="", resumes=False,
-                      ends_at_once=False)
+                      exits_on_failure=False)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, path in COMMANDS.items():
     module = importlib.import_module(path)

@@ -19,7 +19,7 @@ import pytest
 from bertgpt import cli, files
 from bertgpt import config as config_lib
 from bertgpt.devices import events, preemption, profiler
-from bertgpt.errors import ConfigError, StorageError, UserError
+from bertgpt.errors import ConfigError, DataError, StorageError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
 from bertgpt.runs import checkpoint, folder_kinds
@@ -149,6 +149,26 @@ def test_a_bucket_that_goes_away_ends_the_run_with_74_and_it_continues(program, 
   assert again.returncode == whole.returncode == 0, again.stderr
   assert "resuming after step 10" in again.stderr
   assert_equal_runs(bucket / "run", tmp_path / "disk")
+
+
+def test_programs_leave_no_copies(program, bucket, tmp_path):
+  """Neither those of worker processes, which are killed, nor those of a process that fails."""
+  copies = tmp_path / "copies"
+  copies.mkdir()
+  (bucket / "model" / "config.json").write_bytes(b'{"model_type": "bert"}')
+  address = f"--distributed=127.0.0.1:{program_lib.free_port()},1,0"
+  for arguments, code in (
+      (["prepare", f"--config={program.folder}/recipe.py", "--config.data.prepare_workers=2",
+        f"--config.data.cache_dir={bucket}/cache"], 0),
+      (["finetune", "--config=finetune_glue", "--task=sst2", f"--init={bucket}/model",
+        f"--config.task.data={tmp_path}", f"--workdir={tmp_path / 'run'}", address],
+       DataError.exit_code)):
+    result = subprocess.run(
+        [sys.executable, "-m", "bertgpt", *arguments], text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(program_lib.ROOT), "TMPDIR": str(copies),
+                          "JAX_PLATFORMS": "cpu"})
+    assert result.returncode == code, result.stderr
+    assert not list(copies.glob("bertgpt-*"))
 
 
 @pytest.mark.slow

@@ -36,9 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--num_samples", type=flags.number(int, 1, 2**16), default=1, metavar="N",
                       help="continuations per prompt; default: 1")
   parser.add_argument("--out", type=flags.local_path, metavar="FILE",
-                      help="new .jsonl file: per continuation, a JSON object with its prompt, the "
-                           "index of the sample, and the text with the prompt; default: the texts "
-                           "are printed")
+                      help="new .jsonl file with one JSON object per continuation: prompt, sample "
+                           "(index of the continuation) and text (which includes the prompt); "
+                           "default: the texts are printed")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
 

@@ -132,13 +132,18 @@ def list_lines(fields: str = "bertgpt.config") -> list[str]:
     fields: name of the module whose `base()` makes the configs of the listed recipes.
   """
   trees = {name: ast.parse((folder() / f"{name}.py").read_text("utf-8")) for name in names()}
-  tunes = {name: any(f"{node.module}.{alias.name}.".startswith("bertgpt.config.finetuning.")
-                     for node in tree.body if isinstance(node, ast.ImportFrom)
-                     for alias in node.names) for name, tree in trees.items()}
-  listed = [name for name in trees if tunes[name] == (fields == "bertgpt.config.finetuning")]
+  listed = [name for name, tree in trees.items() if _module_of_base(tree) == fields]
   firsts = [(ast.get_docstring(trees[name]) or "").partition("\n")[0] for name in listed]
   width = max(map(len, listed))
   return [f"{name:<{width}}  {first}" for name, first in zip(listed, firsts, strict=True)]
+
+
+def _module_of_base(tree: ast.Module) -> str:
+  """Returns the name of the module whose `base()` makes the config of a recipe."""
+  imported = [f"{node.module}.{alias.name}" for node in tree.body
+              if isinstance(node, ast.ImportFrom) for alias in node.names]
+  tunes = any(f"{name}.".startswith("bertgpt.config.finetuning.") for name in imported)
+  return "bertgpt.config.finetuning" if tunes else "bertgpt.config"
 
 
 def find(name: str) -> str:

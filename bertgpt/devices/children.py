@@ -23,11 +23,18 @@ _watched = False
 
 
 @contextlib.contextmanager
-def without_main() -> Iterator[None]:
-  """Makes children that `multiprocessing` spawns inside the context not import the main script.
+def spawning() -> Iterator[None]:
+  """Prepares the children that `multiprocessing` spawns inside the context.
 
-  The function that they run must be in another module.
+  They do not import the main script, so the function that they run must be in another module, and
+  they do not get the signals of `OF_PARENT`.
   """
+  with _without_main(), _without_signals():
+    yield
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
   main = sys.modules["__main__"]
   sys.modules["__main__"] = types.ModuleType("__main__")
   try:
@@ -37,11 +44,12 @@ def without_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_signals() -> Iterator[None]:
+def _without_signals() -> Iterator[None]:
   """Blocks the signals of `OF_PARENT` in children that this thread starts inside the context.
 
-  They could ignore the signals themselves only after their imports, which a signal would end. This
-  process still gets its signals if it has another thread, or at the end of the context.
+  A child can ignore signals only after its imports, and a signal during the imports would end it.
+  The parent still gets its signals: at once if it has another thread, otherwise at the end of the
+  context.
   """
   resource_tracker.ensure_running()  # Else the first child starts it, which unblocks SIGINT.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_PARENT)

@@ -29,6 +29,7 @@ from bertgpt.files.paths import (
     open_read,
     raise_if_unanswered,
     refuse_dangling,
+    remove_copies,
     require_utf8,
     size_of,
 )
@@ -52,7 +53,7 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "copy_locally", "download_tree", "expand", "find_problem", "is_matched", "is_remote",
            "is_unfinished", "lock", "make_path", "match_objects", "naming", "new_folder",
            "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
-           "read_json", "refuse_dangling", "refuse_existing", "remove_leftovers", "remove_tree",
-           "rename_new", "require_file", "require_parent", "require_utf8", "size_of", "sync",
-           "unfinished_path", "upload", "upload_all", "without_nonfinite", "write_atomically",
-           "write_json"]
+           "read_json", "refuse_dangling", "refuse_existing", "remove_copies", "remove_leftovers",
+           "remove_tree", "rename_new", "require_file", "require_parent", "require_utf8", "size_of",
+           "sync", "unfinished_path", "upload", "upload_all", "without_nonfinite",
+           "write_atomically", "write_json"]

@@ -58,10 +58,12 @@ def expand(name: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-  """Adds a path to errors of the system that name no file, such as those of writes to open files.
+  """Adds a path to every OSError that names no file, such as that of a write to an open file.
 
   Args:
     path: the file.
+  Raises:
+    OSError: raised inside the context; names a file.
   """
   try:
     yield
@@ -72,13 +74,13 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def refuse_dangling(path: pathlib.Path, name: str) -> None:
-  """Checks that neither a path nor one of its parents is a link to something that is gone.
+  """Checks that neither a path nor one of its parents is a link to a place that does not exist.
 
   Args:
     path: a file or folder, which need not exist; a bucket has no links.
-    name: what the message calls it.
+    name: the path as the message shows it, for example with its flag.
   Raises:
-    StorageError: there is such a link, such as to a disk that is not mounted.
+    StorageError: there is such a link, for example to a disk that is not mounted.
   """
   for place in () if is_remote(path) else (path, *path.parents):
     if place.is_symlink() and not place.exists():
@@ -268,6 +270,13 @@ def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
 
 @functools.cache
 def _temporary_folder() -> pathlib.Path:
-  folder = tempfile.mkdtemp(prefix="bertgpt-")
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return pathlib.Path(folder)
+  atexit.register(remove_copies)
+  return pathlib.Path(tempfile.mkdtemp(prefix="bertgpt-"))
+
+
+def remove_copies() -> None:
+  """Removes the local copies. A caller of `os._exit`, which runs no exit handlers, calls this."""
+  if _temporary_folder.cache_info().currsize:
+    shutil.rmtree(_temporary_folder(), ignore_errors=True)
+  for cached in (download, _download_some, _temporary_folder):
+    cached.cache_clear()

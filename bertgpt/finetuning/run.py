@@ -109,7 +109,7 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
       shapes.add(shape)
       log.add(step, step_metrics)
       stop = should_stop()
-      if is_saved := saving.decide(saves.is_due(step), is_last=False, is_stopping=stop):
+      if is_saved := saving.should_save(saves.is_due(step), is_last=False, is_stopping=stop):
         save(step, wait=stop)
       if not stop and is_end_of_epoch(tuning, step):
         results = evaluate_if_due(tuning, program, log, state, should_stop)

@@ -34,7 +34,7 @@ from bertgpt.runs.trained import Trained
 # TokenizersBackend, for tokenizers without a class of their own.
 _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
     "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer", "TokenizersBackend"}
-# Those that number segments in transformers 4, and not in transformers 5.23.
+# Classes that number segments in transformers 4, but not in transformers 5.23.
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.

@@ -281,7 +281,7 @@ def find_generator(trained: Trained) -> Generator:
 def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, sampling: Sampling, *,
         seed: int, num_samples: int, batch_size: int, steps: int | None = None,
         dtype: str = trained_lib.SCORING_DTYPE, out: pathlib.Path | None = None) -> list[str]:
-  """Returns the texts of `bertgpt generate`, and writes them to a file if there is to be one.
+  """Returns the texts of `bertgpt generate`, and writes them to `out` if it is given.
 
   Args:
     path: folder of the run, or of a model of `transformers`.

@@ -300,8 +300,8 @@ def _bytes(number: str, unit: str) -> float:
 def compiler_threads() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
   """Yields threads that compile.
 
-  After an error or a signal they are left alone: a compilation takes minutes and cannot be stopped.
-  What has not begun is canceled.
+  After an error or a signal, this does not wait for compilations that are running: they take
+  minutes and cannot be stopped. Those that have not begun are canceled.
   """
   pool = concurrent.futures.ThreadPoolExecutor(COMPILER_THREADS)
   try:

@@ -201,11 +201,13 @@ class Checkpoints:
     peers.forget(room)
 
   def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
-    """Checks that Orbax has merged what the processes wrote; if it does not see it, it only warns.
+    """Checks that Orbax has merged the files of all processes. If it finds none, it only warns.
 
     Args:
       step: the step.
       items: the items of the step that have leaves.
+    Raises:
+      FileNotFoundError: it has not.
     """
     place = step_folders.find_place(self._root, step)
     if missing := [name for name in items if not (place / name / MERGED).is_file()]:

@@ -36,13 +36,14 @@ def checkpoints_path(workdir: os.PathLike | str) -> pathlib.Path:
 def check_name(workdir: os.PathLike | str) -> None:
   """Checks that Orbax can write checkpoints below a folder.
 
-  Orbax looks for the files of each process with a pattern to which the path belongs. If it finds
-  none, it only warns, and the checkpoint cannot be read. TensorStore takes a backslash for a slash.
+  Orbax finds the files of each process with a glob pattern that includes this path, unescaped. If
+  it finds no files, it only warns, and the checkpoint cannot be read. TensorStore treats a
+  backslash as a slash.
 
   Args:
     workdir: folder of the run, which need not exist.
   Raises:
-    ConfigError: a character in its absolute path prevents it.
+    ConfigError: its absolute path has one of the characters [ ] * ? \\.
   """
   path = files.make_path(workdir)
   if found := _UNUSABLE.search(os.fspath(path)):

@@ -52,8 +52,8 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
     workdir: folder of the run, which may exist.
     is_first: whether this is process 0, which holds the lock for all processes of the run.
   Raises:
-    ConfigError: `workdir` is a file, or another run is using it, or its name is not UTF-8 or not
-      one for checkpoints, see `step_folders.check_name`.
+    ConfigError: `workdir` is a file, is used by another run, or has a name that is not UTF-8 or
+      that `step_folders.check_name` refuses.
     StorageError: `workdir` cannot be written.
   """
   files.require_utf8(workdir)

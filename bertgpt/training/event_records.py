@@ -1,7 +1,7 @@
 """Records of TensorBoard's event files: `tensorflow.Event` in the framing of TFRecord.
 
-They are written without a library: the import of tensorboardX, like that of `torch.utils`, imports
-PyTorch if it is installed, with its own CUDA libraries, into the program that trains.
+They are written without a library. If PyTorch is installed, importing tensorboardX or
+`torch.utils.tensorboard` also imports PyTorch and its CUDA libraries into the training process.
 
 Sources: tensorflow/core/util/event.proto, tensorflow/core/framework/summary.proto, and
 https://www.tensorflow.org/tutorials/load_data/tfrecord (framing).

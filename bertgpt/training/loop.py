@@ -146,7 +146,7 @@ class Loop:
       StorageError: it cannot be saved.
     """
     is_last = self.step == self._last_step
-    if self._saving.decide(self._checkpoints.is_due(self.step), is_last, self.is_stopping):
+    if self._saving.should_save(self._checkpoints.is_due(self.step), is_last, self.is_stopping):
       self._save(wait=is_last or self.is_stopping)
 
   def evaluate_if_due(self) -> None:

@@ -356,9 +356,7 @@ class MappedLoop:
   def _compile(self, train_step: Any, batches: Any) -> None:
     """Compiles a step, whose time does not count as that of a step of any run."""
     self._finish_step()
-    with contextlib.ExitStack() as stack:
-      for member in self._members:
-        stack.enter_context(member.log.untimed())
+    with step_log.all_untimed(member.log for member in self._members):
       peers.compile_together("the train step", self._config.system, train_step, self._states,
                              batches, np.zeros(len(self._members), bool))
 
@@ -409,7 +407,7 @@ class MappedLoop:
     if stop or is_last or is_due or any(m.saving.is_postponed for m in active):
       self._finish_step()
       self._save(step, [m for m in active if not m.error
-                        and m.saving.decide(is_due, is_last, stop)], wait=stop or is_last)
+                        and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       for member in active:
@@ -427,9 +425,7 @@ class MappedLoop:
 
   @events.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
-    with contextlib.ExitStack() as stack:
-      for member in members:
-        stack.enter_context(member.log.untimed())
+    with step_log.all_untimed(member.log for member in self._members):  # All wait for it.
       for member in members:
         member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
 

@@ -19,10 +19,10 @@ class SavePolicy:
   def __init__(self, log: StepLog):
     self._log, self.is_postponed = log, False
 
-  def decide(self, is_due: bool, is_last: bool, is_stopping: bool) -> bool:
-    """Returns whether to save the state after the last step, which is logged if it may be saved.
+  def should_save(self, is_due: bool, is_last: bool, is_stopping: bool) -> bool:
+    """Returns whether to save the state after the last step; all processes call it.
 
-    All processes call it.
+    If a save is possible, it first waits for the step and logs it.
 
     Args:
       is_due: whether a checkpoint is due, see `Checkpoints.is_due`.

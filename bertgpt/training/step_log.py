@@ -5,7 +5,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -122,7 +122,7 @@ class StepLog:
 
   @contextlib.contextmanager
   def untimed(self) -> Iterator[None]:
-    """Leaves the time inside the context, of a compilation or a save, out of that of the steps.
+    """Excludes the time inside the context, such as that of a save, from step times.
 
     Raises:
       DivergedError: see `finish_step`.
@@ -191,6 +191,19 @@ class StepLog:
 
   def _spike_scalars(self) -> dict[str, float]:
     return {"train/spikes": self._spikes} if self._has_guard else {}
+
+
+@contextlib.contextmanager
+def all_untimed(logs: Iterable[StepLog]) -> Iterator[None]:
+  """Excludes the time inside the context from the step times of several runs.
+
+  Args:
+    logs: their logs.
+  """
+  with contextlib.ExitStack() as stack:
+    for log in logs:
+      stack.enter_context(log.untimed())
+    yield
 
 
 def is_due(every: int, step: int) -> bool:

@@ -23,13 +23,13 @@ TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
 
 class Sweep(NamedTuple):
-  """The runs of a sweep, checked; every list has one entry per run.
+  """The runs of a sweep, checked; each list has one entry per run, trained by this command or not.
 
   Attributes:
-    runs: fields that get_sweep() sets -> their values.
-    flags: '--config.FIELD=VALUE' arguments of the run, those for all runs included.
+    runs: overrides of get_sweep(), as FIELD -> value.
+    flags: '--config.FIELD=VALUE' arguments, including those for all runs.
     folders: workdirs.
-    configs: configs.
+    configs: resolved configs.
     names: lines that announce the runs: their index and their own flags.
     chosen: indices of the runs that are trained by this command.
   """
@@ -143,10 +143,10 @@ def describe(folder: pathlib.Path, config: ConfigDict) -> str:
     return "finished"
   if not folder_kinds.is_run(folder):
     return "not begun"
-  return f"step {last_step(folder)}/{config_lib.total_steps(config)}"
+  return f"step {newest_checkpoint(folder)}/{config_lib.total_steps(config)}"
 
 
-def last_step(folder: pathlib.Path) -> int:
+def newest_checkpoint(folder: pathlib.Path) -> int:
   """Returns the step of the newest checkpoint of a run; 0 if it has none.
 
   Args:
@@ -296,9 +296,9 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
         found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
                   "at the end of get_sweep(), or use another --workdir"
                   for line in workdir.find_changes(folders[i], former.as_begun(folders[i], config))]
-        if (done := last_step(folders[i])) > (total := config_lib.total_steps(config)):
-          found.append(f"{folders[i]} has done {done} steps, but phases[].steps are {total} in "
-                       "total. Raise them, or use another --workdir")
+        if (done := newest_checkpoint(folders[i])) > (total := config_lib.total_steps(config)):
+          found.append(f"phases[].steps: {total} in total, but the run in {folders[i]} has already "
+                       f"done {done} steps. Raise them, or use another --workdir")
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))

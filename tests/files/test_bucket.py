@@ -277,6 +277,9 @@ def test_a_local_copy_of_a_folder(both):
   assert {name: (copy / name).read_bytes() for name in NAMES} == {
       name: (on_disk / name).read_bytes() for name in NAMES}
   assert files.copy_locally(on_disk) == on_disk
+  files.remove_copies()
+  assert not copy.parents[1].exists()
+  assert (files.copy_locally(in_bucket) / NAMES[0]).is_file()
 
 
 @pytest.mark.parametrize("name", ["a/../../../x", "/x"])

@@ -321,7 +321,7 @@ def test_segments_that_a_tokenizer_does_not_number_are_all_the_first(
     ("TokenizersBackend", True), ("PreTrainedTokenizerFast", False), ("BertTokenizer", None)])
 def test_segments_that_only_one_version_of_transformers_numbers_are_noted(
     capsys, exported_bert, tmp_path, name, is_equal):
-  """Only transformers 5 writes TokenizersBackend; it numbers segments for BertTokenizer alone."""
+  """Only transformers 5 writes TokenizersBackend; it numbers segments only for BertTokenizer."""
   folder = shutil.copytree(exported_bert, tmp_path / "model")
   settings = json.loads((folder / "tokenizer_config.json").read_text())
   del settings["model_input_names"]

@@ -152,9 +152,6 @@ def test_a_remedy_is_a_mesh_of_the_machine(chips, num_slices, mesh, remedy):
     assert not [p for p in config_lib.find_problems(config, chips) if "mesh" in p]
 
 
-# -------------------------------------------------------- the real compiler
-
-
 def test_threads_that_compile_are_left_alone_after_a_signal():
   begun, go, done = threading.Semaphore(0), threading.Event(), []
 
@@ -172,6 +169,9 @@ def test_threads_that_compile_are_left_alone_after_a_signal():
     assert not done and all(future.cancelled() for future in futures[aot.COMPILER_THREADS:])
   finally:
     go.set()
+
+
+# -------------------------------------------------------- the real compiler
 
 
 @pytest.mark.libtpu

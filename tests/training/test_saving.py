@@ -30,7 +30,7 @@ def test_a_save_waits_for_a_step_that_is_applied(log):
   saving, saved = SavePolicy(log), []
   for step, bad_steps in enumerate((0, 1, 2, 0, 0), start=1):
     add(log, step, bad_steps)
-    if saving.decide(is_due=step == 2, is_last=False, is_stopping=False):
+    if saving.should_save(is_due=step == 2, is_last=False, is_stopping=False):
       saved.append(step)
   assert saved == [4], "step 2 was due, but not applied"
 
@@ -40,11 +40,11 @@ def test_the_end_and_a_signal_save_any_state(log, fields):
   """The parameters are those of the last step that was applied."""
   saving = SavePolicy(log)
   add(log, 1, bad_steps=1)
-  assert saving.decide(**{"is_due": False, "is_last": False, "is_stopping": False} | fields)
+  assert saving.should_save(**{"is_due": False, "is_last": False, "is_stopping": False} | fields)
   assert not saving.is_postponed
 
 
 def test_a_run_that_has_diverged_is_not_saved(log):
   add(log, 1, bad_steps=3)
   with pytest.raises(DivergedError, match="step 1: 3 consecutive steps were not applied"):
-    SavePolicy(log).decide(is_due=False, is_last=True, is_stopping=False)
+    SavePolicy(log).should_save(is_due=False, is_last=True, is_stopping=False)

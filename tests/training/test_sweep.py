@@ -123,19 +123,28 @@ def test_a_sweep_can_be_listed_without_training(tmp_path, recipe, capsys):
     assert cli.main(train) == 75
   before = mtimes(path)
   assert find_states()[0] == ["step 1/3", "not begun"]
+  assert mtimes(path) == before
   assert cli.main(train) == 0
   states, lines = find_states()
   assert states == ["finished", "not begun"] and "eval/validation/mlm_loss" in lines[2]
-  assert not (path / "sweep.json").exists() and before.keys() <= mtimes(path).keys()
-  assert cli.main([*command, "--mapped", "--run=0/1"]) == 0
-  assert cli.main([*command, "--run=5/6"]) == 0
-  assert "none of the 2 runs is in this share" in capsys.readouterr().out
+  assert not (path / "sweep.json").exists()
   for flag, problem in (
       ("--config.seed=7", f"run 0: {path / '000'} holds another run"),
-      ("--config.phases[0].steps=2", f"run 0: {path / '000'} has done 3 steps, but phases[].steps"),
-      ("--max_parallel=2", "with --list, nothing is trained")):
+      ("--config.phases[0].steps=2",
+       f"run 0: phases[].steps: 2 in total, but the run in {path / '000'} has already done 3")):
     assert cli.main([*command, flag]) == 2
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, code, text", [
+    (["--mapped", "--run=0/1"], 0, ": not begun"),
+    (["--run=5/6"], 0, "none of the 2 runs is in this share"),
+    (["--max_parallel=2"], 2, "with --list, nothing is trained")])
+def test_a_list_of_a_share_and_a_list_that_shall_train(tmp_path, recipe, capsys, flags, code, text):
+  path = tmp_path / "w"
+  assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}", "--list", *flags]) == code
+  printed = capsys.readouterr()
+  assert text in (printed.err if code else printed.out) and not path.exists()
 
 
 def stand_in_for_train(monkeypatch):

@@ -10,11 +10,12 @@ Arrays of every batch, int32 [B, L] for B rows of L tokens:
 The row format of the objective adds its own arrays (`formats`).
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -110,7 +111,8 @@ def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, fir
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(grain.MultiprocessingOptions(
         num_workers=data.reader_workers, per_worker_buffer_size=1))
-  return TrainBatches(batches)
+  starting = children.spawning if data.reader_workers else contextlib.nullcontext
+  return TrainBatches(batches, starting)
 
 
 class TrainBatches:
@@ -120,10 +122,12 @@ class TrainBatches:
 
   Args:
     dataset: Grain's dataset of the batches.
+    starting: makes the context in which the readers start.
   """
 
-  def __init__(self, dataset: grain.IterDataset):
-    self._iterator, self._has_started = iter(dataset), False
+  def __init__(self, dataset: grain.IterDataset,
+               starting: Callable[[], contextlib.AbstractContextManager]):
+    self._iterator, self._starting, self._has_started = iter(dataset), starting, False
 
   def __iter__(self) -> Iterator[Batch]:
     return self
@@ -135,7 +139,7 @@ class TrainBatches:
       if self._has_started:
         return next(self._iterator)
       self._has_started = True  # The readers start with the first batch.
-      with children.without_main(), children.without_signals():
+      with self._starting():
         return next(self._iterator)
     except BaseException as e:
       # Grain would skip the batch that failed and continue with the next one.

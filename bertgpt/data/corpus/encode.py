@@ -91,7 +91,7 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
     for _ in range(num_workers):
       ours, theirs = context.Pipe()
       process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
-      with children.without_main(), children.without_signals():
+      with children.spawning():
         process.start()
         processes.append(process)  # Before Ctrl-C may arrive.
       theirs.close()

@@ -278,7 +278,8 @@ def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers
   data = config.data
   documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped,
                                   part=part)
-  worker = encode.Worker(os.fspath(saved), data.language,
+  # A copy here, because those that the processes make themselves would stay when they are killed.
+  worker = encode.Worker(os.fspath(files.copy_locally(saved)), data.language,
                          corpus_lib.token_dtype(tokenizer.vocab_size))
   return encode.encode(documents, worker, data.prepare_workers, skipped)
 

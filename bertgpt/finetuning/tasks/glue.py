@@ -112,7 +112,7 @@ class Table(NamedTuple):
     labels: classes int32 [N] or scores float32 [N]; None for a test set.
     skipped: number of lines that were skipped.
     leaves_labels: whether a test set has a column of labels, which is not read.
-    repeats_ids: whether the column that names the rows has a name twice, so that it is not used.
+    repeats_ids: whether two rows have the same id. The rows are then numbered instead.
   """
 
   texts: tuple[list[str], ...]
@@ -151,8 +151,8 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
         continue
       skipped += table.skipped
       if table.repeats_ids:
-        notes.append(f"the {name}{set_suffix} set names two rows alike, so its predictions number "
-                     "the rows from 0 instead")
+        notes.append(f"the {name}{set_suffix} set has an id twice, so its predictions number the "
+                     "rows from 0 instead")
       if table.leaves_labels:
         notes.append(f"the {name}{set_suffix} set has labels, but is only predicted. To score it, "
                      "give it as dev.tsv to another fine-tuning")

@@ -57,6 +57,15 @@ def test_the_text_shows_all_tokens_of_a_row(objective):
   assert sorted(shown.split()) == sorted(ORDINARY.tokenizer.decode(filled).split())
 
 
+def test_the_text_shows_what_an_elmo_reads_backward():
+  config = make_config()
+  config.model.family, config.objective.name = "elmo", "bilm"
+  batch = TrainRows(ORDINARY, config, 0, config.seed).read(np.arange(1))
+  lines = description.describe(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
+  filled = batch["backward_tokens"][batch["sequence_ids"] > 0]
+  assert f"  backward: {ORDINARY.tokenizer.decode(filled)}\n" in lines
+
+
 def test_a_batch_that_the_text_does_not_fill_is_a_warning():
   text = description.describe(ORDINARY, make_config(batch_size=4096), [0])
   assert "WARNING: no run can be trained with this config: " in text

@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 import tracemalloc
 
 import numpy as np
@@ -359,28 +358,23 @@ def test_signals_to_all_processes_of_a_group_do_not_end_the_readers():
     assert_equal(batch, other)
 
 
-def test_signals_to_readers_that_are_starting_do_not_end_them():
+def test_signals_to_readers_that_are_starting_do_not_end_them(monkeypatch):
   """They take seconds to import their modules, in which Python handles Ctrl-C, but not SIGTERM."""
   config = make_config(steps=20)
   expected = train_batches(ORDINARY, config)
   config.data.reader_workers = 1
-  signaled = []
+  signaled, start = [], multiprocessing.process.BaseProcess.start
 
-  def signal_first_child():
-    while not (started := multiprocessing.active_children()):
-      time.sleep(0.001)
-    for delay in (0, 0.1, 0.5):
-      time.sleep(delay)
-      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.kill(started[0].pid, number)
-        signaled.append(number)
+  def start_and_signal(process):
+    start(process)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      os.kill(process.pid, number)
+      signaled.append(number)
 
-  watcher = threading.Thread(target=signal_first_child, daemon=True)
-  watcher.start()
+  monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_and_signal)
   with loader.make_train_batches(ORDINARY, config, 0, 0, slice(None)) as batches:
     found = list(batches)
-  watcher.join()
-  assert len(signaled) == 9
+  assert len(signaled) == 3
   for batch, other in zip(found, expected, strict=True):
     assert_equal(batch, other)
 

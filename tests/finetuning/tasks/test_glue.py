@@ -157,7 +157,7 @@ def test_lines_that_are_left_out_do_not_shift_the_others(tmp_path, text_format, 
   task = open_task("qqp", tmp_path, text_format)
   task.evals[1].write(np.array([1, 0]), tmp_path)
   assert written_ids(tmp_path, "QQP.tsv") == ids
-  noted = [note for note in task.notes if "the test set names two rows alike" in note]
+  noted = [note for note in task.notes if "the test set has an id twice" in note]
   assert len(noted) == ("x" in lines[0])
 
 
