@@ -105,12 +105,16 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
   """
   parts = step.config.mesh.fsdp * step.config.mesh.tensor
   state = aot.StateBytes(*(size * parts for size in step.state_bytes))
+  # The compiled step shows how much too low the formula is for this model.
+  needed = step.memory.total if step.memory else step.overflow.needed if step.overflow else 0.0
+  excess = max(1.0, needed / estimate_bytes(step.config, step.phase_index, state, topology))
   timed, kinds = [], collections.Counter()
   for overrides, config in make_variants(step.config, step.phase_index,
                                          *aot.devices_of(topology)):
     if topology.devices_per_model % (config.mesh.fsdp * config.mesh.tensor):
       continue
-    if estimate_bytes(config, step.phase_index, state, topology) < topology.chip.usable_hbm:
+    estimate = estimate_bytes(config, step.phase_index, state, topology)
+    if excess * estimate < topology.chip.usable_hbm:
       seconds = estimate_seconds(config, step, state, topology)
       timed.append((seconds, overrides, config))
   # Of equal estimates, the one with fewer overrides: the config's own values suit the platform.

@@ -160,6 +160,17 @@ def test_what_cannot_fit_is_not_compiled():
   assert search.choose_variants(make_step(config), topology._replace(chip=chip)) == []
 
 
+def test_the_formula_is_corrected_by_the_step_that_does_not_fit():
+  """If it needs four times the estimate, only variants of a quarter of it are tried."""
+  step, topology = make_step(make_config()), on_fake_devices()
+  estimate = lambda config: search.estimate_bytes(config, 0, step.state_bytes, topology)
+  limit = estimate(step.config)
+  topology = topology._replace(chip=topology.chip._replace(usable_hbm=limit))
+  assert max(estimate(config) for _, config in search.choose_variants(step, topology)) > limit / 4
+  step = step._replace(overflow=aot.Overflow(4 * limit, limit, []))
+  assert max(estimate(config) for _, config in search.choose_variants(step, topology)) < limit / 4
+
+
 def test_parameters_stay_in_a_slice():
   """A mesh that splits them over the network between slices is an error: `sharding.make_mesh`."""
   topology = on_fake_devices(num_slices=4)
