@@ -17,25 +17,25 @@ from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit
 
 def run_program() -> int:
   """Runs `main`, restarting or forking the process first where needed; returns the exit code."""
-  exits_on_failure = False
+  exits_at_once = False
   console.open_closed_streams()
   console.escape_on_stdout()
   events.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:
-    nonlocal exits_on_failure
-    exits_on_failure = bool(arguments.distributed) or arguments.exits_on_failure
+    nonlocal exits_at_once
+    exits_at_once = bool(arguments.distributed) or arguments.exits_at_once
     set_up_process(arguments)
 
   try:
     code = main(set_up=set_up)
   except Exception:
-    if not exits_on_failure:
+    if not exits_at_once:
       raise
     traceback.print_exc()
     code = 1
-  # JAX would wait 300 s for other processes, which wait too, and Python for threads that compile.
-  if code and exits_on_failure:
+  # A normal exit waits: JAX 300 s for the other processes, and Python for threads that compile.
+  if code and exits_at_once:
     files.remove_copies()
     with contextlib.suppress(OSError):
       sys.stdout.flush()
@@ -138,7 +138,7 @@ def make_parser() -> Parser:
                   epilog=flags.FIELDS_NOTE.format(
                       f"train --config demo --workdir runs/demo --config.{flags.FIELD_EXAMPLE}"))
   parser.set_defaults(takes_fields="", is_heavy=False, distributed="", resumes=False,
-                      exits_on_failure=False)
+                      exits_at_once=False)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, path in COMMANDS.items():
     module = importlib.import_module(path)

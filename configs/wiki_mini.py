@@ -6,7 +6,7 @@ Data       10 M words or more, one document per line in the field `text`; a Word
            8,192 pieces is trained on it.
 Hardware   Two CPU cores, 45 minutes.
 Expected   With 14.7 M tokens of Wikipedia and of old books, on held-out text, means of three seeds
-           (at step 4500, perplexity is 120 to 124 and accuracy 75.0 to 76.4%):
+           (range over the seeds at step 4500: perplexity 120 to 124, NSP accuracy 75.0 to 76.4%):
              step              1000  2000  3000  4000  4500  no context
              tokens per row      16    16    64    64    64
              MLM perplexity     384   284   188   138   122        1115

@@ -157,9 +157,10 @@ def test_programs_leave_no_copies(program, bucket, tmp_path):
   copies.mkdir()
   (bucket / "model" / "config.json").write_bytes(b'{"model_type": "bert"}')
   address = f"--distributed=127.0.0.1:{program_lib.free_port()},1,0"
+  prepare = ["prepare", f"--config={program.folder}/recipe.py", f"--out={bucket}/corpus"]
   for arguments, code in (
-      (["prepare", f"--config={program.folder}/recipe.py", "--config.data.prepare_workers=2",
-        f"--config.data.cache_dir={bucket}/cache"], 0),
+      ([*prepare, "--train_tokenizer"], 0),
+      ([*prepare, "--part=0/1", "--config.data.prepare_workers=2"], 0),
       (["finetune", "--config=finetune_glue", "--task=sst2", f"--init={bucket}/model",
         f"--config.task.data={tmp_path}", f"--workdir={tmp_path / 'run'}", address],
        DataError.exit_code)):

@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "micro-batches, remat, meshes, attention kernels, loops over layers "
                            "and chunks of the output layer, and rank them")
   parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-  parser.set_defaults(exits_on_failure=True)
+  parser.set_defaults(exits_at_once=True)
 
 
 def run(arguments: argparse.Namespace) -> None:

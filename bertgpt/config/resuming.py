@@ -1,11 +1,12 @@
 """Fields that may change when a run is resumed, and those that all its processes have in common."""
 
 import itertools
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt.config import ConfigDict, leaves
+from bertgpt.config import ConfigDict, leaves, phase_at, total_steps
 
 # Fields that may differ when a run is resumed, because they change neither the batches, nor the
 # model, nor the update. The number of steps may change too; the remaining steps then have the
@@ -19,6 +20,24 @@ RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
 # processes of a run.
 HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.reader_workers",
                "data.prefetch", "system.compilation_cache")
+
+
+def find_phase_problem(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> str:
+  """Returns why a config does more to a run than add steps; '' if it only adds steps.
+
+  Args:
+    old: config of the run.
+    new: config of this start.
+    step: steps done.
+    path: workdir of the run.
+  """
+  if step > (total := total_steps(new)):
+    return (f"phases[].steps: {total} in total, but the run in {path} has already done {step} "
+            "steps. Raise them, or use another --workdir")
+  if step and phase_at(old, step - 1) != phase_at(new, step - 1):
+    return (f"phases[].steps: the run in {path} has done {step} steps, so the phases before the "
+            "current one cannot change. Change the last one, or use another --workdir")
+  return ""
 
 
 def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -> list[str]:

@@ -378,6 +378,7 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
       events.end(end["code"], _describe(end))
       is_lost = end["code"] == PeerError.exit_code
       _wait_for_confirmations(store, FAREWELL_TO_LOST_S if is_lost else FAREWELL_S)
+      files.remove_copies()
       with contextlib.suppress(OSError):
         sys.stdout.flush()
       os._exit(end["code"])

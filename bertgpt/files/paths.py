@@ -268,15 +268,20 @@ def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
   in_parallel(fetch, names)
 
 
+_folders: list[str] = []  # That `_temporary_folder` has made.
+
+
 @functools.cache
 def _temporary_folder() -> pathlib.Path:
-  atexit.register(remove_copies)
-  return pathlib.Path(tempfile.mkdtemp(prefix="bertgpt-"))
+  folder = tempfile.mkdtemp(prefix="bertgpt-")
+  _folders.append(folder)  # Two threads may make one each.
+  return pathlib.Path(folder)
 
 
+@atexit.register
 def remove_copies() -> None:
-  """Removes the local copies. A caller of `os._exit`, which runs no exit handlers, calls this."""
-  if _temporary_folder.cache_info().currsize:
-    shutil.rmtree(_temporary_folder(), ignore_errors=True)
+  """Removes this process's local copies. Call it before `os._exit`, which skips exit handlers."""
+  while _folders:
+    shutil.rmtree(_folders.pop(), ignore_errors=True)
   for cached in (download, _download_some, _temporary_folder):
     cached.cache_clear()

@@ -201,13 +201,15 @@ class Checkpoints:
     peers.forget(room)
 
   def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
-    """Checks that Orbax has merged the files of all processes. If it finds none, it only warns.
+    """Checks that Orbax has merged the files of all processes.
+
+    If Orbax finds no files to merge, it only warns.
 
     Args:
       step: the step.
       items: the items of the step that have leaves.
     Raises:
-      FileNotFoundError: it has not.
+      FileNotFoundError: the merged file of an item is missing.
     """
     place = step_folders.find_place(self._root, step)
     if missing := [name for name in items if not (place / name / MERGED).is_file()]:

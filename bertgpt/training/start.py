@@ -11,7 +11,7 @@ import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files, trees
-from bertgpt.config import ConfigDict, families
+from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
@@ -165,14 +165,8 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
   Raises:
     ConfigError: with the new config, the step would be at a different place in the phases.
   """
-  total = config_lib.total_steps(new)
-  if step > total:
-    raise ConfigError(f"phases[].steps: {total} in total, but the run in {path} has already done "
-                      f"{step} steps. Raise them, or use another --workdir")
-  if step and config_lib.phase_at(old, step - 1) != config_lib.phase_at(new, step - 1):
-    raise ConfigError(f"phases[].steps: the run in {path} has done {step} steps, so the "
-                      "phases before the current one cannot change. Change the last one, or use "
-                      "another --workdir")
+  if problem := resuming.find_phase_problem(old, new, step, path):
+    raise ConfigError(problem)
 
 
 def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:

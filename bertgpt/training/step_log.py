@@ -198,7 +198,9 @@ def all_untimed(logs: Iterable[StepLog]) -> Iterator[None]:
   """Excludes the time inside the context from the step times of several runs.
 
   Args:
-    logs: their logs.
+    logs: logs of the runs.
+  Raises:
+    DivergedError: see `StepLog.finish_step`.
   """
   with contextlib.ExitStack() as stack:
     for log in logs:

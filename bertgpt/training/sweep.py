@@ -143,10 +143,10 @@ def describe(folder: pathlib.Path, config: ConfigDict) -> str:
     return "finished"
   if not folder_kinds.is_run(folder):
     return "not begun"
-  return f"step {newest_checkpoint(folder)}/{config_lib.total_steps(config)}"
+  return f"step {newest_step(folder)}/{config_lib.total_steps(config)}"
 
 
-def newest_checkpoint(folder: pathlib.Path) -> int:
+def newest_step(folder: pathlib.Path) -> int:
   """Returns the step of the newest checkpoint of a run; 0 if it has none.
 
   Args:
@@ -296,9 +296,9 @@ def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
         found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
                   "at the end of get_sweep(), or use another --workdir"
                   for line in workdir.find_changes(folders[i], former.as_begun(folders[i], config))]
-        if (done := newest_checkpoint(folders[i])) > (total := config_lib.total_steps(config)):
-          found.append(f"phases[].steps: {total} in total, but the run in {folders[i]} has already "
-                       f"done {done} steps. Raise them, or use another --workdir")
+        step = newest_step(folders[i])
+        if problem := resuming.find_phase_problem(stored, config, step, folders[i]):
+          found.append(problem)
     problems += [f"run {i}: {line}" for line in found]
   if problems:
     raise ConfigError("\n".join(problems))

@@ -160,6 +160,8 @@ def test_threads_that_compile_are_left_alone_after_a_signal():
     go.wait()
     done.append(number)
 
+  timer = threading.Timer(60, go.set)  # Otherwise, waiting for the threads would never end.
+  timer.start()
   try:
     with pytest.raises(KeyboardInterrupt), aot.compiler_threads() as pool:
       futures = [pool.submit(compile_slowly, i) for i in range(aot.COMPILER_THREADS + 2)]
@@ -168,6 +170,7 @@ def test_threads_that_compile_are_left_alone_after_a_signal():
       raise KeyboardInterrupt
     assert not done and all(future.cancelled() for future in futures[aot.COMPILER_THREADS:])
   finally:
+    timer.cancel()
     go.set()
 
 

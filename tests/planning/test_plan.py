@@ -149,11 +149,14 @@ def test_a_signal_does_not_wait_for_the_compiler(recipe):
       [sys.executable, "-c", code, "plan", f"--config={recipe}", "--topology=v5e:1x1"], text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
-  assert process.stdout.readline() == "READY\n", process.stderr.read()
-  process.terminate()
-  _, err = process.communicate(timeout=1200)
-  assert process.returncode == 143
-  assert err.splitlines()[-1] == ("bertgpt plan: stopped by SIGTERM. The same command starts over")
+  try:
+    assert process.stdout.readline() == "READY\n"
+    process.terminate()
+    _, err = process.communicate(timeout=1200)
+  finally:
+    process.kill()
+  assert process.returncode == 143, err
+  assert err.splitlines()[-1] == "bertgpt plan: stopped by SIGTERM. The same command starts over"
 
 
 @pytest.mark.parametrize("arguments, fragment", [

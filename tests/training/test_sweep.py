@@ -140,7 +140,8 @@ def test_a_sweep_can_be_listed_without_training(tmp_path, recipe, capsys):
     (["--mapped", "--run=0/1"], 0, ": not begun"),
     (["--run=5/6"], 0, "none of the 2 runs is in this share"),
     (["--max_parallel=2"], 2, "with --list, nothing is trained")])
-def test_a_list_of_a_share_and_a_list_that_shall_train(tmp_path, recipe, capsys, flags, code, text):
+def test_list_shows_only_a_share_and_refuses_max_parallel(tmp_path, recipe, capsys, flags, code,
+                                                          text):
   path = tmp_path / "w"
   assert cli.main(["sweep", f"--config={recipe}", f"--workdir={path}", "--list", *flags]) == code
   printed = capsys.readouterr()

@@ -27,7 +27,7 @@ from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metad
 from bertgpt.data.text import digests, paths, sources
 from bertgpt.data.text.documents import Document, check_language, cut_sentences
 from bertgpt.data.text.pieces import WHOLE, Part
-from bertgpt.data.tokens import tokenizers, training
+from bertgpt.data.tokens import reading, tokenizers, training
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
@@ -278,8 +278,8 @@ def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers
   data = config.data
   documents = sources.open_source(data.source, invalid_text=data.invalid_text, counts=skipped,
                                   part=part)
-  # A copy here, because those that the processes make themselves would stay when they are killed.
-  worker = encode.Worker(os.fspath(files.copy_locally(saved)), data.language,
+  # Workers read the copy of this process: they are killed at the end, and would leave their own.
+  worker = encode.Worker(os.fspath(files.copy_locally(saved, reading.is_read)), data.language,
                          corpus_lib.token_dtype(tokenizer.vocab_size))
   return encode.encode(documents, worker, data.prepare_workers, skipped)
 
