@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,16 +180,30 @@ def test_init_from_another_family_is_refused_before_the_text_is_read(capsys, rec
   assert "holds a BERT, but the config makes a GPT. Choose" in lines[-1]
 
 
+@pytest.mark.parametrize("field", ["tokenizer.vocab_size=300", "data.source=text:{}/other.txt"])
 def test_init_from_without_its_tokenizer_is_refused_before_the_text_is_read(capsys, recipe,
                                                                             tmp_path,
-                                                                            finished_bert):
+                                                                            finished_bert, field):
+  """It would be trained again, with other sizes or on another text."""
   arguments = ["train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
-               f"--config.init_from={finished_bert}", "--config.tokenizer.vocab_size=300",
+               f"--config.init_from={finished_bert}", f"--config.{field.format(tmp_path)}",
                f"--config.data.cache_dir={tmp_path / 'cache'}"]
   code, lines = run(capsys, *arguments)
   assert code == CONFIG and not (tmp_path / "cache").exists()
   assert lines[-1].endswith("trained with another tokenizer. Set "
                             f"--config.tokenizer.path={finished_bert}/tokenizer")
+
+
+def test_init_from_without_a_checkpoint_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
+                                                                           finished_bert):
+  """A run has none before its first save."""
+  source = tmp_path / "source"
+  shutil.copytree(finished_bert, source, ignore=shutil.ignore_patterns("checkpoints"))
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
+                    f"--config.init_from={source}", f"--config.tokenizer.path={source}/tokenizer",
+                    f"--config.data.cache_dir={tmp_path / 'cache'}")
+  assert code == errors.DataError.exit_code and not (tmp_path / "cache").exists()
+  assert "no checkpoint was saved yet" in lines[-1]
 
 
 # ------------------------------------------------------------------ config

@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -72,7 +72,8 @@ class Checkpoints:
       every_steps: a save is due every N steps; 0: off.
       every_minutes: a save is due N minutes after the last one; 0: off.
       keep: number of newest good steps that are kept, at least 1.
-      keep_every_steps: a save is due every N steps, which is kept permanently; 0: none.
+      keep_every_steps: a save is due every N steps, which is kept permanently, even if a later
+        start has another N; 0: none.
       keep_best: held-out metric whose best checkpoint is kept; '': none.
       on_save: called in process 0 with the step of every checkpoint that is complete.
     Raises:
@@ -194,8 +195,8 @@ class Checkpoints:
           "step": step, "metadata": metadata | {"step": step},
           "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
       self._on_save(step)
-      for old in retention.choose_old(committed_steps(self._root.parent), keep=self._keep,
-                                      keep_every=self._keep_every, best=self._best.record()):
+      for old in retention.choose_old(self._root, committed_steps(self._root.parent), self._keep,
+                                      self._keep_every, self._best.record()):
         step_folders.delete(self._root, old)
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
     peers.forget(room)
@@ -256,7 +257,7 @@ class Checkpoints:
         if jax.process_index() == 0:
           set_aside(path, f"is damaged: {e}")
     if any(self._root.glob("damaged-*")):
-      raise _none_usable(self._root, [])
+      raise step_folders.none_usable(self._root, [])
     return None
 
   def _agree_on_step(self) -> int:
@@ -324,7 +325,8 @@ def restore_params(workdir: os.PathLike | str) -> tuple[dict[str, Any], dict[str
     except Damaged as e:
       if path.is_dir():
         console.say(f"WARNING: {path} is damaged: {e}")
-  raise _none_usable(root, [step for step in sorted(tried) if (root / str(step)).is_dir()])
+  damaged = [step for step in sorted(tried) if (root / str(step)).is_dir()]
+  raise step_folders.none_usable(root, damaged)
 
 
 def committed_steps(workdir: os.PathLike | str) -> list[int]:
@@ -425,22 +427,6 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
 
 
 # -------------------------------------------------------------- files
-
-
-def _none_usable(root: pathlib.Path, damaged: Sequence[int]) -> DataError:
-  """Returns the error for checkpoints that are all damaged, or absent.
-
-  Args:
-    root: their folder.
-    damaged: damaged steps that were not set aside.
-  """
-  found = [*(f"{step} is damaged" for step in damaged),
-           *sorted(p.name for p in root.glob("damaged-*"))]
-  if not found:
-    return DataError(f"{root}: no checkpoint was saved yet. Wait for the first one, or restore one "
-                     "from a backup")
-  return DataError(f"{root}: no usable checkpoint ({', '.join(found)}). Restore one from a backup, "
-                   f"use another --workdir, or delete {root.parent} to start over")
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:

@@ -13,18 +13,32 @@ from bertgpt.devices import peers
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
 
-def choose_old(steps: Sequence[int], *, keep: int, keep_every: int, best: int | None) -> list[int]:
+def choose_old(root: pathlib.Path, steps: Sequence[int], keep: int, keep_every: int,
+               best: int | None) -> list[int]:
   """Returns the steps whose checkpoints can be deleted.
 
   Args:
+    root: folder of the checkpoints.
     steps: steps with good checkpoints, ascending.
     keep: number of newest checkpoints that are kept.
     keep_every: the first one at or after every N steps is kept too; 0: none. A checkpoint is saved
-      later if its step was not applied.
+      later if its step was not applied. Those that were saved with another N are kept by theirs.
     best: step that is kept too; None: none.
   """
+  is_first = lambda step, before, every: every > 0 and step // every > before // every
   return [step for step, before in zip(steps[:-keep], [0, *steps], strict=False)
-          if step != best and not (keep_every and step // keep_every > before // keep_every)]
+          if step != best and not is_first(step, before, keep_every)
+          and not is_first(step, before, _interval_of(root / str(step)))]
+
+
+def _interval_of(place: pathlib.Path) -> int:
+  """Returns `checkpoint.keep_every_steps` of the run when it saved a step; 0 if it is not known."""
+  try:
+    metadata = files.parse_json((place / files.MANIFEST).read_bytes())["content"]["metadata"]
+    return int(files.parse_json(metadata["config"])["checkpoint"]["keep_every_steps"])
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    files.raise_if_unanswered(e)
+    return 0
 
 
 def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
@@ -80,25 +94,26 @@ class Best:
 
     Args:
       root: folder of the checkpoints.
-      metric: name of the metric, such as 'mlm_loss'; '': there is no best checkpoint. Accuracies,
-        precisions and recalls should be high, all other metrics low.
+      metric: name of the metric, such as 'mlm_loss'; '': none is chosen. Accuracies, precisions
+        and recalls should be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric
-    self._best = _Record()
-    if metric:
-      self._best = _Record(*json.loads(peers.broadcast_text(json.dumps(self._read()))))
-    self._recorded = self._best
+    known, *fields = json.loads(peers.broadcast_text(json.dumps(self._read())))
+    # Without a metric, or until there is a best one by another metric, the former best is kept.
+    self._recorded = _Record(*fields)
+    self._best = self._recorded if known == metric else _Record()
 
-  def _read(self) -> _Record:
+  def _read(self) -> tuple[str, *tuple[Any, ...]]:
+    """Returns the metric of the file and the fields of its record."""
     try:
       found = files.parse_json(self._path.read_bytes())
       step, value = int(found["step"]), float(found["value"])
-      if found["metric"] == self.metric and math.isfinite(value) and self._is_there(step):
-        return _Record(step, value, found.get("conditions"))
+      if math.isfinite(value) and self._is_there(step):
+        return str(found["metric"]), step, value, found.get("conditions")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
       files.raise_if_unanswered(e)
       # There is no record, or it is not readable: the next evaluation is the best so far.
-    return _Record()
+    return "", *_Record()
 
   def _is_there(self, step: int | None) -> bool:
     """Returns whether a step is complete; in a bucket, it then has a manifest."""
@@ -140,7 +155,7 @@ class Best:
       The step that the file names, whose checkpoint must be kept; None: none.
     """
     best = self._best
-    if best != self._recorded and self._is_there(best.step):
+    if best.step is not None and best != self._recorded and self._is_there(best.step):
       files.write_json(self._path, {"metric": self.metric, **best._asdict()})
       self._recorded = best
     return self._recorded.step

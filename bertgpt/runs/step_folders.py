@@ -18,11 +18,11 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bertgpt import console, files
-from bertgpt.errors import ConfigError, StorageError, one_line
+from bertgpt.errors import ConfigError, DataError, StorageError, one_line
 from bertgpt.runs.manifest import MANIFEST, write_manifest
 
 _UNUSABLE = re.compile(r"[\[\]*?\\]")
@@ -106,6 +106,22 @@ def clean(root: pathlib.Path) -> None:
     except FileExistsError:  # Such a writer has made the folder again, or a file is there.
       if not unfinished.is_dir():
         raise
+
+
+def none_usable(root: pathlib.Path, damaged: Sequence[int]) -> DataError:
+  """Returns the error for checkpoints that are all damaged, or absent.
+
+  Args:
+    root: their folder.
+    damaged: damaged steps that were not set aside.
+  """
+  found = [*(f"{step} is damaged" for step in damaged),
+           *sorted(p.name for p in root.glob("damaged-*"))]
+  if not found:
+    return DataError(f"{root}: no checkpoint was saved yet. Wait for the first one, or restore one "
+                     "from a backup")
+  return DataError(f"{root}: no usable checkpoint ({', '.join(found)}). Restore one from a backup, "
+                   f"use another --workdir, or delete {root.parent} to start over")
 
 
 def find_place(root: pathlib.Path, step: int) -> pathlib.Path:

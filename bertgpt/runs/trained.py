@@ -1,7 +1,7 @@
 """A trained model, opened from the directory of its run."""
 
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
@@ -12,7 +12,7 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import cluster, peers
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
-from bertgpt.runs import checkpoint
+from bertgpt.runs import checkpoint, manifest, step_folders
 from bertgpt.runs import workdir as workdir_lib
 
 UNTRAINED = "The position embeddings beyond that length are untrained"
@@ -190,11 +190,34 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
     DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
   trained = load_any(workdir, flag, dtype)
-  if trained.task:
-    raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {trained.task['name']}. "
-                      "Use it with `bertgpt predict` or `bertgpt export`, or give the --workdir of "
-                      "a `bertgpt train`")
+  _refuse_tuned(workdir, flag, trained.task)
   return trained
+
+
+def check_pretrained(workdir: pathlib.Path, flag: str = "--workdir") -> None:
+  """Checks that a folder holds a pretrained or imported run with a checkpoint. Reads no arrays.
+
+  Args:
+    workdir: folder of the run.
+    flag: flag that named the workdir, for messages.
+  Raises:
+    ConfigError: `workdir` holds no such run.
+    DataError: no checkpoint is usable.
+  """
+  workdir_lib.read_config(workdir, flag)
+  root = step_folders.checkpoints_path(workdir)
+  steps = checkpoint.committed_steps(workdir)
+  if not steps:
+    raise step_folders.none_usable(root, step_folders.find_steps(root))
+  newest = manifest.read_manifest(root / str(steps[-1]))
+  _refuse_tuned(workdir, flag, newest["metadata"].get("task"))
+
+
+def _refuse_tuned(workdir: pathlib.Path, flag: str, task: Mapping[str, Any] | None) -> None:
+  if task:
+    raise ConfigError(f"{flag} {workdir}: holds a model fine-tuned on {task['name']}. Use it with "
+                      "`bertgpt predict` or `bertgpt export`, or give the --workdir of a `bertgpt "
+                      "train`")
 
 
 def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:

@@ -14,7 +14,7 @@ from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import cluster, compilation_cache, hardware, peers, sharding, watchdog
 from bertgpt.errors import ConfigError
-from bertgpt.runs import corpora, folder_kinds, former, workdir
+from bertgpt.runs import corpora, folder_kinds, former, trained, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, optimizers, steps, trackers
 
@@ -94,21 +94,24 @@ def check_start(config: ConfigDict) -> None:
   Args:
     config: config of a new run.
   Raises:
-    ConfigError: there is no model, it is of another family, or a new tokenizer would be trained.
+    ConfigError: there is no pretrained model, it is of another family, or a new tokenizer would be
+      trained.
+    DataError: there is no usable checkpoint.
   """
   if not config.init_from:
     return
-  found = workdir.read_config(files.make_path(config.init_from), "--config.init_from")
+  source = files.make_path(config.init_from)
+  found = workdir.read_config(source, "--config.init_from")
   if found.model.family != config.model.family:
     record = families.FAMILIES.get(found.model.family)  # None: of a later version.
     holds = record.title if record else f"a model of the family {found.model.family!r}"
     makes = families.find(config).title
     raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "
                       f"Choose a --config that makes {holds}, or a run that holds {makes}")
+  trained.check_pretrained(source, "--config.init_from")
   has_tokenizer = (config.tokenizer.path or config.data.corpus
                    or families.find(config).reads_words)
-  ours, theirs = (dict(config_lib.leaves(c.tokenizer)) for c in (config, found))
-  if not has_tokenizer and ours != theirs:  # Equal fields make the same one from the same text.
+  if not has_tokenizer and not corpora.is_same_text(found, config):
     raise ConfigError(OTHER_TOKENIZER.format(config.init_from))
 
 

@@ -20,7 +20,7 @@ from bertgpt import cli, trees
 from bertgpt.config import families, finetuning
 from bertgpt.config.stored import from_json
 from bertgpt.devices import peers, preemption, sharding, watchdog
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
@@ -133,6 +133,8 @@ def test_commands_that_cannot_use_a_fine_tuned_model_refuse_it(tuned, capsys):
     assert cli.main(["fill", f"--workdir={path}", "the [MASK]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--workdir {path}: {fragment}" in line
+  with pytest.raises(ConfigError, match="--config.init_from .*: holds a model fine-tuned on sst2"):
+    trained_lib.check_pretrained(best, "--config.init_from")
 
 
 def test_checkpoints_of_runs_are_verified(tuned, capsys):

@@ -17,27 +17,29 @@ from bertgpt.runs import checkpoint, retention
     (1, 20, None, [10, 30]), (1, 0, 10, [20, 30, 40]), (2, 30, 10, [20]),
     (1, 50, None, [10, 20, 30, 40]),
 ])
-def test_old_checkpoints(keep, every, best, old):
-  assert retention.choose_old([10, 20, 30, 40, 50], keep=keep, keep_every=every, best=best) == old
+def test_old_checkpoints(tmp_path, keep, every, best, old):
+  assert retention.choose_old(tmp_path, [10, 20, 30, 40, 50], keep, every, best) == old
 
 
-def test_a_checkpoint_that_was_saved_late_is_kept_for_its_step():
+def test_a_checkpoint_that_was_saved_late_is_kept_for_its_step(tmp_path):
   """The one of step 30 was due, but its step was not applied."""
-  assert retention.choose_old([10, 20, 31, 40, 50, 60, 70], keep=1, keep_every=30,
-                              best=None) == [10, 20, 40, 50]
+  steps = [10, 20, 31, 40, 50, 60, 70]
+  assert retention.choose_old(tmp_path, steps, 1, 30, None) == [10, 20, 40, 50]
 
 
 def train(workdir, scores, metric, every=10, seq_len=16, **options):
   """Saves a state at every 10th step, and evaluates it at the steps of `scores`."""
   options = {"every_steps": every, "every_minutes": 0, "keep": 1, "keep_best": metric} | options
+  metadata = {"config": json.dumps({"checkpoint": {"keep_every_steps": 0} | options})}
   with contextlib.closing(checkpoint.Checkpoints(workdir, **options)) as checkpoints:
     for step in range(max(checkpoint.committed_steps(workdir), default=0) + 1, max(scores) + 1):
       state = {"params": {"w": jnp.full(4, step)}}
       if checkpoints.is_due(step):
-        checkpoints.save(step, state, {})
+        checkpoints.save(step, state, metadata)
       if step in scores:
         conditions = {"seq_len": seq_len}
-        checkpoints.keep_if_best(step, {metric or "mlm_loss": scores[step]}, conditions, state, {})
+        checkpoints.keep_if_best(step, {metric or "mlm_loss": scores[step]}, conditions, state,
+                                 metadata)
   return checkpoint.committed_steps(workdir)
 
 
@@ -141,4 +143,16 @@ def test_the_space_that_is_needed(tmp_path, keep_every, keep_best, count):
 
 
 def test_checkpoints_of_every_n_steps_are_kept(tmp_path):
+  """A later start may have another N, or forget it."""
   assert train(tmp_path, {70: 0.0}, "", keep_every_steps=20) == [20, 40, 60, 70]
+  assert train(tmp_path, {140: 0.0}, "", keep_every_steps=30) == [20, 40, 60, 90, 120, 140]
+  assert train(tmp_path, {160: 0.0}, "") == [20, 40, 60, 90, 120, 160]
+
+
+def test_a_start_that_does_not_ask_for_the_best_keeps_it(tmp_path):
+  """With another metric, it is kept until there is a best one by that."""
+  train(tmp_path, {10: 2.0, 20: 3.0}, "mlm_loss")
+  assert train(tmp_path, {40: 1.0}, "") == [10, 40]
+  assert train(tmp_path, {60: math.nan}, "mlm_accuracy") == [10, 60]
+  assert train(tmp_path, {70: 0.5, 90: 0.4}, "mlm_accuracy") == [70, 90]
+  assert train(tmp_path, {110: 0.4}, "mlm_accuracy") == [70, 110]

@@ -57,12 +57,13 @@ def test_phases_that_differ_only_in_their_rates_share_a_program():
   assert [program for _, program, _ in visit(config, 0)] == [0, 1, 0]
 
 
-@pytest.mark.parametrize("added, refused", [((3, 9), False), ((3, 4), False), ((2, 5), True),
-                                            ((4, 4), True), ((2, 2), True)], ids=str)
+@pytest.mark.parametrize("added, refused", [
+    ((1, 2, 9), False), ((1, 2, 4), False), ((1, 1, 5), True), ((1, 3, 4), True), ((1, 1, 2), True),
+    ((2, 1, 4), True), ((1, 2), True), ((1, 2, 2), False), ((7,), True)], ids=str)
 def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
-  """The run has phases of 3 and 4 steps, of which 5 are done."""
+  """The run has phases of 1, 2 and 4 steps, of which 5 are done."""
   old, new = tiny.make_config(), tiny.make_config()
-  old.phases = tuple(config_lib.phase(steps=n) for n in (3, 4))
+  old.phases = tuple(config_lib.phase(steps=n) for n in (1, 2, 4))
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
     start.check_phases(old, new, 5, pathlib.Path("run"))
