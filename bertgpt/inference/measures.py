@@ -119,10 +119,12 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
     scores = list(itertools.islice(logp, count))
     nats = -sum(float(x.sum(dtype=np.float64)) for x in scores)
     num_tokens = sum(map(len, scores))
-    add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats)
+    add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats,
+           part_chars=len(part.source.strip()))
     if part.is_last and totals["part_tokens"]:
       records.append(_end_text(totals))
-    elif part.is_last:  # A blank text, or one beyond the limit.
+    elif part.is_last:  # A blank text, one without a token that is scored, or one beyond the limit.
+      add_to(totals, texts=int(totals.pop("part_chars") > 0))
       del totals["part_tokens"], totals["part_nats"]
   if is_enough(settings, totals) and totals.get("part_tokens"):
     records.append(_end_text(totals))  # The parts that are left are not scored.
@@ -132,12 +134,16 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
 def _end_text(totals: Totals) -> Record:
   """Counts a text, and returns the record of its parts."""
   add_to(totals, texts=1)
+  totals.pop("part_chars", None)  # Work that an earlier version began has none.
   return {"text": totals["texts"], "tokens": totals.pop("part_tokens"),
           "logp": -totals.pop("part_nats")}
 
 
 def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
   """Returns perplexities and bits per byte.
+
+  Those per word and byte need the probabilities of whole texts: a model without a token before the
+  first one has them only for one text, whose first token hardly counts.
 
   Args:
     trained: the model.
@@ -150,7 +156,9 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
   scorer = scorers.find(trained)
   nats, num_tokens = totals.get("nats", 0), totals.get("tokens", 0)
   if not num_tokens:
-    raise ConfigError("--suite: there is no second token to score. Give a longer text")
+    least, _ = scorer.lengths(trained, settings.window)
+    raise ConfigError("there is no second token to score. Give a longer text" if least > 1 else
+                      "the tokenizer finds no tokens in it. Give another text")
   protocol = scorer.describe(totals["scored"], settings.window, settings.stride)
   if suite.detokenizer:
     protocol += f", {suite.detokenizer} detokenizer"
@@ -159,6 +167,9 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
       "tokens": num_tokens}
   if settings.limit or not scorer.is_likelihood:
     return result
+  if trained.start_id < 0 and totals["texts"] > 1:
+    result["protocol"] = f"{protocol}, {scorer.how(trained)}"
+    return result  # The words and bytes of all texts would count, but not their first tokens.
   return result | {"word_perplexity": perplexity(nats / totals["words"]), "words": totals["words"],
                    "bits_per_byte": nats / totals["bytes"] / math.log(2), "bytes": totals["bytes"]}
 
@@ -253,7 +264,7 @@ def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], set
 
 def _check_scored(totals):
   if not totals.get("scored"):
-    raise ConfigError("--suite: there is nothing to score. Give texts that are not blank")
+    raise ConfigError("there is nothing to score. Give texts that are not blank")
 
 
 def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], settings: Settings,

@@ -70,7 +70,10 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
       suite = SUITES[name]
       with streams.discarding(work):
         totals = measure_file(trained, name, file, measured, settings, work, i)
-        scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
+        try:
+          scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
+        except ConfigError as e:
+          raise ConfigError(f"--suite {name} {file}: {e}") from e
       yield f"{name}: {pathlib.PurePath(file).name}, {scores.pop('protocol')}, {dtype}"
       for metric, value in scores.items():
         yield f"{name}/{metric} {value if isinstance(value, int) else format(value, '.6g')}"
@@ -124,15 +127,18 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
   entries = itertools.islice(
       streams.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", join_texts),
       state["entries"], None)
-  unit = "lines" if suites.is_one_document(name, file) else "texts"
-  progress = Progress(measured.num_texts, f"{unit} of {name}", state["entries"])
+  num_entries, unit = state["entries"], "lines" if suites.is_one_document(name, file) else "texts"
+  progress = (Progress(settings.limit, f"scores of {name}", totals.get("scored", 0))
+              if settings.limit else Progress(measured.num_texts, f"{unit} of {name}", num_entries))
   entry_chunks = chunks(trained, name, file, entries, state.get("carry", ""))
   for chunk, records in add_chunks(trained, suite, entry_chunks, settings, totals):
-    progress.add(sum(entries_of(entry) for entry in chunk))
+    added = sum(entries_of(entry) for entry in chunk)
+    num_entries += added
+    progress.add(totals["scored"] - progress.done if settings.limit else added)
     if work:
       work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
                                    for record in records)
-      work.commit(suites=[*done, {"entries": progress.done, "carry": carry_of(chunk[-1]),
+      work.commit(suites=[*done, {"entries": num_entries, "carry": carry_of(chunk[-1]),
                                   "totals": totals}])
   return totals
 

@@ -46,6 +46,27 @@ def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):
   assert math.isfinite(found["token_perplexity"])
 
 
+def test_a_decoder_without_a_start_has_no_perplexity_of_words_for_several_texts(gpt, monkeypatch):
+  """Their words would count, but not their first tokens."""
+  monkeypatch.setattr(type(gpt), "start_id", -1)
+  measure = lambda *texts: zero_shot.measure(gpt, SUITES["text"], texts, Settings(16, 8, 0, 3))
+  assert measure(TEXT).keys() >= {"word_perplexity", "bits_per_byte"}
+  several = measure(TEXT, "cat")
+  assert several.keys() == {"protocol", "token_perplexity", "tokens"}
+  assert several["protocol"].endswith(", without their first tokens")
+  with pytest.raises(ConfigError, match="no second token to score. Give a longer text"):
+    measure("\x01")
+
+
+def test_texts_without_tokens_are_numbered(bert):
+  """So that a record can be found in the file: blank lines are the only ones without a number."""
+  settings, totals = Settings(16, 8, 0, 3), {}
+  records = measures.add_perplexity(bert, SUITES["text"], ["\x01\n\nThe cat."], settings, totals)
+  assert [record["text"] for record in records] == [2] and totals["texts"] == 2
+  with pytest.raises(ConfigError, match="finds no tokens in it. Give another text"):
+    zero_shot.measure(bert, SUITES["text"], ["\x01"], settings)
+
+
 def test_pseudo_perplexity_of_a_bert(bert):
   found = zero_shot.measure(bert, SUITES["text"], [TEXT],
                             Settings(window=12, stride=6, batch_size=7))

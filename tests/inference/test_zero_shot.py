@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from one_by_one import after, encode
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
-from bertgpt import cli
+from bertgpt import cli, progress
 from bertgpt.errors import ConfigError
 from bertgpt.inference import long_documents, streams, zero_shot
 from bertgpt.inference.suites import SUITES
@@ -233,6 +233,18 @@ def test_a_window_above_the_rows_of_the_training_is_noted(finished, request, cap
   assert settings.window == (window or 32)
   note = "note: --window=33 is more than the rows of the training (32). The position embeddings"
   assert capsys.readouterr().err.count(note) == is_noted
+
+
+def test_with_a_limit_the_progress_is_that_towards_the_limit(capsys, finished_gpt, tmp_path,
+                                                             monkeypatch):
+  (tmp_path / "pairs.tsv").write_text("good\tbad\n" + "The cat sat.\tThe cat sit.\n" * 9)
+  monkeypatch.setattr(progress, "PROGRESS_SECONDS", -1)
+  monkeypatch.setattr(zero_shot, "CHUNK_ENTRIES", 2)
+  assert cli.main(["evaluate", f"--workdir={finished_gpt}", "--limit=5",
+                   f"--suite=pairs={tmp_path / 'pairs.tsv'}"]) == 0
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.partition(",")[0] for line in lines if "per second" in line] == [
+      "2 of 5 scores of pairs", "4 of 5 scores of pairs"]
 
 
 def test_results_of_texts_that_cannot_be_scored_are_not_in_the_way(
