@@ -34,9 +34,11 @@ def find_phase_problem(old: ConfigDict, new: ConfigDict, step: int, path: pathli
   if step > (total := total_steps(new)):
     return (f"phases[].steps: {total} in total, but the run in {path} has already done {step} "
             "steps. Raise them, or use another --workdir")
-  done = phase_at(old, step - 1)[0] if step else 0  # Index of the phase that is not done yet.
-  if [p.steps for p in old.phases[:done]] != [p.steps for p in new.phases[:done]] or (
-      step and phase_at(new, step - 1)[0] != done):
+  if not step:
+    return ""
+  current, _ = phase_at(old, step - 1)
+  finished, wanted = ([p.steps for p in config.phases[:current]] for config in (old, new))
+  if finished != wanted or phase_at(new, step - 1)[0] != current:
     return (f"phases[].steps: the run in {path} has done {step} steps, so the phases before the "
             "current one cannot change. Change the last one, or use another --workdir")
   return ""
