@@ -242,13 +242,13 @@ def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], set
   Raises:
     ConfigError: a passage has nothing before its last word, or the window is too short for it.
   """
-  passages = [text for text in passages if text.strip()]
-  parts = [text.rsplit(maxsplit=1) for text in passages]  # At any white space.
-  if single := [part[0] for part in parts if len(part) == 1]:
+  passages = [text.strip() for text in passages if text.strip()]
+  parts = [_split_last_word(text, suite.rule) for text in passages]
+  if single := [word for context, word in parts if not context]:
     raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
                       f"{suite.file}")
   contexts = trained.tokenizer.encode([context for context, _ in parts])
-  words = following.encode_after(trained.tokenizer, [f" {word}" for _, word in parts])
+  words = following.encode_after(trained.tokenizer, [word for _, word in parts])
   for text, context, word in zip(passages, contexts, words, strict=True):
     if not (len(context) and len(word)):
       raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
@@ -257,6 +257,24 @@ def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], set
     raise ConfigError(f"--suite: a last word has {max(map(len, words))} tokens. Give a longer "
                       "--window")
   return contexts, words
+
+
+def _split_last_word(text: str, rule: str) -> tuple[str, str]:
+  """Returns a passage before the white space in front of its last word, and from there on.
+
+  With the rule 'word', the last word begins after the last space, even if it then contains line
+  breaks, as in lm-evaluation-harness; 7 of OpenAI's 5,153 passages are of this kind.
+
+  Args:
+    text: the passage, without white space at its ends.
+    rule: see `Suite`.
+  """
+  context, space, word = text.rpartition(" ")
+  if rule != "word" or not space:
+    word = text.split()[-1]
+    context = text.removesuffix(word)
+  context = context.rstrip()
+  return context, text[len(context):]
 
 
 # ------------------------------------------------------------------------ pairs

@@ -1,6 +1,7 @@
 """bertgpt.inference.measures: every measure against the model's logits, one token per pass."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import small_runs
 from one_by_one import after, encode, instead
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
+from bertgpt.data.tokens import training
 from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import measures, suites, zero_shot
@@ -116,6 +118,20 @@ def test_a_last_word_comes_after_any_white_space(gpt):
   score = lambda *passages: zero_shot.measure(gpt, SUITES["lambada"], passages, settings)
   plain = score("The cat sees the dog near a tree", "The bird likes the stone")
   assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
+
+
+@pytest.mark.parametrize("name, num_words", [("lambada", 2), ("lambada_last_token", 1)])
+def test_line_breaks_before_a_last_word_are_kept(gpt, name, num_words):
+  """lm-evaluation-harness, which `lambada` follows, cuts passages at spaces only."""
+  config = types.SimpleNamespace(kind="bpe", vocab_size=280)
+  tokenizer = training.train_tokenizer(config, ["the king saw some kind of power"] * 9)
+  passages = ["the king saw some kind of\n\npower", "the\npower"]
+  contexts, words = measures.encode_passages(gpt._replace(tokenizer=tokenizer), SUITES[name],
+                                             passages, Settings(64, 32, 0, 4))
+  for passage, context, word in zip(passages, contexts, words, strict=True):
+    assert tokenizer.decode(word).count("\n") == passage.count("\n")
+    assert [*context, *word] == encode(gpt._replace(tokenizer=tokenizer), passage)
+  assert len(tokenizer.decode(words[0]).split()) == num_words
 
 
 @pytest.mark.parametrize("options", [

@@ -36,8 +36,6 @@ from bertgpt.finetuning.tasks.rows import Rows
 
 REMEDY = ("Give one word per line and an empty line between sentences, or a .jsonl file with the "
           "key words or text")
-HEADERS = frozenset("id idx index sentence sentence_id sent text word words token tokens form "
-                    "lemma pos upos xpos chunk tag tags label labels ner ner_tag ner_tags".split())
 HEAD_LINES = 1000  # Lines that `_check_table` examines.
 MAX_PARTS = 3  # Parts of a word that holds spaces, such as '10 000'.
 
@@ -72,7 +70,7 @@ def _check_table(path: pathlib.Path) -> None:
           if not line.startswith("#")]
   rows = [cells for line in head if (cells := split_columns(line)) and cells[0] != "-DOCSTART-"]
   first = rows[0] if rows else []
-  if len(first) > 1 and all(cell.lower() in HEADERS for cell in first):
+  if len(first) > 1 and conll.has_names(first):
     raise DataError(f"{path}: begins with the names of columns ({' '.join(first)}), which would be "
                     f"tagged as words. Remove them. {REMEDY}")
   for cell in (cell for line in head if "\t" in line for cell in conll.split_at_tabs(line)):

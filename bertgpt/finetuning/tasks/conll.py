@@ -15,9 +15,9 @@ A comment is a line before the first word of a sentence that begins with "#" and
 unless it is like the lines of words: its last column is a tag, or stands for one, it has as many
 columns, and it is not like "# name = value" (GermEval, MultiCoNER, CoNLL-U). In files that number
 the words, all such lines are comments. Empty columns at the end of a line are left out. Tags are
-BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of entities. A file without tags has
-one column, or "_" or "-" in place of all tags. A sentence has at most `MAX_WORDS` words, which
-bounds the memory.
+BIO: B-TYPE begins an entity, I-TYPE continues it, O is outside of entities; in files with a single
+type, they may be B, I and O. A file without tags has one column, or "_" or "-" in place of all
+tags. A sentence has at most `MAX_WORDS` words, which bounds the memory.
 """
 
 import pathlib
@@ -34,6 +34,10 @@ MAX_WORDS = 1 << 20
 MOSTLY = 0.8
 _NUMBER = re.compile(r"([0-9]{1,9})([-.][0-9]+)?")  # CoNLL-U also has 3-4 and 3.1.
 NO_TAGS = ("_", "-")  # The last column of test sets whose tags are not published.
+BARE_TAGS = ("B", "I")  # Tags of entities without a type, as in BioBERT's files.
+HEADERS = frozenset("id idx index sentence sentence_id sent text word words token tokens form "
+                    "lemma pos upos xpos chunk tag tags label labels ner ner_tag ner_tags".split())
+_OTHER_PREFIXES = ("S", "U", "E", "L")  # Those of IOBES and BILOU that BIO lacks.
 
 
 class Sentence(NamedTuple):
@@ -69,8 +73,13 @@ class Layout(NamedTuple):
 
 
 def is_tag(text: str) -> bool:
-  """Returns whether a text is a tag: O, B-TYPE or I-TYPE."""
-  return text == "O" or (text[:2] in ("B-", "I-") and len(text) > 2)
+  """Returns whether a text is a tag: O, B-TYPE or I-TYPE, or B or I if there are no types."""
+  return text in ("O", *BARE_TAGS) or (text[:2] in ("B-", "I-") and len(text) > 2)
+
+
+def has_names(cells: list[str]) -> bool:
+  """Returns whether the columns of a line are their names, as in a table."""
+  return all(cell.lower() in HEADERS for cell in cells)
 
 
 def may_be_word(cells: list[str]) -> bool:
@@ -92,12 +101,12 @@ def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
     needs_tags: whether every word needs a tag; otherwise files without tags are read too.
     reads_tags: whether to read tags; otherwise they may be anything.
   Raises:
-    DataError: a word lacks its tag, a tag is not in BIO, there is no sentence, or one has more than
-      `MAX_WORDS` words.
+    DataError: a word lacks its tag, a tag is not in BIO, only some tags have a type, there is no
+      sentence, or one has more than `MAX_WORDS` words.
   """
   layout = find_layout(path)
   has_tags = reads_tags and (needs_tags or layout.has_tags)
-  sentence = None
+  sentence, first = None, ""
   for place, number, line in _words(path, layout.is_word):
     if sentence and place == 1:
       yield sentence
@@ -105,7 +114,13 @@ def iterate_sentences(path: pathlib.Path, *, needs_tags: bool = True,
       sentence = Sentence([], [] if has_tags else None)
     cells = layout.split(line)
     if sentence.tags is not None:
-      sentence.tags.append(_take_tag(cells, layout, f"{path}, line {number}", line))
+      tag = _take_tag(cells, layout, f"{path}, line {number}", line)
+      if tag != "O":
+        first = first or tag
+        if (tag in BARE_TAGS) != (first in BARE_TAGS):
+          raise DataError(f"{path}, line {number}: tag {tag!r} is unlike {first!r} before it. Give "
+                          "all tags a type, or none")
+      sentence.tags.append(tag)
     if not cells[layout.word]:
       raise DataError(f"{path}, line {number}: has no word ({line[:40]!r}). Write a word and its "
                       "tag in each line, or remove the line")
@@ -120,10 +135,14 @@ def _take_tag(cells, layout, where, line) -> str:
     raise DataError(f"{where}: has no tag ({line[:40]!r}). Write a word and its tag in each line, "
                     "such as 'Berlin B-location'")
   tag = cells[layout.tag] if layout.tag < len(cells) else ""
-  if not is_tag(tag):
-    raise DataError(f"{where}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. Convert the file to "
-                    "BIO")
-  return tag
+  if is_tag(tag):
+    return tag
+  if has_names(cells):
+    raise DataError(f"{where}: has the names of columns ({' '.join(cells)}). Remove it")
+  remedy = "Convert the file to BIO"
+  if tag[:1] in _OTHER_PREFIXES and tag[1:2] in ("", "-"):
+    remedy += ": S- and U- become B-, E- and L- become I-"
+  raise DataError(f"{where}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. {remedy}")
 
 
 class _Columns:

@@ -216,14 +216,15 @@ def score(expected: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   """Returns (type, index of the first word, index of the word after the last) of every entity.
 
-  An I-TYPE that does not follow an entity of its type begins one, as in conlleval.
+  An I-TYPE that does not follow an entity of its type begins one, as in conlleval. The type of a
+  bare B or I is ''.
 
   Args:
     tags: BIO tags of a sentence's words.
   """
   spans, kind, start = set(), None, 0
   for i, tag in enumerate([*tags, "O"]):
-    if kind is not None and tag != f"I-{kind}":
+    if kind is not None and tag != (f"I-{kind}" if kind else "I"):
       spans.add((kind, start, i))
       kind = None
     if tag != "O" and kind is None:

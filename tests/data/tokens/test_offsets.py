@@ -65,6 +65,19 @@ def test_a_word_ends_after_its_last_mark(letters):
     assert (inside[0][0], inside[-1][1]) == (start, end)
 
 
+@pytest.mark.parametrize("first", ["\u200b", "\u00ad", "\u200f\u200e", "\ufeff", "\u0301"])
+def test_a_word_begins_with_its_invisible_characters(first):
+  """Google's get_final_text then returns the whole word, with them."""
+  text = f"{first}the cafe, now {first}cafe"
+  for kind in ("wordpiece", "sentencepiece", "bpe"):
+    (ids, spans), = offsets.encode_with_offsets(train(kind), [text])
+    words = [text[start:end].strip() for start, end in spans]
+    assert "".join(words) == text.replace(" ", "") or kind == "bpe"  # Its bytes share characters.
+    covered = {i for start, end in spans for i in range(start, end)}
+    assert covered >= {i for i, c in enumerate(text) if not c.isspace()}
+    assert ids.tolist() == train(kind).encode([text])[0].tolist()
+
+
 def test_dropped_characters_do_not_cross_white_space():
   text = "the \u0301 cat\u200b\u0301 \u0301"
   (_, spans), = offsets.encode_with_offsets(train("wordpiece"), [text])

@@ -156,6 +156,11 @@ def test_rows_without_labels_are_made_last(tmp_path, monkeypatch):
     ("Anna B-person\nflew\n", "train.txt, line 2: has no tag ('flew')"),
     ("Anna PER\n", "train.txt, line 1: tag 'PER' is none of O, B-TYPE, I-TYPE"),
     ("Anna B-\n", "train.txt, line 1: tag 'B-' is none of O, B-TYPE, I-TYPE"),
+    ("Anna S-person\n", "none of O, B-TYPE, I-TYPE. Convert the file to BIO: S- and U- become B-"),
+    ("Anna L\n", "Convert the file to BIO: S- and U- become B-, E- and L- become I-"),
+    ("word\ttag\nAnna\tO\n", "line 1: has the names of columns (word tag). Remove it"),
+    ("Anna B\nEk I-person\n", "line 2: tag 'I-person' is unlike 'B' before it. Give all tags a"),
+    ("Anna B-person\nEk O\n\nTo B\n", "line 4: tag 'B' is unlike 'B-person' before it"),
     ("\n\n", "train.txt: holds no sentences"),
 ])
 def test_wrong_files_are_named(tmp_path, text, message):
@@ -192,6 +197,7 @@ def test_entities_are_right_as_wholes():
     ("B-a B-a I-a", {("a", 0, 1), ("a", 1, 3)}),
     ("I-a I-a I-b", {("a", 0, 2), ("b", 2, 3)}),
     ("B-a I-b", {("a", 0, 1), ("b", 1, 2)}),
+    ("B I O I B", {("", 0, 2), ("", 3, 4), ("", 4, 5)}),
     ("O O", set()),
 ])
 def test_where_entities_begin_and_end(tags, expected):
