@@ -130,14 +130,15 @@ def predict_records(predictor: Predictor, records: Iterable[Mapping[str, Any]],
 
 
 def predict(predictor: Predictor, examples: Iterable[Any], batch_size: int = 8,
-            on_done: Callable[[int], Any] = lambda count: None) -> Iterator[Prediction]:
+            on_rows: Callable[[int, Rows], Any] = lambda count, rows: None
+            ) -> Iterator[Prediction]:
   """Yields the predictions of examples, in order; few examples are in memory at a time.
 
   Args:
     predictor: result of `open_predictor`.
     examples: examples of the form, as `inputs.read_examples` yields them.
     batch_size: rows that are computed at a time.
-    on_done: called with the number of examples whose predictions follow.
+    on_rows: called with the number of examples whose predictions follow, and their rows.
   """
   form, most = predictor.form, CHUNK_BATCHES * batch_size
   size, row_lengths, remaining = 0, (), iter(examples)
@@ -152,7 +153,7 @@ def predict(predictor: Predictor, examples: Iterable[Any], batch_size: int = 8,
       if len(chunk) < most:
         row_lengths = lengths.for_rows(predictor.trained.config, rows, size, jax.default_backend())
     outputs = _compute(predictor, rows, size, row_lengths)
-    on_done(len(chunk))
+    on_rows(len(chunk), rows)
     yield from form.answer(chunk, places, outputs, setting)
 
 
@@ -228,9 +229,13 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, styl
   style = style or ("jsonl" if out and paths.find_ending(out) == ".jsonl" else "text")
   # A stdout in another encoding would get escapes that are not JSON's.
   is_ascii = not out and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-  progress = Progress(0, "examples")
-  lines = format_lines(predictor, predict(predictor, examples, batch_size, progress.add), style,
-                       is_ascii)
+  progress, remarks = Progress(0, "examples"), rows_lib.Remarks(predictor.setting.text_format)
+
+  def count(num_examples: int, rows: Rows) -> None:
+    progress.add(num_examples)
+    remarks.add(rows)
+
+  lines = format_lines(predictor, predict(predictor, examples, batch_size, count), style, is_ascii)
   with contextlib.ExitStack() as stack:
     file = sys.stdout
     if out:
@@ -239,9 +244,10 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, styl
     file.writelines(line + "\n" for line in next(lines))  # The header.
     for of_one in lines:
       file.writelines(line + "\n" for line in of_one)
+  for remark in remarks.lines(str(source)):
+    console.say(f"note: {remark}")
   trained = predictor.trained
-  count = progress.done
-  console.say(f"note: {count} prediction{'s' * (count != 1)} of {predictor.task} by "
+  console.say(f"note: {progress.done} prediction{'s' * (progress.done != 1)} of {predictor.task} by "
               f"{trained.workdir}, computed in {trained.config.model.dtype}")
 
 

@@ -19,7 +19,7 @@ from bertgpt import console
 from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.text import texts as texts_lib
-from bertgpt.data.tokens import marks
+from bertgpt.data.tokens import marks, unknown
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import feature_files, streams
@@ -37,6 +37,9 @@ LAYERS = {
     "last3": (3, True),   # the last three layers; for an ELMo of two LSTMs, all that it has
     "last4": (4, True),   # the last four layers; the paper's best features for named entities
 }
+# Counted while texts are embedded: those that are cut to the model's positions, those that are
+# longer than the rows of the training, all tokens, and unknown ones.
+COUNTS = ("cut", "untrained", "tokens", "unknown")
 CHUNK_TEXTS = 2048  # 256 batches of 8, so the few batches that are not full cost little.
 
 
@@ -59,6 +62,7 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
   trained = word_tables.extend_vocabulary_to(trained, texts)
   rows, num_cut = make_rows(trained, texts)
   note_cut(trained, num_cut, len(texts))
+  note_unknown(unknown.count_tokens(trained.tokenizer, rows), sum(map(len, rows)))
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(texts))
   features = embed_rows(trained, rows, layer, batch_size)
   if LAYERS[layer][1]:
@@ -112,6 +116,17 @@ def note_cut(trained: Trained, num_cut: int, num_texts: int) -> None:
   if num_cut:
     console.say(f"note: {num_cut} of {num_texts} texts are cut to the model's "
                 f"{trained.config.model.max_positions} positions")
+
+
+def note_unknown(num_unknown: int, num_tokens: int) -> None:
+  """Prints a note on stderr if many tokens are unknown to the tokenizer.
+
+  Args:
+    num_unknown: tokens that are unknown.
+    num_tokens: all tokens.
+  """
+  if remark := unknown.describe(num_unknown, num_tokens, "the tokens"):
+    console.say(f"note: {remark}")
 
 
 def embed_rows(trained: Trained, tokens: Sequence[np.ndarray], layer: str,
@@ -206,9 +221,10 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   with streams.resumable(out, identity) as work:
     texts = streams.reread(read(), measured, f"--input {source}")
     num_rows, width = write(work, trained, texts, count, layer, batch_size, out.suffix)
-    num_cut, num_untrained = work.state.get("cut", 0), work.state.get("untrained", 0)
-  note_cut(trained, num_cut, count)
-  trained_lib.note_untrained(trained, num_untrained, count)
+    counts = {name: work.state.get(name, 0) for name in COUNTS}
+  note_cut(trained, counts["cut"], count)
+  note_unknown(counts["unknown"], counts["tokens"])
+  trained_lib.note_untrained(trained, counts["untrained"], count)
   return (f"{out}: {layer} of {count} texts, float32 {num_rows} x {width}, computed in "
           f"{trained.config.model.dtype}")
 
@@ -226,13 +242,12 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
     batch_size: texts per batch.
     suffix: ending of the file, one of `feature_files.FORMATS`.
   Returns:
-    (rows of features, width of a row). The state of the work counts texts that are cut to the
-    model's positions, and texts that are longer than the rows of the training.
+    (rows of features, width of a row). The state of the work has the `COUNTS`.
   """
   num_layers, is_by_token = LAYERS[layer]
   width = trained.config.model.width * num_layers
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
-  counts = {"cut": work.state.get("cut", 0), "untrained": work.state.get("untrained", 0)}
+  counts = {name: work.state.get(name, 0) for name in COUNTS}
   progress = Progress(count, done=work.state.get("texts", 0))
   for chunk in streams.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
     knowing = word_tables.extend_vocabulary_to(trained, chunk)
@@ -242,6 +257,8 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
       file.write(i, features)
       progress.add(1)
     counts["cut"] += cut
+    counts["tokens"] += sum(map(len, rows))
+    counts["unknown"] += unknown.count_tokens(knowing.tokenizer, rows)
     counts["untrained"] += trained_lib.count_untrained(knowing, rows)
     work.commit(texts=progress.done, rows=file.end(), **counts)
   num_rows = file.finish()

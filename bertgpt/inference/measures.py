@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.tokens import following, marks
+from bertgpt.data.tokens import following, marks, unknown
 from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
 from bertgpt.inference.long_documents import Part
@@ -96,6 +96,7 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
   texts = [text if isinstance(text, Part) else
            Part(suites.detokenize(text, suite.detokenizer), text) for text in documents]
   encoded = trained.tokenizer.encode([part.text for part in texts])
+  _add_unknown(trained, [part.text for part in texts], encoded, totals)
   rows, counts, rest = [], [], totals.pop("rest", None)
   for part, ids in zip(texts, encoded, strict=True):
     if rest is None and part.is_last:
@@ -131,6 +132,21 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
   return records
 
 
+def _add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.ndarray],
+                 totals: Totals) -> None:
+  """Adds the bytes of texts, and those for which they have unknown tokens, to the totals."""
+  add_to(totals, encoded_bytes=sum(len(text.encode()) for text in texts),
+         unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
+
+
+def _add_remark(protocol: str, totals: Totals) -> str:
+  """Returns the description of a protocol with a remark if much of the text is unknown."""
+  # Work that an earlier version began lacks these totals.
+  remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
+                            "the bytes")
+  return f"{protocol}, {remark}" if remark else protocol
+
+
 def _end_text(totals: Totals) -> Record:
   """Counts a text, and returns the record of its parts."""
   add_to(totals, texts=1)
@@ -143,7 +159,8 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
   """Returns perplexities and bits per byte.
 
   Those per word and byte need the probabilities of whole texts: a model without a token before the
-  first one has them only for one text, whose first token hardly counts.
+  first one has them only for one text, whose first token hardly counts. An unknown token is much
+  likelier than the word for which it stands, so they are left out if a text has many.
 
   Args:
     trained: the model.
@@ -165,7 +182,8 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
   result: Scores = {
       "protocol": protocol, f"{scorer.name}_perplexity": perplexity(nats / num_tokens),
       "tokens": num_tokens}
-  if settings.limit or not scorer.is_likelihood:
+  result["protocol"] = _add_remark(protocol, totals)
+  if settings.limit or not scorer.is_likelihood or result["protocol"] != protocol:
     return result
   if trained.start_id < 0 and totals["texts"] > 1:
     result["protocol"] = f"{protocol}, {scorer.how(trained)}"
@@ -197,6 +215,8 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
   """
   passages = [text.strip() for text in passages if text.strip()][:room(settings, totals)]
   contexts, words = encode_passages(trained, suite, passages, settings)
+  _add_unknown(trained, passages, [np.concatenate(pair) for pair in zip(contexts, words,
+                                                                      strict=True)], totals)
   begin = marks.of_decoder(trained.bos_id).enclose
   rows = [begin(np.concatenate(pair))[-settings.window:]
           for pair in zip(contexts, words, strict=True)]
@@ -228,7 +248,8 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
   del trained
   _check_scored(totals)
   count = totals["scored"]
-  return {"protocol": f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}",
+  protocol = f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}"
+  return {"protocol": _add_remark(protocol, totals),
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
 
 
@@ -301,7 +322,9 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
     ConfigError: see `encode_pairs`.
   """
   pairs = [pair for pair in pairs if any(map(str.strip, pair))]
-  encoded = encode_pairs(trained, suite, pairs[:room(settings, totals)], settings)
+  pairs = pairs[:room(settings, totals)]
+  encoded = encode_pairs(trained, suite, pairs, settings)
+  _add_unknown(trained, [sentence for pair in pairs for sentence in pair], encoded, totals)
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
   records = []
@@ -343,5 +366,6 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
   """
   del suite, settings
   _check_scored(totals)
-  return {"protocol": f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}",
+  protocol = f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}"
+  return {"protocol": _add_remark(protocol, totals),
           "accuracy": totals["correct"] / totals["scored"]}

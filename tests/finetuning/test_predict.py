@@ -52,7 +52,7 @@ def test_examples_are_counted_when_they_are_computed(tuned, sentences):
   """A rate that counts them one by one would begin with 1 after a whole chunk."""
   predictor, counts = predict.open_predictor(tuned), []
   examples = [predictor.form.parse({"sentence": text}, "0", "sst2") for text in sentences * 5]
-  found = predict.predict(predictor, examples, 2, counts.append)
+  found = predict.predict(predictor, examples, 2, lambda count, rows: counts.append(count))
   next(found)
   assert counts == [64]
   assert len(list(found)) == 79 and counts == [64, 16]

@@ -23,6 +23,7 @@ from array_record.python import array_record_module
 
 from bertgpt import files
 from bertgpt.data.corpus import file_checks, remote
+from bertgpt.data.tokens import unknown
 from bertgpt.errors import DataError, one_line
 from bertgpt.files.wire_format import nested, nested_header
 
@@ -32,7 +33,6 @@ FORMAT_VERSION = 2
 FORMAT_VERSIONS = (2, 1)
 DATASET_NAME = "bertgpt_corpus"
 SPLITS = ("train", "validation")
-MAX_UNKNOWN = 0.05  # Share of unknown tokens above which there is a warning.
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_lengths": "<i4"}
@@ -398,7 +398,7 @@ def report(manifest: dict) -> str:
 
 
 def describe_unknown(manifest: dict) -> str:
-  """Returns a warning if more than `MAX_UNKNOWN` of the tokens of a split are unknown, or ''.
+  """Returns a warning if too much of a split is unknown to the tokenizer, otherwise ''.
 
   A list of words always lacks some, so there is none for it. Models that use such a list read words
   by their characters.
@@ -406,13 +406,23 @@ def describe_unknown(manifest: dict) -> str:
   Args:
     manifest: content of manifest.json.
   """
-  share, split = max((info["unknown"] / max(1, info["tokens"]), split)
-                     for split, info in manifest["splits"].items())
-  if share <= MAX_UNKNOWN or manifest["tokenizer"]["kind"] == "words":
+  share, of_what, split = max(
+      (info.get(part, 0) / max(1, info[whole]), of_what, split)
+      for split, info in manifest["splits"].items()
+      for part, whole, of_what in (("unknown", "tokens", "tokens"),
+                                   ("unknown_bytes", "text_bytes", "text")))
+  if share <= unknown.MAX_SHARE or manifest["tokenizer"]["kind"] == "words":
     return ""
-  return (f"WARNING: {share:.1%} of the tokens in the {split} split are unknown: the tokenizer "
-          "does not fit the text. Set tokenizer.path to another one, or to '' to train one. For a "
-          "vocab.txt, check case and accents")
+  return (f"WARNING: {share:.1%} of the {of_what} in the {split} split is unknown to the tokenizer, "
+          "which does not fit. Set tokenizer.path to another one, or to '' to train one. For a "
+          "vocab.txt, check case and accents. If words are longer than 100 characters, as in text "
+          "without spaces, use tokenizer.kind='sentencepiece' or 'bpe'")
+
+
+def _share_of_bytes(split: dict) -> str:
+  if "unknown_bytes" not in split:  # An earlier version did not count them.
+    return "-"
+  return f"{split['unknown_bytes'] / split['text_bytes']:.4%}"
 
 
 def _percentiles(split: dict, name: str) -> str:
@@ -425,6 +435,7 @@ _REPORT_ROWS = (
     ("tokens", lambda split: f"{split['tokens']:,}"),
     ("bytes per token", lambda split: f"{split['text_bytes'] / split['tokens']:.3f}"),
     ("unknown tokens", lambda split: f"{split['unknown'] / split['tokens']:.4%}"),
+    ("  bytes of text", _share_of_bytes),
     ("length percentiles", lambda split: ", ".join(split["document_length_percentiles"])),
     ("  of documents", lambda split: _percentiles(split, "document")),
     ("  of sentences", lambda split: _percentiles(split, "sentence")),

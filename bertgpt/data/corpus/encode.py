@@ -20,7 +20,7 @@ import tqdm
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
-from bertgpt.data.tokens import text_parts, tokenizers
+from bertgpt.data.tokens import text_parts, tokenizers, unknown
 from bertgpt.devices import children, watchdog
 from bertgpt.errors import DataError, PeerError, one_line, without_panics
 
@@ -116,7 +116,7 @@ def _serve(connection, settings: Worker) -> None:
           if tokenizer is None or encode_parts is None:
             tokenizer = tokenizers.load_tokenizer(settings.tokenizer_path, is_saved=True)
             encode_parts = text_parts.make_encoder(tokenizer)
-          answer = _encode_chunk(chunk, settings, encode_parts, tokenizer.unk_id)
+          answer = _encode_chunk(chunk, settings, encode_parts, tokenizer)
       except Exception as e:  # The parent raises it again.
         is_library = type(e) is Exception or isinstance(e, RuntimeError)
         answer = DataError(
@@ -160,28 +160,34 @@ def _chunks(documents: Iterable[Document]) -> Iterator[tuple[list, int]]:
 
 
 def _encode_chunk(documents: list[Document], settings: Worker, encode_parts: text_parts.Encoder,
-                  unk_id: int) -> tuple[list[EncodedDocument], collections.Counter]:
+                  tokenizer: tokenizers.Tokenizer
+                  ) -> tuple[list[EncodedDocument], collections.Counter]:
   """Returns the documents that have tokens, and a tally of what is left out."""
   counts = collections.Counter()
   sentences = [cut_sentences(document, settings.language) for document in documents]
   encoded = []
-  for document, (ids, lengths) in zip(documents, encode_parts(sentences), strict=True):
+  for document, parts, (ids, lengths) in zip(documents, sentences, encode_parts(sentences),
+                                             strict=True):
     if len(ids):
       counts["sentences without a token: left out"] += int(np.count_nonzero(lengths == 0))
-      encoded.append(_encoded_document(document, ids, lengths, settings.token_dtype, unk_id))
+      num_unknown = int(np.count_nonzero(ids == tokenizer.unk_id))
+      unknown_bytes = unknown.count_bytes(
+          tokenizer, parts, np.split(ids, np.cumsum(lengths)[:-1])) if num_unknown else 0
+      encoded.append(_encoded_document(document, ids, lengths, settings.token_dtype, num_unknown,
+                                       unknown_bytes))
     else:
       counts["documents without a token: skipped"] += 1
   return encoded, counts
 
 
 def _encoded_document(document: Document, ids: np.ndarray, lengths: np.ndarray, dtype: str,
-                      unk_id: int) -> EncodedDocument:
+                      num_unknown: int, unknown_bytes: int) -> EncodedDocument:
   """Returns a document with the ids of its sentences; sentences without a token are left out."""
   text, lengths = document.text.encode(), lengths[lengths > 0].astype(np.int32)
   return EncodedDocument(
       key=text_key(text), record=corpus_lib.encode_record(ids.astype(dtype), lengths),
       sentence_lengths=lengths, text_bytes=len(text),
-      num_unknown=int(np.count_nonzero(ids == unk_id)), max_id=int(ids.max()))
+      num_unknown=num_unknown, unknown_bytes=unknown_bytes, max_id=int(ids.max()))
 
 
 def text_key(text: bytes) -> int:

@@ -13,12 +13,16 @@ from bertgpt.errors import DataError
 def identify(manifest: dict) -> str:
   """Returns the SHA-256 (hex) of the manifest of a corpus without the path of the text.
 
-  The manifest holds the SHA-256 of every file, so equal identities mean equal corpora.
+  The manifest holds the SHA-256 of every file, so equal identities mean equal corpora. Counts that
+  earlier versions did not write are left out, so a run that they began goes on.
 
   Args:
     manifest: content of manifest.json.
   """
   content = {name: value for name, value in manifest.items() if name != "source"}
+  content["splits"] = {split: {name: value for name, value in info.items()
+                               if name != "unknown_bytes"}
+                       for split, info in manifest["splits"].items()}
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -35,14 +35,15 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
-PART_VERSION = 1
+PART_VERSION = 2
 ENCODED, SAMPLE, TOKENIZER = "part", "sample", "tokenizer"  # What OUT.parts holds.
 INFO = "part.json"
 SAMPLE_FILE = "documents.jsonl"
 
 # A document of a part. Its record and the lengths of its sentences are in separate files.
 DOCUMENT = np.dtype([("key", "<u8"), ("record", "<i8"), ("sentences", "<i8"),
-                     ("text_bytes", "<i8"), ("unknown", "<i8"), ("max_id", "<i8")])
+                     ("text_bytes", "<i8"), ("unknown", "<i8"), ("unknown_bytes", "<i8"),
+                     ("max_id", "<i8")])
 FILES = ("documents", "records", "sentence_lengths")
 _DOCUMENTS_AT_ONCE = 2**12
 _NAME = re.compile(r"(part|sample)-(\d+)-of-(\d+)")
@@ -113,7 +114,7 @@ def _write_documents(folder: pathlib.Path, encoded: Iterator[EncodedDocument]) -
     rows, records, lengths = (stack.enter_context(open(folder / name, "wb")) for name in FILES)
     for document in encode.with_progress(encoded):
       row = (document.key, len(document.record), len(document.sentence_lengths),
-             document.text_bytes, document.num_unknown, document.max_id)
+             document.text_bytes, document.num_unknown, document.unknown_bytes, document.max_id)
       rows.write(np.array(row, DOCUMENT).tobytes())
       records.write(document.record)
       lengths.write(document.sentence_lengths.astype("<i4").tobytes())
@@ -127,10 +128,9 @@ def _read_documents(folder: pathlib.Path) -> Iterator[EncodedDocument]:
                               for name in FILES)
     while block := rows.read(_DOCUMENTS_AT_ONCE * DOCUMENT.itemsize):
       rows_read = np.frombuffer(block, DOCUMENT).tolist()
-      for key, size, sentences, text_bytes, unknown, max_id in rows_read:
+      for key, size, sentences, *counts in rows_read:
         sentence_lengths = np.frombuffer(lengths.read(4 * sentences), "<i4")
-        yield EncodedDocument(key, records.read(size), sentence_lengths, text_bytes, unknown,
-                              max_id)
+        yield EncodedDocument(key, records.read(size), sentence_lengths, *counts)
       watchdog.renew()
 
 

@@ -44,6 +44,7 @@ class EncodedDocument:
     sentence_lengths: int32 [S], tokens of every sentence, at least 1.
     text_bytes: UTF-8 bytes of the text that became tokens.
     num_unknown: number of unknown tokens.
+    unknown_bytes: UTF-8 bytes of the text that they stand for.
     max_id: largest token id.
   """
 
@@ -52,6 +53,7 @@ class EncodedDocument:
   sentence_lengths: np.ndarray
   text_bytes: int
   num_unknown: int
+  unknown_bytes: int
   max_id: int
 
 
@@ -69,7 +71,8 @@ class SplitWriter:
   def __init__(self, folder: pathlib.Path, split: str):
     self.num_documents = 0
     self._folder, self._split = folder, split
-    self._totals = {"sentences": 0, "tokens": 0, "text_bytes": 0, "unknown": 0, "max_id": 0}
+    self._totals = {"sentences": 0, "tokens": 0, "text_bytes": 0, "unknown": 0,
+                    "unknown_bytes": 0, "max_id": 0}
     self._shards: list[dict] = []
     self._writer: Any = None
     self._index = {name: _ArrayWriter(folder / index_file(split, name), dtype)
@@ -96,6 +99,7 @@ class SplitWriter:
     totals["tokens"] += num_tokens
     totals["text_bytes"] += document.text_bytes
     totals["unknown"] += document.num_unknown
+    totals["unknown_bytes"] += document.unknown_bytes
     totals["max_id"] = max(totals["max_id"], document.max_id)
     self._index["document_offsets"].append(totals["sentences"])
     self._index["document_lengths"].append(num_tokens)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks import glue, ner, squad
-from bertgpt.finetuning.tasks.rows import Task, TextFormat
+from bertgpt.finetuning.tasks.rows import Remarks, Task, TextFormat
 
 
 class Entry(NamedTuple):
@@ -45,7 +45,13 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     ConfigError: fields of the config do not fit the task.
     DataError: files are missing, or are not in the official format.
   """
-  return TASKS[config.name].open(config, text_format)
+  task = TASKS[config.name].open(config, text_format)
+  notes = list(task.notes)
+  for name, rows in (("train", task.train), *((s.name, s.rows) for s in task.evals)):
+    remarks = Remarks(text_format)
+    remarks.add(rows)
+    notes += remarks.lines(f"the {name} set")
+  return task._replace(notes=tuple(notes))
 
 
 def name_problems(name: str) -> list[str]:

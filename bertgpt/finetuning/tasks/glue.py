@@ -184,10 +184,12 @@ def make_rows(table: Table, glue: Glue, text_format: TextFormat) -> Rows:
   """
   encoded = [text_format.tokenizer.encode(texts) for texts in table.texts]
   pairs = [text_format.make_row(*texts) for texts in zip(*encoded, strict=True)]
+  num_cut = sum(text_format.cuts(*texts) for texts in zip(*encoded, strict=True))
   labels = table.labels
   if labels is None:
     labels = np.zeros(len(pairs), np.int32 if glue.labels else np.float32)
-  return Rows([tokens for tokens, _ in pairs], [segments for _, segments in pairs], labels)
+  return Rows([tokens for tokens, _ in pairs], [segments for _, segments in pairs], labels,
+              num_cut)
 
 
 def score(glue: Glue, labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.batches import buckets
-from bertgpt.data.tokens import marks
+from bertgpt.data.tokens import marks, unknown
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError
@@ -34,11 +34,13 @@ class Rows:
     labels: by kind of the task: classes int32 [N]; values float32 [N]; start and end of a span
       int32 [N, 2]; classes of tokens, N arrays int32 [length] with -1 for tokens without a label.
       Unknown labels are 0, or -1 for tokens.
+    num_cut: rows that lack a part of their texts, which was too long.
   """
 
   tokens: list[np.ndarray]
   segment_ids: list[np.ndarray]
   labels: Any
+  num_cut: int = 0
 
   def __len__(self) -> int:
     """Returns N, the number of rows."""
@@ -116,6 +118,11 @@ class TextFormat(NamedTuple):
   max_length: int
   truncation: str
 
+  def cuts(self, a: np.ndarray, b: np.ndarray | None = None) -> bool:
+    """Returns whether one text or two are too long for a row; see `make_row`."""
+    length = len(a) + (0 if b is None else len(b))
+    return length + self.marks.count(is_pair=b is not None) > self.max_length
+
   def make_row(self, a: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the row of one text or two, truncated to `max_length` tokens.
 
@@ -131,6 +138,40 @@ class TextFormat(NamedTuple):
     keep_a, keep_b = share_length(len(a), len(b), self.max_length - self.marks.count(is_pair=True))
     a, b = truncate(a, keep_a, self.truncation), truncate(b, keep_b, self.truncation)
     return self.marks.enclose(a, b), self.marks.segments(len(a), len(b), self.segments)
+
+
+class Remarks:
+  """What a user should know about rows: how many are cut, and how much of them is unknown.
+
+  Args:
+    text_format: format of the rows.
+  """
+
+  def __init__(self, text_format: TextFormat):
+    self._format = text_format
+    self._num_rows = self._num_cut = self._num_tokens = self._num_unknown = 0
+
+  def add(self, rows: Rows) -> None:
+    """Counts rows."""
+    self._num_rows += len(rows)
+    self._num_cut += rows.num_cut
+    self._num_tokens += int(rows.lengths.sum())
+    self._num_unknown += unknown.count_tokens(self._format.tokenizer, rows.tokens)
+
+  def lines(self, of_what: str) -> list[str]:
+    """Returns the remarks, one line each.
+
+    Args:
+      of_what: what the rows are, such as 'the train set'.
+    """
+    lines = []
+    if self._num_cut:
+      lines.append(f"{self._num_cut} of {self._num_rows} rows of {of_what} are cut to "
+                   f"task.max_length={self._format.max_length} tokens "
+                   f"(task.truncation={self._format.truncation!r})")
+    if remark := unknown.describe(self._num_unknown, self._num_tokens, f"the tokens of {of_what}"):
+      lines.append(remark)
+    return lines
 
 
 def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> TextFormat:

@@ -43,7 +43,7 @@ def write_corpus(folder, splits, vocab_size):
       record = corpus.encode_record(tokens.astype(dtype), lengths)
       writer.write(corpus_writer.EncodedDocument(
           key=0, record=record, sentence_lengths=lengths, text_bytes=3 * len(tokens),
-          num_unknown=0, max_id=int(tokens.max())))
+          num_unknown=0, unknown_bytes=0, max_id=int(tokens.max())))
     infos[split] = writer.finish()
   manifest = {"format_version": corpus.FORMAT_VERSION, "splits": infos, "token_dtype": dtype,
               "tokenizer": {"vocab_size": vocab_size, "kind": "bpe", "fingerprint": "0" * 64}}

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from bertgpt.commands import prepare as command
 from bertgpt.config.stored import to_json
-from bertgpt.data.corpus import corpus, encode, prepare
+from bertgpt.data.corpus import corpus, encode, file_checks, prepare
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
@@ -582,6 +582,26 @@ def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
   assert bool(warning) == warns and "\n" not in warning
   manifest["tokenizer"]["kind"] = "words"  # It is read by its characters.
   assert not corpus.describe_unknown(manifest)
+
+
+def test_text_behind_few_unknown_tokens_is_a_warning(tmp_path):
+  """A WordPiece has one unknown token for a phrase without spaces, however long it is."""
+  config = make_config(tmp_path)
+  documents = ["ab cd ef gh " * 40 + "abcdefgh" * 29 + letter * 8 for letter in "abcdefgh"]
+  (tmp_path / "text.txt").write_text("\n\n".join(documents) + "\n")
+  manifest = corpus.read_manifest(prepare.prepare(config, tmp_path / "out"))
+  for split in manifest["splits"].values():
+    assert split["unknown"] == split["documents"] and split["unknown"] < 0.01 * split["tokens"]
+    assert split["unknown_bytes"] == 240 * split["documents"]
+  assert "  bytes of text" in corpus.report(manifest) and "33.3333%" in corpus.report(manifest)
+  warning = corpus.describe_unknown(manifest)
+  assert "33.3% of the text in the" in warning and "tokenizer.kind='sentencepiece'" in warning
+  # An earlier version did not count these bytes. Its corpora are the same, and have no warning.
+  identity = file_checks.identify(manifest)
+  for split in manifest["splits"].values():
+    del split["unknown_bytes"]
+  assert file_checks.identify(manifest) == identity
+  assert not corpus.describe_unknown(manifest) and corpus.report(manifest)
 
 
 def test_a_vocabulary_is_read_as_the_config_says(tmp_path):

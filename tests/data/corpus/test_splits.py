@@ -7,7 +7,7 @@ from bertgpt.data.corpus.writer import EncodedDocument
 
 
 def fake_document(key, order=0):
-  return EncodedDocument(key, str(order).encode(), np.ones(1, np.int32), 1, 0, 0)
+  return EncodedDocument(key, str(order).encode(), np.ones(1, np.int32), 1, 0, 0, 0)
 
 
 def test_both_splits_get_documents_whatever_the_fraction():

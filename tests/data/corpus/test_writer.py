@@ -14,7 +14,7 @@ def make_document(sentence_lengths):
   tokens = np.arange(lengths.sum()).astype("<u2")
   return corpus_writer.EncodedDocument(
       key=0, record=corpus.encode_record(tokens, lengths), sentence_lengths=lengths,
-      text_bytes=1, num_unknown=0, max_id=int(tokens.max()))
+      text_bytes=1, num_unknown=0, unknown_bytes=0, max_id=int(tokens.max()))
 
 
 def test_totals_and_percentiles_against_numpy(tmp_path):
