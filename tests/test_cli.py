@@ -194,6 +194,35 @@ def test_init_from_without_its_tokenizer_is_refused_before_the_text_is_read(caps
                             f"--config.tokenizer.path={finished_bert}/tokenizer")
 
 
+@pytest.mark.parametrize("field, fragment", [
+    ("model.num_layers=2", "model.num_layers=1, not 2"),
+    ("model.width=32", "model.width=16, not 32"),
+    ("model.max_positions=128", "model.max_positions=64, not 128")])
+def test_init_from_another_size_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
+                                                                   finished_bert, field, fragment):
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
+                    f"--config.init_from={finished_bert}", f"--config.{field}",
+                    f"--config.tokenizer.path={finished_bert}/tokenizer",
+                    f"--config.data.cache_dir={tmp_path / 'cache'}")
+  assert code == CONFIG and not (tmp_path / "cache").exists()
+  assert "its parameters do not fit this model (" in lines[0] and len(lines) == 2
+  assert lines[1] == f"  {fragment}"
+  assert not (tmp_path / "run").exists()
+
+
+def test_init_from_with_another_tokenizer_is_refused_before_the_text_is_read(
+    capsys, recipe, tmp_path, finished_bert):
+  vocabulary = tmp_path / "vocab.txt"
+  vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]))
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
+                    f"--config.init_from={finished_bert}",
+                    f"--config.tokenizer.path={vocabulary}",
+                    f"--config.data.cache_dir={tmp_path / 'cache'}")
+  assert code == CONFIG and not (tmp_path / "cache").exists()
+  assert lines[-1].endswith("trained with another tokenizer. Set "
+                            f"--config.tokenizer.path={finished_bert}/tokenizer")
+
+
 def test_init_from_without_a_checkpoint_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
                                                                            finished_bert):
   """A run has none before its first save."""

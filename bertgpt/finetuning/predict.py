@@ -246,8 +246,8 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path | None, styl
       file.writelines(line + "\n" for line in of_one)
   for remark in remarks.lines(str(source)):
     console.say(f"note: {remark}")
-  trained = predictor.trained
-  console.say(f"note: {progress.done} prediction{'s' * (progress.done != 1)} of {predictor.task} by "
+  trained, total = predictor.trained, progress.done
+  console.say(f"note: {total} prediction{'s' * (total != 1)} of {predictor.task} by "
               f"{trained.workdir}, computed in {trained.config.model.dtype}")
 
 

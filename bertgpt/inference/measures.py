@@ -215,11 +215,10 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
   """
   passages = [text.strip() for text in passages if text.strip()][:room(settings, totals)]
   contexts, words = encode_passages(trained, suite, passages, settings)
-  _add_unknown(trained, passages, [np.concatenate(pair) for pair in zip(contexts, words,
-                                                                      strict=True)], totals)
+  whole = [np.concatenate(pair) for pair in zip(contexts, words, strict=True)]
+  _add_unknown(trained, passages, whole, totals)
   begin = marks.of_decoder(trained.bos_id).enclose
-  rows = [begin(np.concatenate(pair))[-settings.window:]
-          for pair in zip(contexts, words, strict=True)]
+  rows = [begin(ids)[-settings.window:] for ids in whole]
   banned_V = _stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
   ranked = left_to_right.rank(trained, rows, settings.batch_size, banned_V)
   records = []

@@ -30,7 +30,8 @@ class Suite(NamedTuple):
     detokenizer: key of DETOKENIZERS, applied to the text before it is tokenized.
     counts_lines: whether the end of a line counts as a word, as in the token counts of WikiText.
     rule: condition for a guess of the last word to be correct. 'word': every token of the word,
-      which begins after the last space, is the likeliest one given the tokens before it. 'stop_words': the same, but the first token only
+      which begins after the last space, is the likeliest one given the tokens before it.
+      'stop_words': the same, but the word begins after any white space, and its first token only
       has to be the likeliest of the tokens that are not stop words. 'token': the last token of the
       word is the likeliest one.
     source: publication or code that defines the protocol.

@@ -194,8 +194,8 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
   return trained
 
 
-def check_pretrained(workdir: pathlib.Path, flag: str = "--workdir") -> None:
-  """Checks that a folder holds a pretrained or imported run with a checkpoint. Reads no arrays.
+def check_pretrained(workdir: pathlib.Path, flag: str = "--workdir") -> dict[str, Any]:
+  """Returns the manifest of the newest checkpoint of a pretrained or imported run. Reads no arrays.
 
   Args:
     workdir: folder of the run.
@@ -211,6 +211,7 @@ def check_pretrained(workdir: pathlib.Path, flag: str = "--workdir") -> None:
     raise step_folders.none_usable(root, step_folders.find_steps(root))
   newest = manifest.read_manifest(root / str(steps[-1]))
   _refuse_tuned(workdir, flag, newest["metadata"].get("task"))
+  return newest
 
 
 def _refuse_tuned(workdir: pathlib.Path, flag: str, task: Mapping[str, Any] | None) -> None:

@@ -8,18 +8,13 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt import config as config_lib
-from bertgpt import files
-from bertgpt.config import ConfigDict, families, resuming, unread
+from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import cluster, compilation_cache, hardware, peers, sharding, watchdog
-from bertgpt.errors import ConfigError
-from bertgpt.runs import corpora, folder_kinds, former, trained, workdir
+from bertgpt.runs import corpora, folder_kinds, former, workdir
 from bertgpt.runs.metadata import make_metadata
-from bertgpt.training import evaluate, optimizers, steps, trackers
-
-OTHER_TOKENIZER = ("init_from={0}: trained with another tokenizer. Set "
-                   "--config.tokenizer.path={0}/tokenizer")
+from bertgpt.training import evaluate, init_from, optimizers, steps, trackers
 
 
 class Run(NamedTuple):
@@ -71,7 +66,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     is_new = not folder_kinds.is_run(path)
     unread.check(config, None if is_new else workdir.read_config(path))
     if is_new:
-      check_start(config)
+      init_from.check(config)
     if jax.process_index() == 0:
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
@@ -86,33 +81,6 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       abstract_state = steps.make_abstract_state(setup)
       optimizers.check_frozen(config, abstract_state.params)
       yield Run(config, path, setup, train_set, evaluator, abstract_state, metadata)
-
-
-def check_start(config: ConfigDict) -> None:
-  """Checks, before the text is prepared, that the model of `config.init_from` can be continued.
-
-  Args:
-    config: config of a new run.
-  Raises:
-    ConfigError: there is no pretrained model, it is of another family, or a new tokenizer would be
-      trained.
-    DataError: there is no usable checkpoint.
-  """
-  if not config.init_from:
-    return
-  source = files.make_path(config.init_from)
-  found = workdir.read_config(source, "--config.init_from")
-  if found.model.family != config.model.family:
-    record = families.FAMILIES.get(found.model.family)  # None: of a later version.
-    holds = record.title if record else f"a model of the family {found.model.family!r}"
-    makes = families.find(config).title
-    raise ConfigError(f"init_from={config.init_from}: holds {holds}, but the config makes {makes}. "
-                      f"Choose a --config that makes {holds}, or a run that holds {makes}")
-  trained.check_pretrained(source, "--config.init_from")
-  has_tokenizer = (config.tokenizer.path or config.data.corpus
-                   or families.find(config).reads_words)
-  if not has_tokenizer and not corpora.is_same_text(found, config):
-    raise ConfigError(OTHER_TOKENIZER.format(config.init_from))
 
 
 def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[Corpus, Corpus]:

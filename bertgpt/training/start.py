@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt import config as config_lib
-from bertgpt import files, trees
-from bertgpt.config import ConfigDict, families, resuming
+from bertgpt.config import ConfigDict, resuming
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
@@ -19,17 +17,9 @@ from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import cluster, events
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, word_tables
-from bertgpt.runs import trained as trained_lib
-from bertgpt.training import schedules, steps
-from bertgpt.training.run import OTHER_TOKENIZER, Run
+from bertgpt.training import init_from, schedules, steps
+from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
-
-# Fields of the model that may differ from the run whose parameters are used: dropout, initial
-# values, precision, speed, and what depends on the tokenizer.
-MAY_DIFFER_FROM_SOURCE = (
-    "dropout", "dropout_at", "attention_dropout", "dropout_rng", "init_std", "truncated_init",
-    "position_init", "position_init_std", "scale_residual_init", "dtype", "matmul", "attention",
-    "remat", "scan_unroll", "vocab_size", "target_words")
 
 
 @events.during("restore")
@@ -71,7 +61,8 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
   history.check_start(run.path, metrics_file.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)
   if run.config.init_from:
-    state = dataclasses.replace(state, params=load_params(run, state.params))
+    state = dataclasses.replace(state, params=init_from.load(
+        run.config, run.corpus, state.params))
     return state
   if run.config.objective.bias_init == "frequencies":
     state = dataclasses.replace(state, params=add_frequencies(
@@ -167,51 +158,3 @@ def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path
   """
   if problem := resuming.find_phase_problem(old, new, step, path):
     raise ConfigError(problem)
-
-
-def describe_other_model(source: ConfigDict, config: ConfigDict) -> list[str]:
-  """Returns a line for each model field that differs without changing a parameter's shape.
-
-  Args:
-    source: config of the run whose parameters are used.
-    config: config of the run that uses them.
-  """
-  old, new = dict(config_lib.leaves(source.model)), dict(config_lib.leaves(config.model))
-  return [f"model.{field} is {value!r} here. The parameters were trained with {old[field]!r}"
-          for field, value in new.items()
-          if field not in MAY_DIFFER_FROM_SOURCE and value != old[field]]
-
-
-def load_params(run: Run, fresh: Any) -> Any:
-  """Returns the parameters of `config.init_from`, laid out for this run.
-
-  Args:
-    run: the opened run.
-    fresh: fresh parameters of this run.
-  Raises:
-    ConfigError: the parameters belong to another tokenizer or model.
-    DataError: there is no usable checkpoint.
-  """
-  source = trained_lib.load_trained(files.make_path(run.config.init_from),
-                                    "--config.init_from")
-  trained_lib.check_same_step(files.make_path(run.config.init_from), source)
-  if families.find(run.config).reads_words:
-    source = word_tables.replace_words(source, run.corpus.tokenizer, fresh["lm"])
-  if source.tokenizer.fingerprint() != run.metadata["tokenizer"]:
-    raise ConfigError(OTHER_TOKENIZER.format(run.config.init_from))
-  wanted = trees.named_leaves(run.abstract_state.params)
-  found = trees.named_leaves(source.params)
-  wrong = [f"{path}: {found[path].shape if path in found else 'absent'}, needs {x.shape}"
-           for path, x in wanted.items() if path not in found or found[path].shape != x.shape]
-  if wrong:
-    raise ConfigError(f"init_from={run.config.init_from}: its parameters do not fit this model. "
-                      f"Set the model.* fields and objective.name of that run "
-                      f"({source.config.objective.name}), or use another run:\n  "
-                      + "\n  ".join(wrong))
-  others = describe_other_model(source.config, config_lib.with_model_at(run.config, 0))
-  cluster.say_once(f"note: starting from the parameters of step {source.step} of "
-                   f"{run.config.init_from}, with a fresh optimizer",
-                   *(f"WARNING: {line}" for line in others))
-  return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.device_put(found[trees.path_of(path)], x.sharding),
-      run.abstract_state.params)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from program import flip_bit
 
-from bertgpt import config as config_lib
 from bertgpt.runs import checkpoint
 from bertgpt.training import start
 from bertgpt.training.steps import TrainState
@@ -41,27 +40,6 @@ def test_the_step_before_a_damaged_one_may_have_no_guard(tmp_path):
       state, _ = checkpoints.restore_latest(make_abstract(states[20]), start.with_saved_guard)
       jax.tree.map(np.testing.assert_array_equal, state, states[step])
       flip_bit(tmp_path / "checkpoints" / str(step))
-
-
-def test_parameters_of_another_model_with_the_same_shapes_are_named():
-  """Dropout and initial values belong to the training, not to the model."""
-  old, new = config_lib.base(), config_lib.base()
-  new.model.update(num_heads=8, activation="silu", dropout=0.3, init_std=0.5, dtype="float32")
-  assert start.describe_other_model(old, new) == [
-      "model.activation is 'silu' here. The parameters were trained with 'gelu_tanh'",
-      "model.num_heads is 8 here. The parameters were trained with 12"]
-
-
-def test_the_rotary_base_of_a_run_is_that_of_its_phase():
-  config = config_lib.base()
-  config.model.update(position="rope", rope_theta=160_000.0)
-  config.phases = tuple(config_lib.phase(**{**config.phases[0], "steps": 10, "rope_theta": base})
-                        for base in (10_000.0, 0.0))
-  new = config_lib.with_model_at(config, 0)
-  of_step = lambda step: start.describe_other_model(config_lib.with_model_at(config, step), new)
-  assert of_step(10) == []
-  assert of_step(20) == [
-      "model.rope_theta is 10000.0 here. The parameters were trained with 160000.0"]
 
 
 def test_a_checkpoint_of_an_earlier_version_has_a_guard(tmp_path):

@@ -413,10 +413,10 @@ def describe_unknown(manifest: dict) -> str:
                                    ("unknown_bytes", "text_bytes", "text")))
   if share <= unknown.MAX_SHARE or manifest["tokenizer"]["kind"] == "words":
     return ""
-  return (f"WARNING: {share:.1%} of the {of_what} in the {split} split is unknown to the tokenizer, "
-          "which does not fit. Set tokenizer.path to another one, or to '' to train one. For a "
-          "vocab.txt, check case and accents. If words are longer than 100 characters, as in text "
-          "without spaces, use tokenizer.kind='sentencepiece' or 'bpe'")
+  return (f"WARNING: {share:.1%} of the {of_what} in the {split} split is unknown to the "
+          "tokenizer. Set tokenizer.path to another one, or to '' to train one. For a vocab.txt, "
+          "check case and accents. If words have more than 100 characters, as in text without "
+          "spaces, use tokenizer.kind='sentencepiece' or 'bpe'")
 
 
 def _share_of_bytes(split: dict) -> str:
