@@ -363,7 +363,7 @@ def _mesh_problems(config, num_devices):
   if data == -1:
     if num_devices % rest:
       return [f"mesh.fsdp={mesh.fsdp} x mesh.tensor={mesh.tensor} does not divide the "
-              f"{num_devices} devices"]
+              f"{num_devices} devices. Set both so that their product does"]
     data = num_devices // rest
   if data * rest != num_devices:
     return [f"mesh data={data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} = {data * rest} devices, "

@@ -1,5 +1,6 @@
 """Scores of the newest checkpoint of a run on its validation split, or on another text."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -60,6 +61,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
     config.tokenizer.path = str(path / "tokenizer")  # A newly trained one would differ.
+  if config.mesh == trained.config.mesh:
+    fit_mesh(config, jax.device_count())
   checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
   checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   for p in checked.phases:
@@ -76,6 +79,27 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
                    f"tokens from {len(held_out):,} held-out documents, computed in "
                    f"{config.model.dtype}")
   return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # It is never None.
+
+
+def fit_mesh(config: ConfigDict, num_devices: int) -> None:
+  """Replaces the mesh of the training if the devices are too few or too many for it.
+
+  The parameters of a run that sharded them are sharded over as many devices as possible, because
+  they may not fit into one.
+
+  Args:
+    config: config of the evaluation; changed in place.
+    num_devices: number of devices.
+  """
+  mesh = config.mesh
+  sharded = mesh.fsdp * mesh.tensor
+  if num_devices % sharded == 0 and mesh.data in (-1, num_devices // sharded):
+    return
+  former = f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}"
+  mesh.update(data=-1, tensor=1,
+              fsdp=math.gcd(num_devices, config.model.width) if sharded > 1 else 1)
+  cluster.say_once(f"note: the mesh of the training ({former}) does not fit the devices here "
+                   f"({num_devices}). Using mesh.fsdp={mesh.fsdp} and the rest for mesh.data")
 
 
 def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: ConfigDict) -> Corpus:

@@ -143,6 +143,21 @@ def test_a_mesh_that_does_not_fit_is_refused(finished_run):
     evaluate_run.evaluate_workdir(finished_run, ["--config.mesh.data=3"])
 
 
+@pytest.mark.parametrize("mesh, num_devices, expected", [
+    ((-1, 4, 1), 1, (-1, 1, 1)), ((-1, 4, 2), 4, (-1, 4, 1)), ((4, 1, 1), 8, (-1, 1, 1)),
+    ((-1, 4, 1), 6, (-1, 2, 1)), ((-1, 2, 2), 8, None), ((2, 2, 2), 8, None),
+    ((-1, 1, 1), 3, None)])
+def test_a_mesh_of_the_training_that_does_not_fit_is_replaced(capsys, mesh, num_devices, expected):
+  """Parameters that were sharded stay so, as one device may be too small for them."""
+  config = config_lib.base()
+  config.model.width = 16
+  sizes = lambda: tuple(config.mesh[name] for name in ("data", "fsdp", "tensor"))
+  config.mesh.update(data=mesh[0], fsdp=mesh[1], tensor=mesh[2])
+  evaluate_run.fit_mesh(config, num_devices)
+  assert sizes() == (expected or mesh)
+  assert ("does not fit the devices here" in capsys.readouterr().err) == bool(expected)
+
+
 def test_the_micro_batches_of_the_training_do_not_matter(finished_run, last_scores, tmp_path):
   """With 2 rows each, they could not be divided among 8 devices."""
   copy = shutil.copytree(finished_run, tmp_path / "run")
