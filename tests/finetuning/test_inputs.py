@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from bertgpt.errors import DataError
-from bertgpt.finetuning import inputs
-from bertgpt.finetuning.tasks import squad
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning import inputs, tasks
+from bertgpt.finetuning.tasks import glue, squad
 
 QUESTION = {"id": "q", "question": "Who?", "context": "Anna left."}
 SQUAD = {"data": [{"paragraphs": [{"context": "Anna left.", "qas": [
@@ -35,6 +35,20 @@ def test_json_lines_may_have_any_of_their_endings(tmp_path, kind, task, record, 
     path.write_bytes(compress(json.dumps(SQUAD).encode()))
     expected = expected[:1]
   assert read(path, kind, task) == expected
+
+
+def test_the_texts_of_another_task_are_those_of_its_table_line(tmp_path, monkeypatch):
+  columns = glue.Glue("SWAG", ("context", "ending"), "label", (), ("accuracy",), ("ctx", "end"))
+  entry = tasks.Entry(None, "values", frozenset(), columns)
+  monkeypatch.setitem(tasks.TASKS, "swag", entry)
+  (tmp_path / "a.tsv").write_text("id\tcontext\tending\n7\tShe sat\tdown\n")
+  (tmp_path / "a.jsonl").write_text('{"id": 7, "ctx": "She sat", "end": "down"}\n')
+  for name in ("a.tsv", "a.jsonl"):
+    example, = read(tmp_path / name, "values", "swag")
+    assert (example.id, example.texts) == ("7", ("She sat", "down"))
+  monkeypatch.setitem(tasks.TASKS, "swag", entry._replace(columns=None))
+  with pytest.raises(ConfigError, match="swag does not say which columns its texts are in"):
+    read(tmp_path / "a.tsv", "values", "swag")
 
 
 def test_answers_that_are_not_read_may_be_marked_in_any_way(tmp_path):

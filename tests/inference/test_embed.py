@@ -104,6 +104,19 @@ def test_the_last_layer_of_a_pre_norm_model_is_what_its_heads_read(family, objec
     assert abs(last3[i][:, width:2 * width].mean(-1)).max() > 1e-3
 
 
+def test_unknown_texts_are_noted(capsys, bert, finished_bert, tmp_path):
+  """All of them have the same features."""
+  texts = ["\u0e01\u0e02", "\u0e03", "\u0e04"]
+  (tmp_path / "a.txt").write_text("\n".join(texts))
+  found = embed.embed(bert, texts)
+  assert np.ptp(found, axis=0).max() < 1e-6
+  note = "note: 33% of the tokens are unknown to the tokenizer, and the model cannot tell them apart"
+  assert capsys.readouterr().err.splitlines() == [note]
+  _, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={tmp_path / 'a.txt'}",
+                    f"--out={tmp_path / 'a.npy'}")
+  assert lines == [note]
+
+
 @pytest.mark.parametrize("layer, shape", [("cls", (0, 16)), ("mean", (0, 16)), ("last", (0,))])
 def test_no_texts_give_no_features(bert, layer, shape):
   found = embed.embed(bert, [], layer)

@@ -69,6 +69,21 @@ def test_texts_without_tokens_are_numbered(bert):
     zero_shot.measure(bert, SUITES["text"], ["\x01"], settings)
 
 
+def test_much_unknown_text_has_no_perplexity_per_word(gpt, bert):
+  """An unknown token is likely whatever it stands for, so a hopeless model would look excellent."""
+  settings, known = Settings(16, 8, 0, 4), "The cat sees the dog."
+  unknown = f"{known} \u0e01\u0e02\u0e03 \u0e04\u0e05"  # 15 of 38 bytes.
+  for text, is_known in ((known * 9 + " \u0e01", True), (unknown, False)):
+    found = zero_shot.measure(gpt, SUITES["text"], [text], settings)
+    assert ("word_perplexity" in found) == ("bits_per_byte" in found) == is_known
+    assert ("of the bytes are unknown" in found["protocol"]) == (not is_known)
+  for suite, texts in (("pairs", [(unknown, unknown)]), ("lambada", [unknown])):
+    found = zero_shot.measure(gpt, SUITES[suite], texts, settings)
+    assert "39% of the bytes are unknown to the tokenizer" in found["protocol"]
+  found = zero_shot.measure(bert, SUITES["text"], [unknown], settings)
+  assert "39% of the bytes are unknown to the tokenizer" in found["protocol"]
+
+
 def test_pseudo_perplexity_of_a_bert(bert):
   found = zero_shot.measure(bert, SUITES["text"], [TEXT],
                             Settings(window=12, stride=6, batch_size=7))

@@ -19,7 +19,7 @@ import numpy as np
 
 from bertgpt.data.text.intake import take_text
 from bertgpt.data.text.paths import find_ending
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.inputs.form import (
     ID_KEYS,
     Form,
@@ -30,7 +30,7 @@ from bertgpt.finetuning.inputs.form import (
     short,
     softmax,
 )
-from bertgpt.finetuning.tasks import files, glue
+from bertgpt.finetuning.tasks import TASKS, files, glue
 from bertgpt.finetuning.tasks.rows import Rows
 
 
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
   Raises:
     DataError: the file cannot be read, or lacks columns.
   """
-  task = glue.TASKS[name]
+  task = _columns(name)
   if find_ending(path) == ".csv":
     raise DataError(f"{path}: is a table with commas. Give {FORMATS}")
   lines = files.read_text_lines(path)
@@ -74,6 +74,14 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     yield Example(id_ or str(i), tuple(row.values))
 
 
+def _columns(name: str) -> glue.Glue:
+  """Returns the columns of a task's texts."""
+  if (columns := TASKS[name].columns) is None:
+    raise ConfigError(f"the task {name} does not say which columns its texts are in. Give it "
+                      "`columns` in finetuning.tasks.TASKS")
+  return columns
+
+
 def _chain(first, lines):
   yield first
   yield from lines
@@ -81,7 +89,7 @@ def _chain(first, lines):
 
 def _find_names(names: Any, task: str) -> tuple[str, ...]:
   """Returns which names stand for the texts of a task; () if there are none."""
-  spec = glue.TASKS[task]
+  spec = _columns(task)
   plain = [("text",)] if len(spec.texts) == 1 else []
   return next((wanted for wanted in (spec.texts, spec.features, *plain)
                if all(name in names for name in wanted)), ())
@@ -99,7 +107,7 @@ def parse(record: Any, default_id: str, name: str) -> Example:
   """
   id_ = id_of(record, default_id)
   if not (wanted := _find_names(record, name)):
-    raise ValueError(f"lacks {' or '.join(glue.TASKS[name].texts)}; it has "
+    raise ValueError(f"lacks {' or '.join(_columns(name).texts)}; it has "
                      f"{', '.join(map(str, record)) or 'nothing'}")
   return Example(id_, tuple(take_text(record[key], key) for key in wanted))
 
@@ -113,7 +121,7 @@ def make_rows(examples: Sequence[Example], setting: Setting) -> tuple[Rows, None
   """
   columns = tuple(list(column) for column in zip(*(e.texts for e in examples), strict=True))
   table = glue.Table(columns, [e.id for e in examples], None)
-  return glue.make_rows(table, glue.TASKS[setting.config.name], setting.text_format), None
+  return glue.make_rows(table, _columns(setting.config.name), setting.text_format), None
 
 
 def answer_classes(examples: Sequence[Example], _: None, outputs: Sequence[np.ndarray],

@@ -16,18 +16,20 @@ class Entry(NamedTuple):
     open: (config.task, format) -> task.
     kind: kind of its outputs, one of `families.ABILITIES`.
     reads: fields of a fine-tuning's config that this task reads, but some other task does not.
+    columns: for tasks of texts, the columns and keys from which `bertgpt predict` reads them.
   """
 
   open: Callable[[Any, TextFormat], Task]
   kind: str
   reads: frozenset[str]
+  columns: glue.Glue | None = None
 
 
 _OF_TEXTS = frozenset({"pooling", "task.lm_weight", "task.truncation"})
 _OF_SPANS = frozenset({"task.stride", "task.max_question", "task.max_answer", "task.n_best"})
 
 TASKS = {
-    **{name: Entry(glue.open_task, "classes" if task.labels else "values", _OF_TEXTS)
+    **{name: Entry(glue.open_task, "classes" if task.labels else "values", _OF_TEXTS, task)
        for name, task in glue.TASKS.items()},
     "ner": Entry(ner.open_task, "tokens", frozenset()),
     "squad": Entry(squad.open_task, "spans", _OF_SPANS),

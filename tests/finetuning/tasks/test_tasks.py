@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import tasks
@@ -55,6 +56,28 @@ def test_rows_of_bert_are_those_of_the_paper(tokenizer):
 def test_a_model_without_segments_gets_none(tokenizer):
   a, b = tokenizer.encode(["the cat", "a dog"])
   assert not make_text_format(tokenizer, num_segments=1).make_row(a, b)[1].any()
+
+
+def test_cut_and_unknown_texts_are_noted(tmp_path, tokenizer):
+  """In these files, the text that decides does not fit into a row, or is one unknown token."""
+  long = " ".join(["the cat sees a dog"] * 4)
+  (tmp_path / "train.tsv").write_text(f"sentence\tlabel\n{long}\t0\nthe cat\t1\n{long}\t1\n")
+  (tmp_path / "dev.tsv").write_text("sentence\tlabel\n\u0e01\u0e02 \u0e03\t0\nthe cat\t1\n")
+  task = finetune_config.base().task
+  task.update(name="sst2", data=str(tmp_path), max_length=12)
+  text_format = make_text_format(tokenizer, max_length=12, truncation="tail")
+  assert tasks.open_task(task, text_format).notes == (
+      "2 of 3 rows of the train set are cut to task.max_length=12 tokens (task.truncation='tail')",
+      "25% of the tokens of the dev set are unknown to the tokenizer, and the model cannot tell "
+      "them apart")
+
+
+def test_a_row_that_just_fits_is_not_cut(tokenizer):
+  a, b = tokenizer.encode(["the cat sees a dog", "who knows"])
+  for texts in ((a,), (a, b)):
+    length = len(make_text_format(tokenizer).make_row(*texts)[0])
+    assert not make_text_format(tokenizer, max_length=length).cuts(*texts)
+    assert make_text_format(tokenizer, max_length=length - 1).cuts(*texts)
 
 
 def test_rows_of_gpt_have_tokens_beyond_its_vocabulary(tokenizer):
