@@ -291,8 +291,9 @@ def test_a_change_that_is_named_or_harmless_is_allowed(program, copy):
 
 @pytest.mark.parametrize("field, fragment", [
     ("log.group=a", "log.group='a': log.trackers='' does not read it"),
-    ("optimizer.freeze=encodr", "optimizer.freeze='encodr': matches no parameter")])
-def test_a_change_without_effect_is_refused(program, copy, field, fragment):
+    ("optimizer.freeze=encodr", "optimizer.freeze='encodr': matches no parameter"),
+    ("optimizer.freeze=^embeddings/", "  optimizer.freeze: '' -> '^embeddings/'")])
+def test_a_change_without_effect_or_of_another_state_is_refused(program, copy, field, fragment):
   before = contents(copy)
   result = program.train(copy, f"--config.{field}", "--allow_change=optimizer.freeze")
   assert result.returncode == 2 and fragment in result.stderr.splitlines()[-1]

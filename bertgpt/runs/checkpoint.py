@@ -52,6 +52,10 @@ SAVED_NAMES = {"spike_guard": "window"}
 _numbers = itertools.count()  # Numbers of `Checkpoints`, which all processes open in one order.
 
 
+class OtherStateError(DataError):
+  """The state in a checkpoint has another structure, shape or dtype than the one that is wanted."""
+
+
 class Checkpoints:
   """Checkpoints of the run that trains in a workdir.
 
@@ -240,8 +244,8 @@ class Checkpoints:
     Returns:
       (state, bit for bit as it was saved; its metadata), or None if no step was ever saved.
     Raises:
-      DataError: there are steps but none is good, or the saved state has another structure,
-        shape or dtype.
+      OtherStateError: the saved state has another structure, shape or dtype.
+      DataError: there are steps but none is good.
     """
     while (step := self._agree_on_step()) != NO_STEP:
       path = self._root / str(step)
@@ -391,7 +395,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   Returns:
     Leaves in the order of `wanted`.
   Raises:
-    DataError: a leaf is missing, unknown, or of another type; the message names the first one.
+    OtherStateError: a leaf is missing, unknown, or of another type; the message names the first.
     Damaged: a leaf differs from the saved one.
     StorageError: it is in a bucket that does not answer.
   """
@@ -399,9 +403,9 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
   for name in sorted(saved.keys() | wanted.keys()):
     saved_type, wanted_type = saved.get(name, ["nothing"])[0], types.get(name, "nothing")
     if saved_type != wanted_type:  # Orbax would cast to another dtype silently.
-      raise DataError(f"{path}: at {name} the checkpoint has {saved_type}, but the model and "
-                      f"optimizer of this config have {wanted_type}. Use the config of that run, "
-                      "or another --workdir")
+      raise OtherStateError(f"{path}: at {name} the checkpoint has {saved_type}, but the model and "
+                            f"optimizer of this config have {wanted_type}. Use the config of that "
+                            "run, or another --workdir")
   restored = {}
   orbax_setup.limit_retries()
   with ocp.PyTreeCheckpointer() as reader:

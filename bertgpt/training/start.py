@@ -16,7 +16,7 @@ from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import cluster, events
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.runs import checkpoint, history, metrics_file, word_tables
+from bertgpt.runs import checkpoint, history, metrics_file, word_tables, workdir
 from bertgpt.training import init_from, schedules, steps
 from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
@@ -33,11 +33,20 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     run: the opened run.
     checkpoints: checkpoints of the run.
   Raises:
-    ConfigError: the new config does not fit the steps that are done, or `init_from` does not fit.
+    ConfigError: the new config does not fit the steps that are done, or needs another state, or
+      `init_from` does not fit.
     DataError: the checkpoint belongs to another corpus, tokenizer or order of rows, or the
       checkpoints of the run are gone.
   """
-  restored = checkpoints.restore_latest(run.abstract_state, with_saved_guard)
+  try:
+    restored = checkpoints.restore_latest(run.abstract_state, with_saved_guard)
+  except checkpoint.OtherStateError as e:
+    # Without --allow_change, the config was compared with that of the run.
+    if lines := workdir.find_changes(run.path, run.config):
+      raise ConfigError(f"{run.path}: its checkpoints do not fit one of these changes, whatever "
+                        "--allow_change says. Leave it out, or start another run with "
+                        f"--config.init_from={run.path}\n  " + "\n  ".join(lines)) from e
+    raise
   if restored is not None:
     state, metadata = restored
     state = with_own_guard(run, state)

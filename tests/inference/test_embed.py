@@ -110,8 +110,8 @@ def test_unknown_texts_are_noted(capsys, bert, finished_bert, tmp_path):
   (tmp_path / "a.txt").write_text("\n".join(texts))
   found = embed.embed(bert, texts)
   assert np.ptp(found, axis=0).max() < 1e-6
-  note = "note: 33% of the tokens are unknown to the tokenizer, and the model cannot tell them apart"
-  assert capsys.readouterr().err.splitlines() == [note]
+  note, = capsys.readouterr().err.splitlines()
+  assert note.startswith("note: 33% of the tokens are unknown to the tokenizer, and the model ")
   _, _, lines = run(capsys, "embed", f"--workdir={finished_bert}", f"--input={tmp_path / 'a.txt'}",
                     f"--out={tmp_path / 'a.npy'}")
   assert lines == [note]
