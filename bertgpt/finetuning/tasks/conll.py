@@ -83,8 +83,11 @@ def has_names(cells: list[str]) -> bool:
 
 
 def may_be_word(cells: list[str]) -> bool:
-  """Returns whether a line that begins with "#" ends in a tag, and is not like '# name = value'."""
-  return is_tag(cells[-1]) and cells[2:3] != ["="]
+  """Returns whether a line that begins with "#" ends in a tag, and is not like '# name = value'.
+
+  "# Chapter I" is a comment.
+  """
+  return is_tag(cells[-1]) and cells[-1] not in BARE_TAGS and cells[2:3] != ["="]
 
 
 def split_at_tabs(line: str) -> list[str]:

@@ -70,7 +70,7 @@ def test_multiconer_has_comments(tmp_path):
 
 
 @pytest.mark.parametrize("comment", ["# text = He drove on I-95", "# Vitamin B-12", "# Plan O",
-                                     "#\t1\tO\tO"])
+                                     "#\t1\tO\tO", "# I", "# Appendix B"])
 def test_a_comment_may_end_like_a_tag(tmp_path, comment):
   numbered = f"{comment}\n1\tBerlin\tB-LOC\tO\n2\tis\tO\tO\n"
   assert read(tmp_path, numbered) == [Sentence(["Berlin", "is"], ["B-LOC", "O"])]
@@ -84,6 +84,12 @@ def test_a_word_that_begins_like_a_comment_helps_to_find_the_columns(tmp_path):
       Sentence(["# 1", "wins"], ["B-MISC", "O"]), Sentence(["EU"], ["B-ORG"])]
   assert read(tmp_path, "EU B-ORG\nNew York B-LOC\n\n# 1 pick O\nx O\n") == [
       Sentence(["EU", "New"], ["B-ORG", "B-LOC"]), Sentence(["#", "x"], ["O", "O"])]
+
+
+def test_a_file_with_a_single_type_needs_none(tmp_path):
+  """BioBERT's published files are like this."""
+  assert read(tmp_path, "IL-2\tB\ngene\tI\nis\tO\n\nI\tO\nB\tB\n") == [
+      Sentence(["IL-2", "gene", "is"], ["B", "I", "O"]), Sentence(["I", "B"], ["O", "B"])]
 
 
 @pytest.mark.parametrize("start", [0, 1])
