@@ -7,15 +7,9 @@ from collections.abc import Iterator
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
+from bertgpt.config.derived import total_steps
 from bertgpt.config.families.family import WORD_CHARS
-from bertgpt.config.pretraining import (
-    CHOICES,
-    MESH_AXES,
-    PHASE_CHOICES,
-    ConfigDict,
-    leaves,
-    total_steps,
-)
+from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
 from bertgpt.errors import ConfigError
 
 AT_LEAST = {
