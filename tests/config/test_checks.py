@@ -206,7 +206,7 @@ def test_a_pattern_of_frozen_parameters_is_compiled():
 
 @pytest.mark.parametrize("filters", [((0, 4),), ((51, 4),), ((2, 4, 1),), ((2, 0),), (2, 4)])
 def test_filters_over_characters_fit_into_a_word(filters):
-  config = config_lib.base()
+  config = recipes.load("elmo_mini")
   config.model.filters = filters
   (line,) = config_lib.find_problems(config)
   assert line.startswith("model.filters=") and "widths from 1 to 50" in line
