@@ -207,8 +207,8 @@ def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
     ConfigError: the config has problems; the message has one line per problem.
   """
   checked = run.copy_and_resolve_references()
-  # Fine-tuning makes no rows of the pretraining and computes only the first stack of layers, so that
-  # no value of these fields is wrong.
+  # Fine-tuning makes no rows of the pretraining and computes only the first stack of layers, so no
+  # value of these fields is wrong.
   checked.objective.update(mask_prob=1.0, permutation_block=1)
   parts = max(1, run.mesh.tensor)
   for stack in families.find(run).stacks[1:]:
