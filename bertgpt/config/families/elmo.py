@@ -6,8 +6,8 @@ _FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 # num_heads is the number of directions. No LSTM limits the length of a text; max_positions does.
 _COMMON = {
     "family": "elmo", "num_layers": 2, "num_heads": 2, "character_width": 16, "filters": _FILTERS,
-    "state_clip": 3.0, "lstm_residual": True, "max_positions": 512, "dropout": 0.1,
-    "pooling": "mean",
+    "state_clip": 3.0, "lstm_residual": True, "target_words": 0, "max_positions": 512,
+    "dropout": 0.1, "pooling": "mean",
 }
 
 
