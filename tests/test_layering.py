@@ -325,7 +325,7 @@ TESTED_TOGETHER = {
     "training.evaluate_run": "training/test_evaluate.py",
     "training.progress_line": "training/test_writer.py",
     "training.schedules": "training/test_optimizers.py",
-    "hub.architecture": "hub/test_conversion.py",
+    **dict.fromkeys(("hub.architecture", "hub.family_tables"), "hub/test_conversion.py"),
     "hub.precompiled": "hub/test_same_ids.py",
     **dict.fromkeys(("models.lookup", "models.parameters"), "devices/test_sharding.py"),
     "models.inputs": "models/test_models.py",

@@ -5,22 +5,24 @@ A recipe imports `base` and `phase` from here. No module of this folder imports 
 
 from bertgpt.config import unread
 from bertgpt.config.checks import find_problems, remote_problem, validate
+from bertgpt.config.derived import (
+    at_phase,
+    max_predictions,
+    max_sequences,
+    padded_vocab_size,
+    phase_at,
+    predicted_share,
+    total_steps,
+    with_model_at,
+)
 from bertgpt.config.pretraining import (
     CHOICES,
     MESH_AXES,
     PHASE_CHOICES,
     ConfigDict,
-    at_phase,
     base,
     leaves,
-    max_predictions,
-    max_sequences,
-    padded_vocab_size,
     phase,
-    phase_at,
-    predicted_share,
-    total_steps,
-    with_model_at,
 )
 
 __all__ = [

@@ -7,15 +7,8 @@ from collections.abc import Iterator
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
-from bertgpt.config.families.family import WORD_CHARS
-from bertgpt.config.pretraining import (
-    CHOICES,
-    MESH_AXES,
-    PHASE_CHOICES,
-    ConfigDict,
-    leaves,
-    total_steps,
-)
+from bertgpt.config.derived import total_steps
+from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
 from bertgpt.errors import ConfigError
 
 AT_LEAST = {
@@ -23,10 +16,7 @@ AT_LEAST = {
     "data.prepare_workers": 0, "data.reader_workers": 0, "data.prefetch": 1,
     "data.max_sequences": 0, "tokenizer.vocab_size": 1, "tokenizer.train_bytes": 1,
     "model.num_layers": 1, "model.width": 1, "model.num_heads": 1, "model.mlp_dim": 1,
-    "model.embedding_width": 0, "model.layer_groups": 0, "model.generator_width": 1,
-    "model.generator_num_heads": 1, "model.character_width": 1, "model.num_highways": 0,
-    "model.state_clip": 0, "model.target_words": 0, "optimizer.initial_accumulator": 0,
-    "model.generator_mlp_dim": 1, "objective.rtd_weight": 0,
+    "model.embedding_width": 0, "optimizer.initial_accumulator": 0, "objective.rtd_weight": 0,
     "model.max_positions": 2, "model.num_segments": 0, "model.vocab_size": 0,
     "model.window": 0, "model.global_every": 0, "model.rope_theta": 1, "model.rope_theta_local": 1,
     "model.layer_norm_epsilon": 0, "model.init_std": 0, "model.position_init_std": 0,
@@ -40,6 +30,8 @@ AT_LEAST = {
     "checkpoint.every_minutes": 0, "checkpoint.keep": 1, "log.every_steps": 1,
     "system.hang_timeout_minutes": 0, "system.compile_timeout_minutes": 0,
     "mesh.fsdp": 1, "mesh.tensor": 1,
+    **{f"model.{field}": low for family in families.FAMILIES.values()
+       for field, low in family.at_least.items()},
 }
 FRACTIONS = ("data.validation_fraction", "data.short_sequence_prob", "data.random_next_prob",
              "data.max_unused", "eval.mask_prob", "objective.mask_prob",
@@ -190,26 +182,12 @@ def remote_problem(path: str) -> str | None:
           "or use a local or NFS path")
 
 
-def _is_filter(pair):
-  return (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
-          and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1)
-
-
 def _model_problems(config):
   model = config.model
-  if model.num_heads > 0 and model.width % model.num_heads:
-    yield f"model.num_heads={model.num_heads} does not divide model.width={model.width}"
-  if model.generator_num_heads > 0 and model.generator_width % model.generator_num_heads:
-    yield (f"model.generator_num_heads={model.generator_num_heads} does not divide "
-           f"model.generator_width={model.generator_width}")
-  family = families.FAMILIES.get(model.family)
-  is_missing = not model.filters and family is not None and "filters" in family.reads
-  if is_missing or not all(map(_is_filter, model.filters)):
-    yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
-           f"{WORD_CHARS}, the characters of a word")
-  if model.layer_groups > 0 and model.num_layers % model.layer_groups:
-    yield (f"model.layer_groups={model.layer_groups} does not divide "
-           f"model.num_layers={model.num_layers}")
+  for stack in ("", *(stack for stack in _stacks(model) if stack)):
+    heads, width = model[f"{stack}num_heads"], model[f"{stack}width"]
+    if heads > 0 and width % heads:
+      yield f"model.{stack}num_heads={heads} does not divide model.{stack}width={width}"
   for stack in _stacks(model):
     if model.position == "rope" and (width := _head_width(model, stack)) % 2:
       yield (f"model.position='rope' rotates pairs of features, but a head of model.{stack}width="
@@ -221,6 +199,7 @@ def _model_problems(config):
   if config.objective.name not in family.objectives:
     yield (f"objective.name={config.objective.name!r} does not train model.family="
            f"{model.family!r}. Choose one of {', '.join(family.objectives)}, or another family")
+  yield from family.find_problems(model)
   for field, values in family.only.items():
     if model[field] not in values:
       yield (f"model.{field}={model[field]!r}: model.family={model.family!r} can have only "
@@ -390,10 +369,9 @@ def _mesh_problems(config, num_devices):
       problems.append(f"mesh.{axis}={sizes[axis]}: the axes mesh.axes.embed would cut model.width="
                       f"{config.model.width} into {split} parts, which do not divide it. Set "
                       "another number")
-  family = families.FAMILIES.get(config.model.family)
-  of_generator = {"generator_num_heads", "generator_mlp_dim"} & (family.reads if family else set())
-  of_attention = ["num_heads"] * bool(_stacks(config.model))
-  for field in (*of_attention, "mlp_dim", *sorted(of_generator)):
+  fields = [f"{stack}{field}" for stack in _stacks(config.model)
+            for field in ("num_heads", "mlp_dim")]
+  for field in fields or ["mlp_dim"]:
     if config.model[field] % mesh.tensor:
       problems.append(f"mesh.tensor={mesh.tensor} does not divide "
                       f"model.{field}={config.model[field]}")

@@ -207,12 +207,13 @@ def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
     ConfigError: the config has problems; the message has one line per problem.
   """
   checked = run.copy_and_resolve_references()
-  # Fine-tuning makes no rows of the pretraining and does not compute a generator, so that no value
-  # of these fields is wrong.
+  # Fine-tuning makes no rows of the pretraining and computes only the first stack of layers, so no
+  # value of these fields is wrong.
   checked.objective.update(mask_prob=1.0, permutation_block=1)
   parts = max(1, run.mesh.tensor)
-  checked.model.update(generator_width=2 * parts, generator_num_heads=parts,
-                       generator_mlp_dim=parts)
+  for stack in families.find(run).stacks[1:]:
+    checked.model.update({f"{stack}width": 2 * parts, f"{stack}num_heads": parts,
+                          f"{stack}mlp_dim": parts})
   problems = config_lib.find_problems(checked, num_devices, platform)
   if problems:
     names = {"phases[0].seq_len": "task.max_length", "phases[0].": "", "phases[0]": "batch_size"}

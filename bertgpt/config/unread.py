@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bertgpt.config import choices, families
-from bertgpt.config.pretraining import PHASE_OF_MODEL, ConfigDict, base, leaves, phase
+from bertgpt.config.derived import PHASE_OF_MODEL
+from bertgpt.config.pretraining import ConfigDict, base, leaves, phase
 from bertgpt.errors import ConfigError
 
 Irrelevant = tuple[str, Any, list[str]]

@@ -13,6 +13,7 @@ from bertgpt.hub.architecture import (
   Architecture,
   Rule,
   find_modern_field,
+  find_objective,
   linear,
   norm,
   tune,
@@ -88,4 +89,5 @@ def choose(config: ConfigDict) -> Architecture:
   Args:
     config: a whole config.
   """
-  return PRETRAINING if config.objective.name == PRETRAINING.ours["objective.name"] else MASKED_LM
+  has_pairs = find_objective(config) == PRETRAINING.ours["objective.name"]
+  return PRETRAINING if has_pairs else MASKED_LM

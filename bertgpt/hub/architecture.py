@@ -5,20 +5,19 @@ its models may have, and `choose(config)`, which returns the architecture that c
 model of a config.
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, N heads, E width of
-the embeddings, F width of the MLP, C outputs of a task; G and H are D and F of a second model. Our
+the embeddings, F width of the MLP, C outputs of a task; others are an architecture's own. Our
 matrices are [in, out], with the layers stacked on a leading axis. "Theirs": of `transformers`.
 """
 
-import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertgpt.config import ConfigDict, choices, padded_vocab_size
 from bertgpt.config.families.family import CLASSIC
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
@@ -175,7 +174,9 @@ class Architecture(NamedTuple):
     name: name of its class.
     model_type: value of that key in its config.json.
     ours: field of our config -> the only value that the architecture can compute.
-    fields: (key of config.json, field of `config.model`, value of an absent key).
+    fields: (key of config.json, field of `config.model`, value of an absent key). If that value
+      depends on fields before this one, it is a function of them, `config.model` -> value, which
+      also replaces null, and in an export our 0.
     fixed: key of config.json -> the only value that our models can compute.
     tied: name of a tensor that repeats another -> the other.
     activations: our name -> their names; the first is written.
@@ -210,6 +211,7 @@ class Architecture(NamedTuple):
     aliases: another name of a key of config.json, which has precedence -> the key.
     zeros: tensor that is written with zeros -> letters of its shape.
     left_out: paths of parameters that a fine-tuned model has but does not use.
+    find_own_sizes: `config.model` -> letter -> size, for letters that only these rules have.
   """
 
   name: str
@@ -242,6 +244,7 @@ class Architecture(NamedTuple):
   aliases: Mapping[str, str] = {}
   zeros: Mapping[str, str] = {}
   left_out: tuple[str, ...] = ()
+  find_own_sizes: Callable[[Mapping[str, Any]], Sizes] = lambda model: {}
 
   @property
   def skips_positions(self) -> bool:
@@ -256,6 +259,8 @@ class Architecture(NamedTuple):
       fresh: heads that the folder lacks, or that are left out.
       names: names of the tensors in the folder.
     """
+    if key in TIED and not self.fixed[key]:  # The output layer is no copy, so it must be there.
+      return False
     if key in TIED and not self.tied:
       return True
     own = {rule.theirs: rule.group for rule in self.rules}
@@ -288,10 +293,19 @@ def check_own_fields(architecture: Architecture, config: ConfigDict) -> None:
   for field, value in architecture.ours.items():
     group, name = field.split(".")
     found = config[group][name]
-    as_well = choices.OBJECTIVES[found].exported_as if field == "objective.name" else found
-    if value not in (found, as_well):
+    if value != (find_objective(config) if field == "objective.name" else found):
       raise ConfigError(f"{field}={found!r}: transformers' {architecture.name} needs {value!r}. "
                         "This model cannot be exported")
+
+
+def find_objective(config: ConfigDict) -> str:
+  """Returns the objective under which `transformers` has the model of a config.
+
+  Args:
+    config: a whole config.
+  """
+  name = config.objective.name
+  return choices.OBJECTIVES[name].exported_as or name
 
 
 def find_pooling_problem(architecture: Architecture, model: Any, kind: str) -> str | None:
@@ -327,10 +341,11 @@ TASKS = {
 }
 
 
-def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
-  """Returns the sizes of the axes, by their letters in the tables.
+def find_sizes(architecture: Architecture, model: Mapping[str, Any], pad_id: int) -> Sizes:
+  """Returns the sizes of the axes, by their letters in the rules.
 
   Args:
+    architecture: the architecture that has the rules.
     model: field of `config.model` -> value.
     pad_id: see `to_hugging_face`.
   """
@@ -339,7 +354,7 @@ def find_sizes(model: Mapping[str, Any], pad_id: int) -> Sizes:
           "N": model.get("num_heads", 1), "E": model.get("embedding_width") or width,
           "F": model.get("mlp_dim", 0),
           "S": max(1, model.get("num_segments", 1)), "1": 1, "2": 2, "skip": pad_id + 1,
-          "G": model.get("generator_width", 0), "H": model.get("generator_mlp_dim", 0)}
+          **architecture.find_own_sizes(model)}
 
 
 def draw(rule: Rule, sizes: Sizes, std: float, layers: int = 0) -> np.ndarray:
@@ -380,55 +395,3 @@ def tune(base: Architecture, prefix: str, heads: Mapping[str, list[Rule]],
         name=prefix + suffixes.get(kind, suffix), tied={}, rules=[*kept, *rules], parts={},
         pipeline=pipeline, auto=auto, bias_target=bias_target, left_out=left_out)
   return base._replace(tuned=tuned)
-
-
-# Key of config.json, if it is set -> what cannot be read, and what to do.
-UNREADABLE = {
-    "auto_map": ("the model is computed by code in its folder, which is never run",
-                 "Choose a model of one of transformers' own classes"),
-    "quantization_config": ("its weights are quantized",
-                            "Choose the model that was not quantized, or load it with "
-                            "transformers, call dequantize() and save it again"),
-    "transformers_weights": ("it names another file of weights",
-                             "Load the model with transformers and save it again with "
-                             "save_pretrained()"),
-}
-
-
-def check_readable(hf_config: Mapping[str, Any]) -> None:
-  """Checks that a model is computed by classes of `transformers`, from weights that can be read.
-
-  Args:
-    hf_config: content of config.json.
-  Raises:
-    DataError: it is not; names the key.
-  """
-  for key, (what, remedy) in UNREADABLE.items():
-    if hf_config.get(key):
-      raise DataError(f"config.json has {key}: {what}. {remedy}")
-
-
-def check_classes(names: Any, kind: str, tables: Iterable[Sequence[Architecture]]) -> None:
-  """Checks that a config.json does not name the classes of another family than its model_type.
-
-  Args:
-    names: its `architectures`, if it has any.
-    kind: its `model_type`, which is in one of the tables.
-    tables: the architectures of every family.
-  Raises:
-    DataError: it names such classes.
-  """
-  names = [str(name) for name in names] if isinstance(names, list) else []
-  of_kind, of_prefix = {}, {}
-  for number, table in enumerate(tables):
-    of_kind |= {a.model_type: number for a in table}
-    of_prefix |= {_class_prefix(a.name): number for a in table}
-  found = {of_prefix.get(_class_prefix(name), of_kind[kind]) for name in names}
-  if found and of_kind[kind] not in found:
-    raise DataError(f"config.json has model_type={kind!r} but architectures={', '.join(names)}, "
-                    "another kind of model. Restore the config.json that came with the weights")
-
-
-def _class_prefix(name: str) -> str:
-  """Returns the part of a class's name that the classes of its model_type share, such as 'GPT2'."""
-  return re.sub(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|Model)$", "", name)

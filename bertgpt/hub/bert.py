@@ -14,6 +14,7 @@ from bertgpt.hub.architecture import (
   TIED,
   Architecture,
   Rule,
+  find_objective,
   linear,
   norm,
   tune,
@@ -111,7 +112,7 @@ def choose(config: ConfigDict) -> Architecture:
   Args:
     config: a whole config.
   """
-  if config.objective.name == PRETRAINING.ours["objective.name"]:
+  if find_objective(config) == PRETRAINING.ours["objective.name"]:
     return PRETRAINING
   model = config.model
   is_roberta = model.num_segments < 2 and model.activation in ROBERTA.activations

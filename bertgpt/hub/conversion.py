@@ -5,18 +5,21 @@ family. Heads of fine-tuned models are only written; when such a model is read, 
 """
 
 import collections
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertgpt import trees
-from bertgpt.config import ConfigDict, families
+from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
 from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, draw, find_sizes
+from bertgpt.hub.family_tables import find_candidates, find_table
 
+# What remains of a fine-tuned model without a class in `transformers`.
+_REMAINDER = ("This model cannot be exported. Its predictions are in its folder, and `bertgpt "
+              "predict` makes those for other texts")
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
@@ -39,7 +42,7 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Arc
     ConfigError: `transformers` has no such architecture; names the field.
   """
   model = config.model
-  architecture = _table(model.family).choose(config)
+  architecture = find_table(model.family).choose(config)
   architecture_lib.check_own_fields(architecture, config)
   for one in (architecture, *(() if kind else architecture.parts.values())):
     if model.activation not in one.activations:
@@ -51,14 +54,9 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Arc
   if not kind:
     return architecture.parts[part] if part else architecture
   if kind not in architecture.tuned:
-    raise ConfigError(f"a fine-tuned {architecture.name} reads additional tokens, which "
-                      "transformers does not have. This model cannot be exported. Its predictions "
-                      "are in its folder")
+    raise ConfigError(f"model.family={model.family!r}: no known class is that of a "
+                      f"{architecture.name} fine-tuned on a task with {kind}. {_REMAINDER}")
   return architecture.tuned[kind]
-
-
-def _table(family: str):
-  return importlib.import_module(f"bertgpt.hub.{family}")
 
 
 def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int = 1,
@@ -78,10 +76,10 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
       or lacks one of its parameters.
   """
   architecture, main = find_architecture(config, kind, part), find_architecture(config, kind)
-  sizes = find_sizes(config.model, pad_id)
+  sizes = find_sizes(architecture, config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
-  whole = _table(config.model.family).choose(config)
+  whole = find_table(config.model.family).choose(config)
   known = {rule.ours for one in (whole, *whole.parts.values()) for rule in one.rules}
   if config.model.num_segments == 0:
     leaves |= {name: np.zeros((1, sizes["E"]), np.float32)
@@ -99,7 +97,11 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
     for i, x in enumerate(array if rule.is_stacked else [array]):
       if i >= rule.first:
         parts[rule.theirs.format(i), rule.storage].append(STORAGES[rule.storage].write(x, sizes))
-  if leaves := leaves.keys() - architecture.left_out - known:
+  leaves = leaves.keys() - architecture.left_out - known
+  if "head/bias" in leaves:
+    raise ConfigError(f"transformers' {architecture.name} has no output bias, so that of this "
+                      f"model would be lost. {_REMAINDER}")
+  if leaves:
     raise ConfigError(f"{architecture.name} has no counterpart of the parameter {min(leaves)}")
   tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
              for name, axes in architecture.zeros.items()}
@@ -124,7 +126,7 @@ def _move_bias(leaves: Mapping[str, np.ndarray], architecture: Architecture
   if not np.allclose(shift_D @ kernel_DC, bias_C, atol=1e-5):
     raise ConfigError(f"transformers' {architecture.name} has no output bias, and the output bias "
                       "of this model cannot be moved, because its outputs are linearly dependent. "
-                      "This model cannot be exported")
+                      f"{_REMAINDER}")
   target = moved[architecture.bias_target].copy()  # [D], or [layers, D] with the last layer last.
   target.reshape(-1, len(shift_D))[-1] += shift_D
   return moved | {architecture.bias_target: target}
@@ -147,6 +149,8 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
               "activation": architecture.activations[model.activation][0]}
   if architecture.skips_positions:
     resolved["max_positions"] = model.max_positions + pad_id + 1
+  resolved |= {ours: model[ours] or default(model) for _, ours, default in architecture.fields
+               if callable(default)}
   values = {theirs: resolved.get(ours, model[ours]) for theirs, ours, _ in architecture.fields}
   if kind in PROBLEM_TYPES:
     values |= {"id2label": {str(i): label for i, label in enumerate(labels)},
@@ -203,7 +207,7 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
   fields = _read_fields(architecture, hf_config, names)
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
   fields["model.max_positions"] -= skip
-  sizes = find_sizes({field.removeprefix("model."): x for field, x in fields.items()}, skip - 1)
+  sizes = find_sizes(architecture, _of_model(fields), skip - 1)
   _take_tied(tensors, names, architecture)
   dropped = tuple(names.pop(name) for name in dropped if name in names)
   fresh = _missing_heads(architecture, names)
@@ -250,29 +254,6 @@ def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
       leaves[rule.ours] = storage.read(kept, {"V": num_tokens})
   return converted._replace(params=trees.nest(leaves),
                             fields=converted.fields | {"model.vocab_size": num_tokens})
-
-
-def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
-  """Returns the architectures of the model_type of a model; there is at least one.
-
-  Args:
-    hf_config: content of config.json.
-  Raises:
-    DataError: the model_type is missing or not supported, or the model cannot be read.
-  """
-  tables = [_table(family).ARCHITECTURES for family in families.FAMILIES]
-  known = [a for table in tables for a in table]
-  kinds = ", ".join(sorted({a.model_type for a in known}))
-  if "model_type" not in hf_config:
-    raise DataError(f'config.json has no model_type. Add it, as "model_type": "bert"; it is one of '
-                    f"{kinds}")
-  kind = str(hf_config["model_type"])
-  found = [a for a in known if a.model_type == kind]
-  if not found:
-    raise DataError(f"model_type={kind!r} in config.json: not supported. Choose a model of {kinds}")
-  architecture_lib.check_classes(hf_config.get("architectures"), kind, tables)
-  architecture_lib.check_readable(hf_config)
-  return found
 
 
 def _rename(tensors, candidates) -> dict[str, str]:
@@ -377,7 +358,9 @@ def _read_fields(architecture, hf_config, names) -> dict[str, Any]:
   fields = dict(architecture.ours)
   for key, ours, default in architecture.fields:
     value = hf_config.get(key, default)
-    if ours == "activation":
+    if callable(default) and hf_config.get(key) is None:
+      value = default(_of_model(fields))
+    elif ours == "activation":
       names = {theirs: here for here, all_names in architecture.activations.items()
                for theirs in all_names}
       if str(value) not in names:
@@ -386,17 +369,18 @@ def _read_fields(architecture, hf_config, names) -> dict[str, Any]:
       value = names[value]
     elif isinstance(default, float):
       value = _read_number(hf_config, key, default, float)
-    elif value is not None or default is not None:
+    else:
       value = _read_number(hf_config, key, default, least=1)
     if fields.setdefault(f"model.{ours}", value) != value:
       other = next(name for name, field, _ in architecture.fields if field == ours)
       raise DataError(f"{key}={value!r} and {other}={hf_config.get(other, default)!r} in "
                       "config.json: only equal values are supported. They matter only in training. "
                       "Set both to the same value, or choose another model")
-  fields |= {f"model.{ours}": value for ours, value in architecture.read(hf_config).items()}
-  if "model.width" in fields and fields.get("model.mlp_dim") is None:
-    fields["model.mlp_dim"] = 4 * fields["model.width"]
-  return fields
+  return fields | {f"model.{ours}": value for ours, value in architecture.read(hf_config).items()}
+
+
+def _of_model(fields) -> dict[str, Any]:
+  return {field.removeprefix("model."): value for field, value in fields.items()}
 
 
 def _read_number(hf_config, key, default, kind=int, least=0):

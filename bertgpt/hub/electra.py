@@ -71,7 +71,8 @@ def _join(leaves, fields):
     heads = max(1, fields["model.width"] // 256)  # A quarter of the width, in heads of 64.
     fields |= {"model.generator_width": 64 * heads, "model.generator_num_heads": heads,
                "model.generator_mlp_dim": 256 * heads}
-    sizes = find_sizes({field.removeprefix("model."): x for field, x in fields.items()}, 0)
+    sizes = find_sizes(
+        GENERATOR, {field.removeprefix("model."): x for field, x in fields.items()}, 0)
     leaves = leaves | {rule.ours: draw(rule, sizes, fields["model.init_std"],
                                        fields["model.num_layers"])
                        for rule in GENERATOR.rules
@@ -102,6 +103,7 @@ GENERATOR = Architecture(
            *norm("mlm/norm", "generator_predictions.LayerNorm", "E"),
            Rule("mlm/bias", "generator_lm_head.bias", "V", "vocabulary")],
     pipeline="fill-mask", auto="AutoModelForMaskedLM", prefix="electra.", split=_split,
+    find_own_sizes=lambda model: {"G": model["generator_width"], "H": model["generator_mlp_dim"]},
     limits=("This is the generator, which replaced tokens while the model in the folder above was "
             "trained.",))
 

@@ -63,7 +63,7 @@ _HEADS = dict.fromkeys(("classes", "values"), [Rule("head/kernel", "score.weight
 
 GPT2 = Architecture(
     name="GPT2LMHeadModel", model_type="gpt2", ours=_OURS | {"model.norm": "pre"},
-    fields=(*_FIELDS, ("n_inner", "mlp_dim", None),
+    fields=(*_FIELDS, ("n_inner", "mlp_dim", lambda model: 4 * model["width"]),
             ("activation_function", "activation", "gelu_new")),
     fixed=TIED | CAUSAL | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
                            "add_cross_attention": False},
@@ -82,7 +82,8 @@ GPT1 = Architecture(
     activations={"gelu_tanh": ("gelu", "gelu_new")},
     rules=_decoder("tokens_embed", "positions_embed"),
     pipeline="text-generation", auto="AutoModelForCausalLM", prefix="transformer.",
-    other_heads=_TASK_HEADS, find_problem=_find_mlp_problem, aliases=_ALIASES)
+    other_heads=_TASK_HEADS, find_problem=_find_mlp_problem, aliases=_ALIASES,
+    read=lambda hf_config: {"mlp_dim": 4 * hf_config.get("n_embd", 768)})
 
 GPT2, GPT1 = (tune(base, name, _HEADS, target) for base, name, target in (
     (GPT2, "GPT2", "final_norm/bias"), (GPT1, "OpenAIGPT", "decoder/layers/mlp_norm/bias")))

@@ -26,6 +26,7 @@ from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
 from bertgpt.hub.conversion import Converted
+from bertgpt.hub.family_tables import find_candidates
 from bertgpt.runs import corpora, folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -148,7 +149,7 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   weights.refuse_adapter(folder)
   hf_config = read_config(folder)
   with name_folder(source, flag):
-    conversion.find_candidates(hf_config)
+    find_candidates(hf_config)
   tensors = weights.find(folder)
   with name_folder(source, flag):
     converted = conversion.convert(tensors, hf_config)

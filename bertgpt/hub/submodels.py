@@ -9,6 +9,7 @@ from bertgpt import trees
 from bertgpt.errors import DataError
 from bertgpt.hub import conversion
 from bertgpt.hub.conversion import Converted
+from bertgpt.hub.family_tables import find_candidates
 
 # Subfolder -> (tensors, content of config.json).
 Found = Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
@@ -30,7 +31,7 @@ def add(converted: Converted, found: Found) -> Converted:
       continue
     tensors, hf_config = found[name]
     try:
-      conversion.find_candidates(hf_config)
+      find_candidates(hf_config)
       if hf_config["model_type"] != part.model_type:
         raise DataError(f"model_type={hf_config['model_type']!r} in config.json: only "
                         f"{part.model_type} is supported there. Take both models from one run")

@@ -13,6 +13,7 @@ def test_a_record_names_what_exists(name):
   assert family.kind in ("encoder", "decoder")
   assert set(family.objectives) <= choices.OBJECTIVES.keys()
   assert family.abilities <= families.ABILITIES
+  assert family.at_least.keys() <= family.reads
   assert {fields["family"] for fields in family.presets.values()} == {name}
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt.config import families
+from bertgpt import config as config_lib
+from bertgpt import trees
+from bertgpt.config import choices, families
 from bertgpt.config.overrides import set_field
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion
+from bertgpt.hub import conversion, gpt
+from bertgpt.hub.architecture import Rule
 
 MODELS = {
     "BertForPreTraining": ("mlm_nsp", {}),
@@ -56,12 +59,12 @@ def test_there_and_back_is_the_same_bit_for_bit(model):
   for field, value in fields.items():
     group, field = field.split(".")
     assert config[group][field] == value
-  params["embeddings"]["token"]["embedding"][tiny.VOCAB:] = 0  # The padding is not written.
-  for head in {"mlm", "lm"} & params.keys():
-    params[head]["bias"][tiny.VOCAB:] = 0
-  if config.model.skip_first_norm:
-    params[{"mlm": "encoder", "causal": "decoder"}[config.objective.name]]["layers"][
-        "attention_norm"]["scale"][0] = 1  # Nothing reads this scale, so it is not written either.
+  leaves = trees.named_leaves(params)
+  for rule in conversion.find_architecture(config).rules:
+    if rule.storage == "vocabulary":
+      leaves[rule.ours][tiny.VOCAB:] = 0  # The padding is not written.
+    if rule.first:
+      leaves[rule.ours][:rule.first] = 1  # Nothing reads these layers, so they are not written.
   assert jax.tree.all(jax.tree.map(np.array_equal, back, params))
 
   for field, value in fields.items():
@@ -76,10 +79,11 @@ def test_tensors_are_contiguous_and_of_the_exact_vocabulary(model):
   tensors, hf_config = there(config, params)
   assert all(x.flags.c_contiguous and x.dtype == np.float32 for x in tensors.values())
   assert hf_config["vocab_size"] == tiny.VOCAB
-  assert {x.shape[0] for name, x in tensors.items()
-          if any(part in name for part in ("word_embeddings", "wte", "tokens_embed",
-                                           "tok_embeddings", "word_embedding."))
-          or name in ("cls.predictions.bias", "lm_head.bias", "lm_loss.bias")} == {tiny.VOCAB}
+  rules = conversion.find_architecture(config).rules
+  assert {tensors[rule.theirs].shape[0] for rule in rules
+          if rule.storage == "vocabulary"} == {tiny.VOCAB}
+  padded = config_lib.padded_vocab_size(tiny.VOCAB)
+  assert not [name for name, x in tensors.items() if padded in x.shape]
 
 
 def test_projections_are_where_gpt2_reads_them():
@@ -148,6 +152,47 @@ def test_copies_of_a_table_may_have_nan_in_spare_rows():
     conversion.convert(tensors, hf_config)
 
 
+def test_an_absent_key_may_depend_on_others(monkeypatch):
+  """In LLaMA, the number of key and value heads is that of all heads if config.json has none."""
+  config, params = make("GPT2LMHeadModel")
+  tensors, hf_config = there(config, params)
+  heads = ("num_key_value_heads", "window", lambda model: model["num_heads"])
+  grouped = gpt.GPT2._replace(fields=(*gpt.GPT2.fields, heads))
+  for others, expected in (({}, 4), ({heads[0]: None}, 4), ({heads[0]: 2}, 2)):
+    found = conversion.convert(tensors, hf_config | others, [grouped]).fields
+    assert found["model.window"] == expected
+  monkeypatch.setattr(gpt, "GPT2", grouped)
+  assert conversion.to_hugging_face_config(config)[heads[0]] == 4  # Ours is 0.
+
+
+UNTIED = gpt.GPT2._replace(
+    tied={}, fixed=gpt.GPT2.fixed | {"tie_word_embeddings": False},
+    rules=[*gpt.GPT2.rules, Rule("lm/kernel", "lm_head.weight", "VD", "vocabulary")])
+
+
+def test_an_output_layer_of_its_own_is_never_drawn_for_a_tied_model():
+  """The folder of a tied model has no tensor of the output layer, as if the head were missing."""
+  tensors, hf_config = there(*make("GPT2LMHeadModel"))
+  with pytest.raises(DataError, match="tie_word_embeddings=True in config.json: only False"):
+    conversion.convert(tensors, hf_config, [UNTIED])
+  bare = conversion.convert(tensors, hf_config | {"tie_word_embeddings": False}, [UNTIED])
+  assert bare.fresh == ("lm",)
+  own = tensors | {"lm_head.weight": tensors["transformer.wte.weight"] + 1}
+  whole = conversion.convert(own, hf_config | {"tie_word_embeddings": False}, [UNTIED])
+  assert whole.fresh == ()
+  assert np.array_equal(whole.params["lm"]["kernel"][:tiny.VOCAB], own["lm_head.weight"])
+
+
+@pytest.mark.parametrize("objective, name", [
+    ("mlm_sop", "AlbertForPreTraining"), ("mlm_nsp", "BertForPreTraining")])
+def test_an_objective_is_exported_as_another(monkeypatch, objective, name):
+  config = tiny.make_config(objective, embedding_width=16, layer_groups=1)
+  monkeypatch.setitem(choices.OBJECTIVES, "invented",
+                      choices.OBJECTIVES[objective]._replace(exported_as=objective))
+  config.objective.name = "invented"
+  assert conversion.find_architecture(config).name == name
+
+
 # ------------------------------------------------------------------- refusals
 
 
@@ -170,6 +215,19 @@ def test_a_parameter_too_many_or_too_few_is_named():
   del params["nsp"]["bias"]
   with pytest.raises(ConfigError, match="nsp/bias of BertForPreTraining is missing"):
     conversion.to_hugging_face(params, config)
+
+
+@pytest.mark.parametrize("kinds, message", [
+    ((), "no known class is that of a GPT2LMHeadModel fine-tuned on a task with classes"),
+    (("classes",), "transformers' GPT2ForSequenceClassification has no output bias"),
+])
+def test_a_tuned_model_without_a_class_is_refused_with_what_remains(monkeypatch, kinds, message):
+  config, params = make("GPT2LMHeadModel")
+  tuned = {kind: gpt.GPT2.tuned[kind]._replace(bias_target="") for kind in kinds}
+  monkeypatch.setattr(gpt, "GPT2", gpt.GPT2._replace(tuned=tuned))
+  head = {"kernel": np.ones((32, 2), np.float32), "bias": np.ones(2, np.float32)}
+  with pytest.raises(ConfigError, match=f"{message}.*`bertgpt predict`"):
+    conversion.to_hugging_face(params | {"head": head}, config, kind="classes")
 
 
 def replace(name, make_value):
@@ -205,7 +263,7 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"model_type": "llama"}, "model_type='llama'"),
+    ({"model_type": "invented"}, "model_type='invented'"),
     ({"model_type": None}, "model_type='None'"),
     ({"architectures": ["GPT2LMHeadModel"]}, "model_type='bert' but architectures=GPT2LMHeadModel"),
     ({"architectures": ["AlbertModel"]}, "model_type='bert' but architectures=AlbertModel"),

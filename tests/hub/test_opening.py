@@ -710,9 +710,9 @@ def with_one(value):
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 REFUSED = {
     "no model_type": (change_config(model_type="remove"), 'no model_type. Add it, as "model_type"'),
-    "DistilBERT": (change_config(model_type="distilbert"), "Choose a model of albert, bert"),
-    "DeBERTa": (change_config(model_type="deberta"), "model_type='deberta'"),
-    "XLM-RoBERTa": (change_config(model_type="xlm-roberta"), "model_type='xlm-roberta'"),
+    "another kind": (change_config(model_type="invented"),
+                     "model_type='invented' in config.json: not supported. Choose a model of alb"),
+    "a name within another": (change_config(model_type="x-roberta"), "model_type='x-roberta'"),
     "relu": (change_config(hidden_act="relu"), "hidden_act='relu' in config.json: only gelu"),
     "decoder": (change_config(is_decoder=True), "is_decoder=True in config.json: only False"),
     "untied": (change_config(tie_word_embeddings=False), "tie_word_embeddings=False"),

@@ -19,7 +19,7 @@ from bertgpt.config.overrides import set_field
 from bertgpt.data.batches import formats
 from bertgpt.errors import DataError
 from bertgpt.finetuning import objectives as task_objectives
-from bertgpt.hub import conversion
+from bertgpt.hub import conversion, family_tables
 from bertgpt.models import Inputs
 from bertgpt.training import objectives, optimizers, schedules, steps
 
@@ -287,7 +287,7 @@ def test_every_class_of_a_config_comes_in(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_missing_key_has_the_default_of_its_class(name):
   config = getattr(transformers, name).config_class()
-  (architecture,) = [a for a in conversion.find_candidates({"model_type": config.model_type})
+  (architecture,) = [a for a in family_tables.find_candidates({"model_type": config.model_type})
                      if a.name == name]
   assert (conversion._read_fields(architecture, {}, ())
           == conversion._read_fields(architecture, config.to_dict(), ()))

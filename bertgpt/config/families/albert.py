@@ -28,6 +28,12 @@ def _flops_per_token(model, seq_len, predicted):
           + 2 * predicted * (e * model.vocab_size + d * e))
 
 
+def _find_problems(model):
+  if model.layer_groups > 0 and model.num_layers % model.layer_groups:
+    yield (f"model.layer_groups={model.layer_groups} does not divide "
+           f"model.num_layers={model.num_layers}")
+
+
 FAMILY = Family(
     title="an ALBERT",
     kind="encoder",
@@ -36,4 +42,6 @@ FAMILY = Family(
     reads=frozenset({"num_segments", "embedding_width", "layer_groups", "pooling"}),
     flops_per_token=_flops_per_token,
     presets=PRESETS,
+    at_least={"layer_groups": 0},
+    find_problems=_find_problems,
 )

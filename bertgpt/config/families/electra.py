@@ -48,4 +48,5 @@ FAMILY = Family(
     flops_per_token=_flops_per_token,
     presets=PRESETS,
     stacks=("", "generator_"),
+    at_least={"generator_width": 1, "generator_num_heads": 1, "generator_mlp_dim": 1},
 )

@@ -6,8 +6,8 @@ _FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
 # num_heads is the number of directions. No LSTM limits the length of a text; max_positions does.
 _COMMON = {
     "family": "elmo", "num_layers": 2, "num_heads": 2, "character_width": 16, "filters": _FILTERS,
-    "state_clip": 3.0, "lstm_residual": True, "max_positions": 512, "dropout": 0.1,
-    "pooling": "mean",
+    "state_clip": 3.0, "lstm_residual": True, "target_words": 0, "max_positions": 512,
+    "dropout": 0.1, "pooling": "mean",
 }
 
 
@@ -37,6 +37,17 @@ def _flops_per_token(model, seq_len, predicted):
   return 2 * (reads * words + 2 * model.num_layers * lstm + 2 * predicted * p * targets)
 
 
+def _is_filter(pair):
+  return (isinstance(pair, tuple) and len(pair) == 2 and all(type(x) is int for x in pair)
+          and 1 <= pair[0] <= WORD_CHARS and pair[1] >= 1)
+
+
+def _find_problems(model):
+  if not model.filters or not all(map(_is_filter, model.filters)):
+    yield (f"model.filters={model.filters}: give ((width, number), ...), with widths from 1 to "
+           f"{WORD_CHARS}, the characters of a word")
+
+
 FAMILY = Family(
     title="an ELMo",
     kind="encoder",
@@ -55,4 +66,6 @@ FAMILY = Family(
         "remat", "scan_unroll"}),
     reads_words=True,
     axes_together=(("batch", "mlp"),),  # The gates of all tokens, which are computed at once.
+    at_least={"character_width": 1, "num_highways": 0, "state_clip": 0, "target_words": 0},
+    find_problems=_find_problems,
 )

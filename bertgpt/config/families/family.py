@@ -1,6 +1,6 @@
 """The record that describes a family of models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -52,6 +52,10 @@ class Family(NamedTuple):
     cls_last: whether the [CLS] of a row is its last token, not its first.
     axes_together: pairs of logical axes of one array, besides those of all families, which are in
       `checks.AXES_TOGETHER`.
+    at_least: field of `config.model` that only this family reads -> its smallest value. Those of
+      fields that several families read are in `checks.AT_LEAST`.
+    find_problems: config.model -> lines about values that the family cannot compute, each of which
+      names its field, for what the other attributes do not say.
   """
 
   title: str
@@ -67,6 +71,8 @@ class Family(NamedTuple):
   only: Mapping[str, tuple[Any, ...]] = {"position": ("learned", "rope", "none")}
   cls_last: bool = False
   axes_together: tuple[tuple[str, str], ...] = ()
+  at_least: Mapping[str, float] = {}
+  find_problems: Callable[[ConfigDict], Iterable[str]] = lambda model: ()
 
   def can(self, ability: str) -> bool:
     """Returns whether models of the family have one of `ABILITIES`.

@@ -73,7 +73,7 @@ def check_family(name: str, config: ConfigDict) -> None:
   family = families.find(config)
   if not family.can(TASKS[name].kind):
     able = [f for f, record in families.FAMILIES.items() if record.can(TASKS[name].kind)]
-    others = [n for n, entry in TASKS.items() if family.can(entry.kind)]
+    others = ", ".join(n for n, entry in TASKS.items() if family.can(entry.kind))
     raise ConfigError(f"--task {name} needs a model of {' or '.join(able)}, but the run of --init "
-                      f"is a {config.model.family}. Give another --init, or one of the tasks "
-                      f"{', '.join(others)}")
+                      f"is a {config.model.family}. Give another --init"
+                      + (f", or one of the tasks {others}" if others else ""))

@@ -8,6 +8,8 @@ import types
 import numpy as np
 import pytest
 
+from bertgpt import config as config_lib
+from bertgpt.config import families
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError, DataError
@@ -222,3 +224,10 @@ def test_unknown_tasks_are_named():
   (problem,) = tasks.name_problems("sst3")
   assert "--task sst3: choose one of cola, " in problem
   assert tasks.name_problems("sst2") == []
+
+
+def test_a_family_without_tasks_is_told_only_of_other_models(monkeypatch):
+  bert = families.FAMILIES["bert"]
+  monkeypatch.setitem(families.FAMILIES, "bert", bert._replace(abilities=frozenset({"fill"})))
+  with pytest.raises(ConfigError, match="is a bert. Give another --init$"):
+    tasks.check_family("sst2", config_lib.base())
