@@ -64,6 +64,8 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   check_finite(trained, source)
   with files.new_folder(out, "--out") as folder:
     title = write_model(folder, trained, source, out)
+    if not kind and families.find(config).kind == "encoder":
+      note_masks(folder, tokenizer, source)
     for part in architecture.parts if not kind else ():
       (folder / part).mkdir()
       write_model(folder / part, trained, source, out, part)
@@ -135,6 +137,19 @@ def check_finite(trained: Trained, source: pathlib.Path) -> None:
     if not np.isfinite(x).all():
       raise DataError(f"--workdir {source}: the parameter {name} at step {trained.step} is not "
                       "finite. Export an earlier checkpoint")
+
+
+def note_masks(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> None:
+  """Prints a note if the exported tokenizer gives other ids for a text with masks than `fill`.
+
+  Args:
+    folder: folder of the exported model.
+    tokenizer: our tokenizer.
+    source: workdir of the run.
+  """
+  fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  if difference := same_ids.find_mask_difference(fast, tokenizer):
+    console.say(f"note: --workdir {source}: {difference}, which `bertgpt fill` reads")
 
 
 def describe_dropout(model: ConfigDict, architecture: Architecture,

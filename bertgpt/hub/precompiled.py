@@ -1,4 +1,4 @@
-"""The normalizer of SentencePiece, as steps of the library `tokenizers`.
+"""The normalizer of SentencePiece and its spaces, as steps of the library `tokenizers`.
 
 SentencePiece replaces the longest sequence of characters that its table has, from left to right.
 The step `Precompiled` of `tokenizers` reads the same table, but looks up graphemes of up to five
@@ -11,6 +11,10 @@ across a mark, which SentencePiece does not do; placeholders between marks preve
 Of the 220,267 sequences of several characters in the table of `nmt_nfkc`, the result differs from
 SentencePiece's for 21, in that of `nmt_nfkc_cf` for 23, nearly all in scripts that were added in
 Unicode 16. With `Precompiled` alone, more than 219,000 differ within a text.
+
+`tokenizers` cuts a text at its special tokens, and takes every part for a text of its own. But only
+the first part is treated as SentencePiece treats a text, which puts a space before it and strips
+its spaces. The others are what they would be within a text: `.` and ` cat` after a mask stay so.
 """
 
 import functools
@@ -19,10 +23,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
+SPACE = "\u2581"  # SentencePiece's character for a space.
 # Placeholders: noncharacters, which are for internal use (Unicode 16.0, section 23.7). A text may
 # contain them nevertheless, so they are escaped there first: two characters stand for one.
+# The first also stands before the first character of a part, from `make_normalizer` to
+# `make_pre_tokenizers`.
 _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL, _ESCAPE = map(chr, range(0xFDD0, 0xFDD6))
 _ESCAPED = {char: _ESCAPE + chr(0xFDE0 + i) for i, char in enumerate(
     (_ESCAPE, _SPLIT, _BLOCK, _IOTA, _DOTTED, _SYMBOL))}
@@ -32,11 +39,16 @@ _FIRST_SYMBOL = 0xF0000  # Private use; after `_SYMBOL`, it stands for a symbol 
 # Thai and Lao AM, the colors of emoji.
 _INSIDE = r"(?=[\p{M}\p{Cf}\uff9e\uff9f\n\u0e33\u0eb3\x{1f3fb}-\x{1f3ff}])"
 _GREEK_MARKS = "\u0300\u0301\u0308\u0313\u0314\u0340-\u0343"
+# (add_dummy_prefix, remove_extra_whitespaces) -> what is removed from the start of a part. The
+# first part has a space before its placeholder, and the others have none. After the placeholder,
+# every part has the space of add_dummy_prefix, and then those of the text.
+_STARTS = {(True, True): " {}( (?= ))?|{} ?", (True, False): " {}|{} ",
+           (False, True): " {} ?|{}", (False, False): " ?{}"}
 
 
 def make_normalizer(rules: Any, symbols: Sequence[str],
                     normalize: Callable[[str], str]) -> normalizers.Normalizer:
-  """Returns the normalizer of a SentencePiece model.
+  """Returns the normalizer of a SentencePiece model, for `make_pre_tokenizers` after it.
 
   Args:
     rules: `normalizer_spec` of the model.
@@ -45,15 +57,34 @@ def make_normalizer(rules: Any, symbols: Sequence[str],
   """
   # The first step must be `Prepend`: other steps must not change how a text begins.
   before = [normalizers.Prepend(_SPLIT), *_escapes()]
-  after = [*_replacements(rules, normalize), normalizers.Replace(_SPLIT, ""), *_spaces(rules)]
+  after = [*_replacements(rules, normalize), *_spaces(rules)]
   restore = [normalizers.Replace(escaped, char) for char, escaped in reversed(_ESCAPED.items())]
   plain = normalizers.Sequence([*before, *after, *restore])
-  changed = [s for s in sorted(symbols, key=len, reverse=True) if plain.normalize_str(s) != s]
+  changed = [s for s in sorted(symbols, key=len, reverse=True)
+             if plain.normalize_str(s) != _SPLIT + s]
   hidden = {"".join(_ESCAPED.get(char, char) for char in symbol): _SYMBOL + chr(_FIRST_SYMBOL + i)
             for i, symbol in enumerate(changed)}
   return normalizers.Sequence([
       *before, *(normalizers.Replace(s, sign) for s, sign in hidden.items()), *after,
-      *(normalizers.Replace(sign, s) for s, sign in hidden.items()), *restore])
+      *(normalizers.Replace(sign, s) for s, sign in hidden.items()), *restore, *_prefix(rules)])
+
+
+def make_pre_tokenizers(rules: Any) -> list[Any]:
+  """Returns the steps that write the spaces of a normalized text as pieces do.
+
+  The text is not split at words: pieces are chosen for the whole text, and may span words.
+
+  Args:
+    rules: `normalizer_spec` of the model.
+  """
+  def write_spaces(char, scheme):
+    return pre_tokenizers.Metaspace(char, prepend_scheme=scheme, split=False)
+
+  start = _STARTS[rules.add_dummy_prefix, rules.remove_extra_whitespaces].replace("{}", _SPLIT)
+  # Only `Metaspace` knows which part is the first. It looks at the place of the first character in
+  # the original text, so that no step before it may remove this character: hence the placeholder.
+  return [write_spaces(" ", "first"), pre_tokenizers.Split(Regex(rf"\A(?:{start})"), "removed"),
+          write_spaces(SPACE, "never")]
 
 
 def _escapes() -> Iterator[Any]:
@@ -63,10 +94,20 @@ def _escapes() -> Iterator[Any]:
 
 
 def _spaces(rules: Any) -> Iterator[Any]:
-  """Yields the steps for white space. (`Strip` would also remove U+0085, for example.)"""
+  """Yields the steps for white space. (`Strip` would also remove U+0085, for example.)
+
+  At its end, a text also loses the character for a space.
+  """
   if rules.remove_extra_whitespaces:
-    for pattern, content in ((r"\A +", ""), (r" +\z", ""), (" {2,}", " ")):
+    for pattern, content in ((rf"[ {SPACE}]+\z", ""), (" {2,}", " ")):
       yield normalizers.Replace(Regex(pattern), content)
+
+
+def _prefix(rules: Any) -> Iterator[Any]:
+  """Yields the step that puts a space before the text."""
+  if rules.add_dummy_prefix:
+    is_text = r"(?!\z)" if rules.remove_extra_whitespaces else ""
+    yield normalizers.Replace(Regex(rf"\A{_SPLIT}{is_text}"), f"{_SPLIT} ")
 
 
 def _replacements(rules: Any, normalize: Callable[[str], str]) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """Whether an exported tokenizer gives the ids that the model was trained with.
 
 `transformers` reads tokenizer.json with the library `tokenizers`, and so does this module. The
-names of special tokens are not compared: they are tokens in `transformers`, and text here. Only
-the mask of a byte-level BPE is, because it includes the space before it.
+names of special tokens are not compared: they are tokens in `transformers`, and text here, except
+for the mask, which is a token for `fill` too.
 """
 
 import unicodedata
@@ -13,8 +13,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
+from bertgpt.data.tokens import following
 from bertgpt.data.tokens.marks import Marks
-from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer
+from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
 
 # Text that tokenizers are known to treat differently: capitals, accents, one and two marks, points
 # and vowel signs, voiced kana, Hangul, full and half width, ligatures, spaces of all kinds, and
@@ -36,6 +37,9 @@ TEXTS = (
 )
 _WORD = "cat"
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
+# Where a mask may be: before a point, a letter and a space, at the start and the end.
+MASKED = ("The cat is {}.", "the {}s", "the {} cat", "{} cat", " {}, the cat", "the cat  {}", "{}",
+          "{} {}", "({}{}) ")
 _PLACES = ("{}", "the {} house", "the{}house", " {} ", "{}{}", "a  {}", "({})")
 
 
@@ -49,15 +53,26 @@ def find_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer, around: Ma
   """
   if line := compare_texts(fast, tokenizer):
     return line
-  a, b, after = tokenizer.encode([_WORD, f"{_WORD}s", f" {_WORD}"])
+  a, b = tokenizer.encode([_WORD, f"{_WORD}s"])
   for texts, ours in (((_WORD,), around.enclose(a)), ((_WORD, f"{_WORD}s"), around.enclose(a, b))):
     if (theirs := fast.encode(*texts).ids) != ours.tolist():
       return _describe(tokenizer, f"the row of {' and '.join(map(repr, texts))}", theirs, ours)
-  reads_masks = around.last == tokenizer.sep_id >= 0  # Texts of a decoder have no [SEP].
-  if (reads_masks and isinstance(tokenizer, ByteBPE)
-      and tokenizer.mask_id in fast.get_added_tokens_decoder()):
-    text = f"{_WORD} {tokenizer.pieces[tokenizer.mask_id]} {_WORD}"
-    theirs, ours = fast.encode(text, add_special_tokens=False).ids, [*a, tokenizer.mask_id, *after]
+  return None
+
+
+def find_mask_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:
+  """Returns a line that shows a text with masks whose ids are not those of `fill`; None: all are.
+
+  Args:
+    fast: the exported tokenizer of an encoder.
+    tokenizer: our tokenizer.
+  """
+  if tokenizer.mask_id < 0:
+    return None
+  for place in MASKED:
+    text = place.replace("{}", tokenizer.pieces[tokenizer.mask_id])
+    ours = following.encode_template(tokenizer, text).tolist()
+    theirs = fast.encode(text, add_special_tokens=False).ids
     if theirs != ours:
       return _describe(tokenizer, f"the text {text!r}", theirs, ours)
   return None

@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
 from bertgpt.data.tokens import marks, reach
@@ -34,6 +34,7 @@ from bertgpt.data.tokens.tokenizers import (
 )
 from bertgpt.errors import DataError, StorageError, one_line
 from bertgpt.hub import precompiled
+from bertgpt.hub.precompiled import SPACE
 
 proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
@@ -47,7 +48,6 @@ DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod
 # ids, which follow those of the tokenizer (`finetuning.tasks.rows`).
 DECODER_MARKS = ("<|start|>", "<|delimiter|>", "<|extract|>")
 BEGINNINGS = ("<s>",)  # The [CLS] of RoBERTa and similar models, which begins a text.
-SPACE = "\u2581"  # SentencePiece's character for a space.
 
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
@@ -141,12 +141,12 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   """
   specials = special_tokens(tokenizer, is_encoder, bos_id)
   if isinstance(tokenizer, SentencePiece):
-    fast = from_sentencepiece(tokenizer.safe_data)
+    fast = from_sentencepiece(tokenizer.safe_data, specials.get("mask_token"))
   else:
     fast = _without_settings_of_its_source(tokenizer, specials)
   marked = {token.content for token in fast.get_added_tokens_decoder().values() if token.special}
   fast.add_special_tokens([AddedToken(name, normalized=False,
-                                      lstrip=_is_byte_mask(tokenizer, specials, name))
+                                      lstrip=_takes_space(tokenizer, specials, name))
                            for name in dict.fromkeys(specials.values()) if name not in marked])
   pieces = [*tokenizer.pieces]
   if is_tuned and not is_encoder:
@@ -202,12 +202,12 @@ def _make_template(around: Marks, pieces: Sequence[str], has_segments: bool
       special_tokens=[(pieces[i], i) for i in sorted(ids)])
 
 
-def _is_byte_mask(tokenizer: Tokenizer, specials: dict[str, str], name: str) -> bool:
-  """Returns whether a token is the mask of a byte-level BPE, which includes the space before it.
+def _takes_space(tokenizer: Tokenizer, specials: dict[str, str], name: str) -> bool:
+  """Returns whether a token is a mask that includes the space before it.
 
   The other tokens include the space before a word, and the mask hides whole tokens.
   """
-  return isinstance(tokenizer, ByteBPE) and name == specials.get("mask_token")
+  return isinstance(tokenizer, ByteBPE | SentencePiece) and name == specials.get("mask_token")
 
 
 def _without_settings_of_its_source(tokenizer: Tokenizer,
@@ -226,16 +226,17 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
   added = content.get("added_tokens") or ()
   for token in added:
     token["special"] = token["special"] or token["content"] in specials.values()
-    if _is_byte_mask(tokenizer, specials, token["content"]):
+    if _takes_space(tokenizer, specials, token["content"]):
       token |= {"lstrip": True, "rstrip": False, "single_word": False}
   return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))
 
 
-def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
+def from_sentencepiece(data: bytes, mask: str | None = None) -> tokenizers.Tokenizer:
   """Returns the equivalent of a unigram or BPE model of SentencePiece.
 
   Args:
     data: content of its file.
+    mask: the piece that is the mask, if any. It includes the space before it.
   Raises:
     DataError: `tokenizers` cannot do the same as the model.
   """
@@ -250,26 +251,18 @@ def from_sentencepiece(data: bytes) -> tokenizers.Tokenizer:
   symbols = [p.piece for p in proto.pieces if p.type == kind.USER_DEFINED]
   fast = tokenizers.Tokenizer(builders[trainer.model_type](proto))
   fast.normalizer = precompiled.make_normalizer(rules, symbols, _normalizer(data))
-  # The text is not split at words: pieces are chosen for the whole text, and may span words.
-  scheme = "always" if rules.add_dummy_prefix else "never"
-  # `Metaspace` puts no second space before a text that begins with one.
-  keeps_spaces = rules.add_dummy_prefix and not rules.remove_extra_whitespaces
-  if keeps_spaces:
-    fast.normalizer = normalizers.Sequence([fast.normalizer, normalizers.Prepend(SPACE)])
-  fast.pre_tokenizer = pre_tokenizers.Metaspace(
-      SPACE, prepend_scheme="never" if keeps_spaces else scheme, split=False)
+  steps = precompiled.make_pre_tokenizers(rules)
   if symbols:  # As added tokens, they would be cut out first, with the spaces around them.
     pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
-    fast.pre_tokenizer = pre_tokenizers.Sequence([
-        fast.pre_tokenizer, pre_tokenizers.Split(Regex(pattern), "isolated")])
+    steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
   if trainer.byte_fallback and trainer.model_type == proto_lib.TrainerSpec.UNIGRAM:
     # In SentencePiece, no text becomes the piece of a byte by looking like its name, <0x41>.
-    fast.pre_tokenizer = pre_tokenizers.Sequence([
-        fast.pre_tokenizer,
-        pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")])
+    steps.append(pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous"))
+  fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
+  scheme = "always" if rules.add_dummy_prefix else "never"
   fast.decoder = decoders.Sequence([decoders.ByteFallback(),
                                     decoders.Metaspace(SPACE, prepend_scheme=scheme)])
-  fast.add_tokens([AddedToken(p.piece, normalized=False, special=True)
+  fast.add_tokens([AddedToken(p.piece, normalized=False, special=True, lstrip=p.piece == mask)
                    for p in proto.pieces if p.type == kind.CONTROL])
   return fast
 

@@ -9,16 +9,16 @@ Axes: B rows, L length, M masks, V vocabulary.
 
 import functools
 import pathlib
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from bertgpt.config import families
 from bertgpt.data.batches import buckets
-from bertgpt.data.tokens import following, marks
+from bertgpt.data.tokens import marks
+from bertgpt.data.tokens.following import MASK, encode_template
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
@@ -27,8 +27,6 @@ from bertgpt.models import Inputs, precision
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import word_tables
 from bertgpt.runs.trained import Trained
-
-MASK = "[MASK]"
 
 
 class Guess(NamedTuple):
@@ -153,24 +151,6 @@ def _predict(model, params, tokens_BL, lengths_B, predict_BM):
   inputs = Inputs.of_texts(tokens_BL, lengths_B, cls_last)._replace(predict_positions_BK=predict_BM)
   logits_BMV, _ = model.apply({"params": params}, inputs)
   return jax.nn.softmax(logits_BMV[..., :model.config.vocab_size])
-
-
-def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
-
-  Args:
-    tokenizer: tokenizer of the model.
-    text: the text.
-  Returns:
-    int32 [N], without [CLS] and [SEP].
-  """
-  names = {MASK} if tokenizer.mask_id < 0 else {MASK, tokenizer.pieces[tokenizer.mask_id]}
-  first, *rest = re.split("|".join(map(re.escape, names)), text)
-  # The space before a mask belongs to the hidden word.
-  parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
-  for ids in following.encode_after(tokenizer, [*(p.rstrip() for p in rest[:-1]), *rest[-1:]]):
-    parts += [[tokenizer.mask_id], ids]
-  return np.concatenate(parts).astype(np.int32)
 
 
 def name_token(tokenizer: Tokenizer, token: int, continues: bool) -> str:

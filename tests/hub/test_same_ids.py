@@ -13,10 +13,23 @@ from tokenizers import AddedToken, models
 
 from bertgpt.config import base
 from bertgpt.data.tokens import marks, pipelines, tokenizers, training
-from bertgpt.hub import same_ids, tokenizer_files
+from bertgpt.hub import export, same_ids, tokenizer_files
+from bertgpt.inference import fill
 
 RULES = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
 SYMBOLS = ["<url>", "<URL>", "\n", "AB", "ABC", "(x)", "@@"]
+MASKED = (*same_ids.MASKED, "the king is {}.", "the\t{}\tcat", "the \u3000{}\u3000cat", "\n{}\ncat",
+          "{}\u0301 b", "{}\u00bd x", "{}<url>.", "{} <url> {}", "<url> {}(x)", "{}\ufdd0 a",
+          "the{}cat", "{}Tree", "a  {}  {}  b", "{}\u0001", "x\u0001 {}", "  The {}, {}; {}? ")
+SPACES = [{"add_dummy_prefix": has_prefix, "remove_extra_whitespaces": is_short}
+          for has_prefix in (True, False) for is_short in (True, False)]
+KINDS = [{}, {"model_type": "bpe"}, {"user_defined_symbols": SYMBOLS},
+         {"vocab_size": 1500, "byte_fallback": True},
+         {"model_type": "bpe", "byte_fallback": True, "user_defined_symbols": SYMBOLS},
+         # As in the files of ALBERT and XLNet.
+         {"control_symbols": ["[CLS]", "[SEP]"], "user_defined_symbols": ["[MASK]", "(", ")"]},
+         {"control_symbols": ["<cls>", "<sep>", "<mask>", "<eop>"], "unk_piece": "<unk>",
+          "pad_piece": "<pad>", "user_defined_symbols": ["<eod>", ".", "("]}]
 
 
 def train(rule="nmt_nfkc", **options):
@@ -71,8 +84,9 @@ def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
         is_plain = unicodedata.normalize("NFKD", letter) == letter
         word += letter + (rng.choice(of_script) if is_plain and rng.random() < 0.5 else "")
       for text in (word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFKD", word)):
-        expected = tokenizer.library.normalize(text).replace("\u2581", " ").strip(" ")
-        assert fast.normalizer.normalize_str(text) == expected, ascii(text)
+        normal = fast.normalizer.normalize_str(text)
+        found = "".join(part for part, _ in fast.pre_tokenizer.pre_tokenize_str(normal))
+        assert found == tokenizer.library.normalize(text), ascii(text)
         checked += 1
   assert checked > 5000
 
@@ -103,6 +117,98 @@ def test_placeholders_of_the_normalizer_are_text_in_a_text(rule, options, symbol
   texts = [*signs, *("".join(rng.choices(signs, k=5)) for _ in range(2000))]
   for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
     assert fast.encode(text, add_special_tokens=False).ids == ids.tolist(), ascii(text)
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf", "identity"])
+@pytest.mark.parametrize("spaces", SPACES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_texts_with_masks_have_the_ids_of_fill(rule, spaces, kind):
+  tokenizer = train(rule, **kind, **spaces)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  assert tokenizer.mask_id >= 0
+  for place in MASKED:
+    text = place.replace("{}", tokenizer.pieces[tokenizer.mask_id])
+    found = fast.encode(text, add_special_tokens=False).ids
+    assert found == fill.encode_template(tokenizer, text).tolist(), ascii(text)
+  assert same_ids.find_mask_difference(fast, tokenizer) is None
+
+
+@pytest.mark.parametrize("spaces", SPACES, ids=str)
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_text_with_a_masked_token_has_the_ids_of_training(spaces, model_type):
+  """The ids of the whole text, with the mask in place of one."""
+  tokenizer, rng = train(model_type=model_type, **spaces), random.Random(0)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  lines = ["(the cat), a dog! The house...", *small_runs.make_text(60, seed=1).splitlines()]
+  for ids in tokenizer.encode([line for line in lines if line]):
+    for k in rng.choices(range(len(ids)), k=5):
+      row = [*ids[:k], tokenizer.mask_id, *ids[k + 1:]]
+      before, hidden, after = ("".join(tokenizer.pieces[i] for i in part)
+                               for part in (ids[:k], ids[k:k + 1], ids[k + 1:]))
+      if hidden == "\u2581" or before.endswith("\u2581"):
+        continue  # The space would be part of the mask.
+      space = "\u2581" * hidden.startswith("\u2581")
+      text = f"{before}{space}[MASK]{after}".replace("\u2581", " ")
+      text = text.removeprefix(" ") if spaces["add_dummy_prefix"] else text
+      assert fast.encode(text, add_special_tokens=False).ids == row, text
+
+
+@pytest.mark.parametrize("spaces", SPACES, ids=str)
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_the_rest_of_a_word_is_cut_as_without_the_space_of_a_word(spaces, model_type):
+  """SentencePiece is the oracle, with the same pieces and neither prefix nor strip."""
+  tokenizer = train(model_type=model_type, **spaces)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  proto = tokenizer_files.proto_lib.ModelProto.FromString(tokenizer.data)
+  proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.remove_extra_whitespaces = False
+  oracle = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+  words = sorted(set(small_runs.make_text(20).split()))
+  parts = [word[i:] + end for word in words for i in range(len(word)) for end in ("", " and")]
+  parts += [f" {word}" for word in words]
+  for part in parts:
+    found = fast.encode(f"a [MASK]{part}", add_special_tokens=False).ids
+    assert found == [*tokenizer.encode(["a"])[0], tokenizer.mask_id, *oracle.encode(part)], part
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+@pytest.mark.parametrize("spaces", SPACES, ids=str)
+def test_the_start_of_a_text_has_the_spaces_of_sentencepiece(rule, spaces):
+  """Also if its first characters are removed, or are the one that stands for a space."""
+  tokenizer = train(rule, user_defined_symbols=["<url>", " x"], **spaces)
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  rng = random.Random(0)
+  signs = [" ", "  ", "\t", "\u0001", "\u2581", "\ufdd0", "the", "x", "<url>", "."]
+  texts = [*signs, *("".join(rng.choices(signs, k=rng.randint(2, 5))) for _ in range(500))]
+  for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+    assert fast.encode(text, add_special_tokens=False).ids == ids.tolist(), ascii(text)
+
+
+def test_words_that_come_one_by_one_begin_with_a_space():
+  """As in token classification: each is a text of its own."""
+  tokenizer = train()
+  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  words = ["The", "cat", "sees", "."]
+  found = fast.encode(words, is_pretokenized=True, add_special_tokens=False)
+  expected = [ids.tolist() for ids in tokenizer.encode(words)]
+  assert found.ids == [i for ids in expected for i in ids]
+  assert found.word_ids == [n for n, ids in enumerate(expected) for _ in ids]
+
+
+def test_an_export_notes_a_difference_after_a_mask(tmp_path, capsys):
+  """As with ALBERT's tokenizer.json, in which text after a mask always begins with a space."""
+  source = fast_tokenizers.Tokenizer(models.Unigram(
+      [("<unk>", 0.0), ("[MASK]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("<pad>", 0.0),
+       *((piece, -2.0) for piece in ("\u2581The", "\u2581the", "\u2581cat", "\u2581is", ".", "s",
+                                     "\u2581", "cat", ",", "(", ")"))], 0, False))
+  source.pre_tokenizer = fast_tokenizers.pre_tokenizers.Metaspace()
+  source.add_special_tokens(["<unk>", "<pad>", "[CLS]", "[SEP]", AddedToken("[MASK]", lstrip=True)])
+  tokenizer = tokenizers.Unigram(pipelines.serialize(source))
+  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=2)
+  export.note_masks(tmp_path, tokenizer, "RUN")
+  assert capsys.readouterr().err == (
+      "note: --workdir RUN: in transformers, the text 'The cat is [MASK].' would be \u2581The "
+      "\u2581cat \u2581is [MASK] \u2581 . instead of \u2581The \u2581cat \u2581is [MASK] ., which "
+      "`bertgpt fill` reads\n")
 
 
 def test_a_difference_is_shown_with_its_text():
@@ -179,6 +285,9 @@ def test_transformers_gives_the_same_ids(tmp_path, rule, model_type):
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   texts = list(same_ids.make_texts(tokenizer))
   ours = [ids.tolist() for ids in tokenizer.encode(texts)]
+  for place in MASKED:
+    texts.append(place.replace("{}", "[MASK]"))
+    ours.append(fill.encode_template(tokenizer, texts[-1]).tolist())
   for text, found, expected in zip(texts, theirs(texts, add_special_tokens=False)["input_ids"],
                                    ours, strict=True):
     assert found == expected, ascii(text)

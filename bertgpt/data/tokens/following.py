@@ -1,17 +1,38 @@
-"""Token ids of a text that follows other text.
+"""Token ids of a text that follows other text, or a mask.
 
 Some tokenizers put a space before every text: most models of SentencePiece, and byte-level BPEs
 with `add_prefix_space`. Others remove the space that a text has. For a text that follows other
 text, this module keeps exactly the space that the text has.
 """
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
+MASK = "[MASK]"
 _LETTER = "x"
+
+
+def encode_template(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """Returns the ids of a text in which [MASK], or the tokenizer's name for it, is one token.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    text: the text.
+  Returns:
+    int32 [N], without [CLS] and [SEP].
+  """
+  names = {MASK} if tokenizer.mask_id < 0 else {MASK, tokenizer.pieces[tokenizer.mask_id]}
+  first, *rest = re.split("|".join(map(re.escape, names)), text)
+  # The space before a mask belongs to the hidden word.
+  parts: list[Any] = [tokenizer.encode([first.rstrip() if rest else first])[0]]
+  for ids in encode_after(tokenizer, [*(p.rstrip() for p in rest[:-1]), *rest[-1:]]):
+    parts += [[tokenizer.mask_id], ids]
+  return np.concatenate(parts).astype(np.int32)
 
 
 def encode_after(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
