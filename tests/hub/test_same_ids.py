@@ -151,6 +151,7 @@ def test_a_text_with_a_masked_token_has_the_ids_of_training(spaces, model_type):
       text = f"{before}{space}[MASK]{after}".replace("\u2581", " ")
       text = text.removeprefix(" ") if spaces["add_dummy_prefix"] else text
       assert fast.encode(text, add_special_tokens=False).ids == row, text
+      assert fill.encode_template(tokenizer, text).tolist() == row, text
 
 
 @pytest.mark.parametrize("spaces", SPACES, ids=str)
@@ -168,6 +169,7 @@ def test_the_rest_of_a_word_is_cut_as_without_the_space_of_a_word(spaces, model_
   for part in parts:
     found = fast.encode(f"a [MASK]{part}", add_special_tokens=False).ids
     assert found == [*tokenizer.encode(["a"])[0], tokenizer.mask_id, *oracle.encode(part)], part
+    assert fill.encode_template(tokenizer, f"a [MASK]{part}").tolist() == found
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
