@@ -25,10 +25,21 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
     Characters that the tokenizer drops, such as accents, belong to the token before them, or after
     white space to the token that follows them. White space that it drops belongs to none.
   """
-  tokenizer.record_texts(texts)
-  encoded = (_encode_sentencepiece(tokenizer, texts) if isinstance(tokenizer, SentencePiece) else
-             _encode_json(tokenizer, texts))
+  encoded = encode_with_spans(tokenizer, texts)
   return [(ids, _extend(spans, text)) for text, (ids, spans) in zip(texts, encoded, strict=True)]
+
+
+def encode_with_spans(tokenizer: Tokenizer, texts: Sequence[str]
+                      ) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns what `encode_with_offsets` does, but dropped characters belong to no token.
+
+  Args:
+    tokenizer, texts: see there.
+  """
+  tokenizer.record_texts(texts)
+  if isinstance(tokenizer, SentencePiece):
+    return _encode_sentencepiece(tokenizer, texts)
+  return _encode_json(tokenizer, texts)
 
 
 def _extend(spans: np.ndarray, text: str) -> np.ndarray:
