@@ -1,5 +1,7 @@
 """Values that follow from a config: its steps, the shapes of its rows, the model of a phase."""
 
+from collections.abc import Sequence
+
 from bertgpt.config import choices
 from bertgpt.config.pretraining import ConfigDict
 
@@ -10,6 +12,21 @@ VOCAB_MULTIPLE = 128  # Lanes of a TPU matrix unit; the embedding table is padde
 def total_steps(config: ConfigDict) -> int:
   """Returns the number of steps of all phases."""
   return sum(p.steps for p in config.phases)
+
+
+def ranges_to_train(skipped: Sequence[tuple[int, int]], start: int, end: int
+                    ) -> list[tuple[int, int]]:
+  """Returns the parts of [start, end) that are not left out.
+
+  Args:
+    skipped: (first, last) of the steps that are left out, counted from 1, in order.
+    start, end: steps, counted from 0.
+  """
+  parts = []
+  for first, last in skipped:
+    parts.append((start, min(first - 1, end)))
+    start = max(start, last)
+  return [(a, b) for a, b in [*parts, (start, end)] if a < b]
 
 
 def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Fields that are set by their paths: arguments of the command line, and single values."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,12 +38,13 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
   Returns:
     (a locked copy of the config with the valid overrides, one line per invalid argument).
   """
-  config = config.copy_and_resolve_references()
-  if "phases" in config:
-    config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
+  config = copy.deepcopy(config)  # A field that refers to another one follows it.
   problems = []
   for argument in arguments:
     field = argument.split("=", 1)[0].removeprefix("--config.")
+    if not argument.startswith("--config."):
+      problems.append(f"{argument}: write --config.{argument.removeprefix('config.')}")
+      continue
     if "=" not in argument:
       problems.append(f"{argument}: give the value as --config.{field}=VALUE")
       continue
@@ -58,6 +60,9 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError):
       value = argument.split("=", 1)[1]
       problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
+  config = config.copy_and_resolve_references()
+  if "phases" in config:
+    config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   config.lock()
   return config, problems
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
+from ml_collections import config_dict
+
+from bertgpt import files
 from bertgpt.config import ConfigDict, base, checks, leaves, phase
 from bertgpt.config.overrides import override as override  # Earlier versions have them here.
 from bertgpt.config.overrides import set_field as set_field
@@ -47,6 +50,8 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     module = make_base.__module__.removesuffix(".pretraining")  # The module that recipes import.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
+  if field := _find_required(config):
+    raise ConfigError(f"--config {path}: {field} is a required placeholder. Give it a value")
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
@@ -60,6 +65,25 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     raise ConfigError("\n".join(f"--config {path}: {checks.describe_empty(f)}" for f in empty))
   config.lock()
   return config
+
+
+def _find_required(config: ConfigDict, prefix: str = "") -> str:
+  """Returns the first field that is a `required_placeholder` of ml_collections without a value."""
+  for name, value in config.items(preserve_field_references=True):
+    field = f"{prefix}{name}"
+    if isinstance(value, ConfigDict):
+      field = _find_required(value, f"{field}.")
+    elif isinstance(value, config_dict.FieldReference):
+      try:
+        value.get()
+        continue
+      except config_dict.RequiredValueError:
+        pass
+    else:
+      continue
+    if field:
+      return field
+  return ""
 
 
 def _finetuning_base() -> ConfigDict:
@@ -155,8 +179,8 @@ def find(name: str) -> str:
   Raises:
     ConfigError: there is neither; the message suggests the closest names, or lists all of them.
   """
-  if os.path.isfile(name):
-    return os.path.abspath(name)
+  if os.path.isfile(file := files.expand(name)):
+    return os.path.abspath(file)
   known, path = names(), pathlib.Path(name)
   if name in known:
     return str(folder() / f"{name}.py")
@@ -178,12 +202,13 @@ def find(name: str) -> str:
 
 def _run(name: str, file: str) -> ModuleType:
   """Returns the module of a recipe; its code may raise any error."""
-  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+  spec = importlib.util.spec_from_file_location(f"bertgpt_recipe_{pathlib.Path(file).stem}", file)
   if spec is None:
     raise ConfigError(f"--config {name}: not a Python file")
   module = importlib.util.module_from_spec(spec)
   for former, now in FORMER_NAMES.items():
     sys.modules.setdefault(former, importlib.import_module(now))
+  sys.modules[spec.name] = module  # Dataclasses look up their annotations there.
   spec.loader.exec_module(module)
   return module
 
@@ -214,7 +239,7 @@ def _split_argument(path: str) -> tuple[str, list[str]]:
 
   Folders may have a colon in their names.
   """
-  if os.path.isfile(path):
+  if os.path.isfile(files.expand(path)):
     return path, []
   file, ending, argument = path.rpartition(".py:")
   if ending:

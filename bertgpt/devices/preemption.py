@@ -4,11 +4,13 @@ import contextlib
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
+from bertgpt import console
 from bertgpt.devices import signals
 
 
@@ -19,6 +21,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   With several processes, JAX's preemption service answers: it gives all processes the same answer
   at the same call. A second signal of the same kind ends the process, see `signals.end_at_next`.
   SIGHUP means that the terminal was closed; it stays ignored if the process was started with nohup.
+  Python lets only the main thread handle signals, so in another one, they do what they did before.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it the same number of times.
@@ -40,6 +43,10 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
     return stopped
 
+  if threading.current_thread() is not threading.main_thread():
+    console.say("note: the training is not in the main thread, so a signal saves no checkpoint")
+    yield lambda: False
+    return
   is_single = jax.process_count() == 1
   numbers = [signal.SIGINT, *signals.ENDING] if is_single else [signal.SIGINT, signal.SIGHUP]
   previous = {number: signal.signal(number, ask if is_single else pass_on) for number in numbers

@@ -117,8 +117,11 @@ def predict_records(predictor: Predictor, records: Iterable[Mapping[str, Any]],
     records: objects as in a .jsonl file of the form, such as {"sentence": "A fine film."}.
     batch_size: rows that are computed at a time.
   Raises:
+    ConfigError: `batch_size` is not positive.
     DataError: a record lacks a key, or has a value of another type.
   """
+  if batch_size < 1:
+    raise ConfigError(f"batch_size={batch_size}: give at least 1")
   def parse() -> Iterator[Any]:
     for i, record in enumerate(records):
       try:

@@ -9,6 +9,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.derived import ranges_to_train
 from bertgpt.config.stored import from_json
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import trained as trained_lib
@@ -19,8 +20,9 @@ from bertgpt.training import schedules
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
               "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram", "words": "whole words"}
 
-# The folders of an absolute path on a disk, at the start of a text or after ':' or ','.
-FOLDERS = re.compile(r"(?<![^:,])/(?!/)[^,#]*/(?=[^,#/])")
+# The folders of a path that is absolute or in a home folder, at the start of a text or after ':' or
+# ','.
+FOLDERS = re.compile(r"(?<![^:,])(?:/(?!/)[^,#]*/|~[^/,#]*/(?:[^,#]*/)?)(?=[^,#/])")
 # Fields of the host without a meaning for others; `data.corpus` says what was read.
 LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus"}
 
@@ -137,13 +139,22 @@ def describe_training(trained: Trained) -> list[str]:
   tokens, first, curves = 0, 0, schedules.find_rate_curves(config.phases)
   for phase in config.phases:
     steps = min(phase.steps, step - first)
+    steps = count_trained(config, first, first + steps)
     if steps > 0:
       tokens += steps * phase.batch_size * phase.seq_len
       curve = next(c.phase for c in reversed(curves) if c.first_step <= first)
       lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
                    f"learning rate {curve.learning_rate:g} ({curve.schedule}).")
     first += phase.steps
-  return [*lines, f"- In total {step:,} steps, {tokens:,} tokens with padding."]
+  total = count_trained(config, 0, step)
+  if total < step:
+    lines.append(f"- {step - total:,} steps were left out (`train.skip_steps`).")
+  return [*lines, f"- In total {total:,} steps, {tokens:,} tokens with padding."]
+
+
+def count_trained(config: ConfigDict, start: int, end: int) -> int:
+  """Returns how many of the steps [start, end), counted from 0, a run does not leave out."""
+  return sum(b - a for a, b in ranges_to_train(config.train.skip_steps, start, end))
 
 
 def describe_tuning(trained: Trained) -> list[str]:

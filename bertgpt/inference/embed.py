@@ -9,7 +9,7 @@ Axes: B rows, L length, D width, E layers kept, T tokens of all texts.
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks, unknown
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import feature_files, streams
+from bertgpt.inference import arguments, feature_files, streams
 from bertgpt.models import Inputs, heads, layers, precision
 from bertgpt.progress import Progress
 from bertgpt.runs import trained as trained_lib
@@ -43,7 +43,7 @@ COUNTS = ("cut", "untrained", "tokens", "unknown")
 CHUNK_TEXTS = 2048  # 256 batches of 8, so the few batches that are not full cost little.
 
 
-def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
+def embed(trained: Trained, texts: Iterable[str], layer: str = "mean",
           batch_size: int = 8) -> np.ndarray | list[np.ndarray]:
   """Returns the features of texts.
 
@@ -56,8 +56,11 @@ def embed(trained: Trained, texts: Sequence[str], layer: str = "mean",
     float32 [texts, D], even without texts; for layers with a vector per token, a list of float32
     [N, D * layers kept], one array per text, whose tokens include [CLS] and [SEP].
   Raises:
-    ConfigError: the model gives no features, or has too few layers.
+    ConfigError: the model gives no features, or has too few layers; `texts` is a single one, or
+      `batch_size` is not positive.
   """
+  texts = arguments.as_list(texts)
+  arguments.check_at_least(1, batch_size=batch_size)
   check_layer(trained, layer)
   trained = word_tables.extend_vocabulary_to(trained, texts)
   rows, num_cut = make_rows(trained, texts)
@@ -77,8 +80,10 @@ def check_layer(trained: Trained, layer: str) -> None:
     trained: the model.
     layer: key of `LAYERS`.
   Raises:
-    ConfigError: the model gives no features, or has too few layers.
+    ConfigError: the model gives no features, or has too few layers, or there is no such layer.
   """
+  if layer not in LAYERS:
+    raise ConfigError(f"layer {layer!r}: choose one of {', '.join(LAYERS)}")
   trained_lib.require(trained, "embed", "give features of texts",
                       "Continue a text with `bertgpt generate`")
   # The features of words, below the first layer, count as a layer of their own.

@@ -9,7 +9,7 @@ Axes: B rows, L length, M masks, V vocabulary.
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
+from bertgpt.inference import arguments
 from bertgpt.models import Inputs, precision
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import word_tables
@@ -41,7 +42,7 @@ class Guess(NamedTuple):
   probability: float
 
 
-def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list[Guess]]]:
+def fill(trained: Trained, texts: Iterable[str], top: int = 5) -> list[list[list[Guess]]]:
   """Guesses the masked words of texts.
 
   Special tokens are never guessed.
@@ -55,8 +56,10 @@ def fill(trained: Trained, texts: Sequence[str], top: int = 5) -> list[list[list
     Text -> mask, in the order of the text -> guesses, the likeliest first.
   Raises:
     ConfigError: the model cannot fill in words, a text has no mask, or it has more tokens than the
-      model has positions.
+      model has positions; `texts` is a single one, or `top` is not positive.
   """
+  texts = arguments.as_list(texts)
+  arguments.check_at_least(1, top=top)
   trained_lib.require(trained, "fill", "fill in words", "Continue texts with `bertgpt generate`")
   trained = word_tables.extend_vocabulary_to(trained, texts)
   tokenizer = trained.tokenizer

@@ -12,7 +12,7 @@ Axes: B rows, S slots of a row, V vocabulary.
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import streams, unmasking
+from bertgpt.inference import arguments, streams, unmasking
 from bertgpt.inference.draws import GREEDY, UNRESTRICTED, Sampling, draw
 from bertgpt.models import precision
 from bertgpt.models.cache import make_cache
@@ -52,7 +52,7 @@ class Prompts(NamedTuple):
   rows: np.ndarray
 
 
-def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None = None,
+def generate(trained: Trained, prompts: Iterable[str], *, max_tokens: int | None = None,
              sampling: Sampling = UNRESTRICTED, seed: int = 0, num_samples: int = 1,
              batch_size: int = 8, steps: int | None = None) -> list[str]:
   """Continues texts.
@@ -73,8 +73,13 @@ def generate(trained: Trained, prompts: Sequence[str], *, max_tokens: int | None
   Returns:
     The prompts with their continuations: all samples of the first prompt, then of the second, ...
   Raises:
-    ConfigError: the model cannot continue a text, or a prompt has no tokens or too many.
+    ConfigError: the model cannot continue a text, a prompt has no tokens or too many, or another
+      argument is out of its range.
   """
+  prompts = arguments.as_list(prompts, "prompts")
+  arguments.check_at_least(1, max_tokens=max_tokens, num_samples=num_samples,
+                           batch_size=batch_size, steps=steps)
+  arguments.check_sampling(sampling)
   generator = find_generator(trained)
   if steps is not None and not generator.has_steps:
     raise ConfigError("--steps: the model adds one token after another, from left to right. Leave "

@@ -5,19 +5,19 @@
       print(logp.sum())
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from bertgpt.errors import ConfigError
-from bertgpt.inference import scorers
+from bertgpt.inference import arguments, scorers
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
 SMALLEST_WINDOW = 4  # [CLS], [SEP], and two tokens.
 
 
-def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: int = 0,
+def score(trained: Trained, texts: Iterable[str], *, window: int = 0, stride: int = 0,
           batch_size: int = 8) -> list[np.ndarray]:
   """Returns the log-probabilities of the tokens of every text.
 
@@ -37,8 +37,11 @@ def score(trained: Trained, texts: Sequence[str], *, window: int = 0, stride: in
     float32 [N] each, in nats, for the N tokens `trained.tokenizer.encode([text])[0]`. The first
     token is left out if the model is a decoder without an end-of-document token.
   Raises:
-    ConfigError: the window or the stride does not fit, or the model cannot score texts.
+    ConfigError: the window or the stride does not fit, or the model cannot score texts; `texts` is
+      a single one, or `batch_size` is not positive.
   """
+  texts = arguments.as_list(texts)
+  arguments.check_at_least(1, batch_size=batch_size)
   window, stride = choose_window(trained, window, stride)
   return score_tokens(trained, trained.tokenizer.encode(texts), window, stride, batch_size)
 

@@ -200,7 +200,7 @@ def read_reference(name: str) -> Compared:
     ConfigError: there is none.
     DataError: the file is damaged.
   """
-  path = pathlib.Path(name)
+  path = files.expand(name)
   if not path.is_file() and name in reference_names():
     path = REFERENCES / f"{name}.json"
   if not path.is_file():

@@ -65,11 +65,15 @@ def roll_back(path: pathlib.Path, step: int) -> list[str]:
   Returns:
     Names of what was set aside.
   Raises:
-    ConfigError: there is no such run or checkpoint, or the run is being trained.
+    ConfigError: there is no such run or checkpoint, the run is being trained, or it is one of a
+      fine-tuning.
     DataError: the checkpoint is damaged.
     StorageError: a checkpoint cannot be renamed.
   """
   workdir.read_config(path)
+  if folder_kinds.is_in_tuning(path):
+    raise ConfigError(f"--workdir {path}: is a run of a fine-tuning, which does not continue from "
+                      "an earlier step. Do it again in another --workdir")
   with workdir.lock(path):
     root = path / "checkpoints"
     found = checkpoint.find_steps(root)

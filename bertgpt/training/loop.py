@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
+from bertgpt.config.derived import ranges_to_train
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
@@ -238,21 +239,6 @@ def make_steps(config: ConfigDict, first_step: int, jit: Callable[[int], Callabl
           for step, batch in zip(range(begin + 1, end + 1), batches, strict=False):
             yield step, train_step, batch
     phase_start = phase_end
-
-
-def ranges_to_train(skipped: Sequence[tuple[int, int]], start: int, end: int
-                    ) -> list[tuple[int, int]]:
-  """Returns the parts of [start, end) that are not left out.
-
-  Args:
-    skipped: (first, last) of the steps that are left out, counted from 1, in order.
-    start, end: steps, counted from 0.
-  """
-  parts = []
-  for first, last in skipped:
-    parts.append((start, min(first - 1, end)))
-    start = max(start, last)
-  return [(a, b) for a, b in [*parts, (start, end)] if a < b]
 
 
 def device_batches(run: Run, phase_index: int,

@@ -1,6 +1,7 @@
 """bertgpt.config.overrides: arguments set fields in their types, and wrong ones are one line."""
 
 
+import ml_collections
 import pytest
 
 from bertgpt import config as config_lib
@@ -47,6 +48,26 @@ def test_a_list_that_is_empty_may_become_names():
   config = override(config_lib.base(), ["--config.mesh.axes.embed=",
                                         "--config.mesh.axes.embed=fsdp,tensor"])
   assert config.mesh.axes.embed == ("fsdp", "tensor")
+
+
+def test_a_field_that_refers_to_another_one_follows_it():
+  """As with ml_collections alone. A recipe may tie the width of the MLP to that of the model."""
+  config = config_lib.base()
+  config.model.width = width = ml_collections.FieldReference(64)
+  config.model.mlp_dim = width * 4
+  config.phases = (config_lib.phase(steps=3, batch_size=config.eval.get_ref("batch_size")),)
+  changed = override(config, ["--config.model.width=128", "--config.eval.batch_size=24"])
+  assert (changed.model.mlp_dim, changed.phases[0].batch_size) == (512, 24)
+  assert (config.model.width, config.model.mlp_dim) == (64, 256)
+  again = override(changed, ["--config.model.width=32"])  # The result holds values only.
+  assert again.model.mlp_dim == 512
+
+
+@pytest.mark.parametrize("argument", ["seed=3", "model.width=64", "config.seed=3", "seed"])
+def test_an_argument_without_its_prefix_is_an_error(argument):
+  field = argument.removeprefix("config.")
+  with pytest.raises(ConfigError, match=f"^{argument}: write --config.{field}$"):
+    override(config_lib.base(), [argument])
 
 
 def test_override_leaves_its_argument_as_it_was():

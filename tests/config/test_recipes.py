@@ -86,6 +86,36 @@ def test_an_error_of_get_sweep_is_one_line(tmp_path, body, words):
   assert str(path) in line and words in line
 
 
+def test_a_recipe_may_have_dataclasses_with_annotations_as_text(tmp_path):
+  """They look up the module of their class."""
+  (tmp_path / "r.py").write_text(
+      "from __future__ import annotations\nimport dataclasses\n"
+      "from bertgpt.config import base\n@dataclasses.dataclass\nclass Size:\n  width: int = 32\n"
+      "def get_config():\n  config = base()\n  config.model.width = Size().width\n"
+      "  return config\n")
+  assert recipes.load(str(tmp_path / "r.py")).model.width == 32
+
+
+@pytest.mark.parametrize("field", ["model.width", "seed", "mesh.axes.batch"])
+def test_a_placeholder_that_must_be_filled_is_one_line(tmp_path, field):
+  (tmp_path / "r.py").write_text(
+      "from ml_collections import config_dict\nfrom bertgpt.config import base\n"
+      f"def get_config():\n  config = base()\n  kind = type(config.{field})\n"
+      f"  config.{field} = config_dict.required_placeholder(kind)\n  return config\n")
+  line, = problems_of(recipes.load, str(tmp_path / "r.py"))
+  assert line.endswith(f"r.py: {field} is a required placeholder. Give it a value")
+
+
+def test_a_recipe_may_be_in_the_home_folder(tmp_path, monkeypatch):
+  """The shell does not expand the ~ of --config=~/r.py."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "r.py").write_text("from bertgpt.config import base\n"
+                                 "def get_config(seed='0'):\n  config = base()\n"
+                                 "  config.seed = int(seed)\n  return config\n")
+  assert recipes.find("~/r.py") == str(tmp_path / "r.py")
+  assert recipes.load("~/r.py").seed == 0 and recipes.load("~/r.py:7").seed == 7
+
+
 def test_missing_recipe_is_named(tmp_path):
   path = str(tmp_path / "nothing.py")
   expected = [f"--config {path}: no such file. Give an existing file, or the name of a recipe; "

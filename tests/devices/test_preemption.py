@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import program
 import pytest
@@ -26,6 +27,21 @@ def test_the_first_ctrl_c_is_noted_and_the_second_is_not(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is leave
   finally:
     signal.signal(signal.SIGINT, before)
+
+
+def test_outside_of_the_main_thread_signals_keep_their_meaning(capsys):
+  """Python refuses to set handlers there, and a training may run in a thread."""
+  before, found = signal.getsignal(signal.SIGINT), []
+
+  def work():
+    with preemption.catch_signals() as should_stop:
+      found.append((should_stop(), signal.getsignal(signal.SIGINT)))
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert found == [(False, before)]
+  assert "not in the main thread, so a signal saves no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -113,6 +113,19 @@ def test_the_recipe_is_that_of_the_training_not_of_the_use(two_phases, tmp_path)
   assert load_recipe(card, tmp_path, recipes.base) == shared_config(two_phases, recipes.base)
 
 
+def test_steps_that_were_left_out_are_not_counted(finished_bert):
+  trained = trained_lib.load_trained(finished_bert)
+  config = trained.config.copy_and_resolve_references()
+  config.train.skip_steps = ((1, 1), (4, 6), (100, 200))
+  (phase,) = config.phases
+  *_, steps, skipped, total = model_card.describe_training(trained._replace(config=config))
+  count = trained.step - 4
+  assert steps.startswith(f"- {count} steps of {phase.batch_size} rows x ")
+  assert skipped == "- 4 steps were left out (`train.skip_steps`)."
+  assert total.startswith(f"- In total {count} steps, "
+                          f"{count * phase.batch_size * phase.seq_len:,} tokens")
+
+
 @pytest.mark.slow
 def test_a_phase_that_continues_a_curve_has_its_peak(two_phases):
   lines = model_card.describe_training(trained_lib.load_trained(two_phases))
@@ -158,6 +171,9 @@ def test_of_a_head_with_random_weights(finished_bert):
     ("text:/home/me/a.txt", "text:a.txt"), ("/home/me/runs/mini", "mini"),
     ("2*jsonl:/a/b/*.jsonl#text,text:/c/d/", "2*jsonl:*.jsonl#text,text:d/"),
     ("jsonl:gs://bucket/a/b.jsonl", "jsonl:gs://bucket/a/b.jsonl"), ("pydocs", "pydocs"),
+    ("text:~/secret/client/a.txt", "text:a.txt"), ("~/docs", "docs"), ("~me/runs/t0", "t0"),
+    ("2*text:~me/a.txt,jsonl:~/b/c.jsonl#text", "2*text:a.txt,jsonl:c.jsonl#text"),
+    ("tfds:~/a/b/c:train", "tfds:c:train"), ("text:a~b/c.txt", "text:a~b/c.txt"),
     ("text:books/a.txt", "text:books/a.txt"), ("tfds:wiki40b/en:1.3.0", "tfds:wiki40b/en:1.3.0"),
     (3, 3)])
 def test_folders_of_the_machine_are_left_out(value, expected):

@@ -7,6 +7,8 @@ import pytest
 from program import STEPS, curves, fingerprints, flip_bit
 
 from bertgpt import cli
+from bertgpt.config import finetuning
+from bertgpt.config.stored import to_json
 from bertgpt.runs import checkpoint, history, manifest, upkeep, workdir
 
 
@@ -115,6 +117,18 @@ def test_a_rollback_to_what_is_not_there_changes_nothing(copy, capsys, step, cod
   assert fragment in capsys.readouterr().err
   assert {k: v for k, v in contents(copy).items() if k.name != ".lock"} == {
       k: v for k, v in before.items() if k.name != ".lock"}
+
+
+def test_a_run_of_a_fine_tuning_is_not_rolled_back(copy, capsys, tmp_path):
+  """`bertgpt train` refuses it, and `bertgpt finetune` would not continue from there."""
+  (tmp_path / "tuning").mkdir()
+  config = finetuning.base()
+  (tmp_path / "tuning" / "config.json").write_text(to_json(config))
+  run = copy.rename(tmp_path / "tuning" / "lr0.001-seed0")
+  before = contents(run)
+  assert roll_back(run, 20) == 2
+  assert "is a run of a fine-tuning, which does not continue from" in capsys.readouterr().err
+  assert contents(run) == before
 
 
 def test_a_run_that_is_being_trained_is_not_rolled_back(copy, capsys):
