@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -50,8 +50,9 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     module = make_base.__module__.removesuffix(".pretraining")  # The module that recipes import.
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
-  if field := _find_required(config):
-    raise ConfigError(f"--config {path}: {field} is a required placeholder. Give it a value")
+  if required := list(_find_required(config)):
+    raise ConfigError("\n".join(f"--config {path}: {field} is a required placeholder. Give it a "
+                                "value" for field in required))
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
@@ -67,23 +68,16 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
   return config
 
 
-def _find_required(config: ConfigDict, prefix: str = "") -> str:
-  """Returns the first field that is a `required_placeholder` of ml_collections without a value."""
+def _find_required(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+  """Yields the fields that are a `required_placeholder` of ml_collections without a value."""
   for name, value in config.items(preserve_field_references=True):
-    field = f"{prefix}{name}"
     if isinstance(value, ConfigDict):
-      field = _find_required(value, f"{field}.")
+      yield from _find_required(value, f"{prefix}{name}.")
     elif isinstance(value, config_dict.FieldReference):
       try:
         value.get()
-        continue
       except config_dict.RequiredValueError:
-        pass
-    else:
-      continue
-    if field:
-      return field
-  return ""
+        yield f"{prefix}{name}"
 
 
 def _finetuning_base() -> ConfigDict:
