@@ -394,8 +394,7 @@ def test_an_input_that_is_not_a_file_is_called_what_it_is(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   for name, message in (("none", "no such file"), ("", "is a folder. Give a file"),
                         ("pipe", "is not a regular file. Write its content to one first"),
-                        ("-", "no such file. Standard input is not read: write it to a file "
-                              "first")):
+                        ("-", "standard input cannot be read. Write it to a file first")):
     for read in (files.require_file, texts.read_texts):
       with pytest.raises(ConfigError) as e:
         read(tmp_path / name, "--input")

@@ -39,7 +39,7 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
     (a locked copy of the config with the valid overrides, one line per invalid argument).
   """
   config = copy.deepcopy(config)  # A field that refers to another one follows it.
-  problems = []
+  problems, given = [], {}
   for argument in arguments:
     field = argument.split("=", 1)[0].removeprefix("--config.")
     if not argument.startswith("--config."):
@@ -57,9 +57,14 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
     config_flags.DEFINE_config_dict("config", config, flag_values=registry, sys_argv=argv)
     try:
       registry(argv)
+      given[field] = dict(leaves(config))[field]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError):
       value = argument.split("=", 1)[1]
       problems.append(f"--config.{field}: expected {type(known[field]).__name__}, got {value!r}")
+  found = dict(leaves(config))
+  problems += [f"--config.{field}={value!r}: the recipe ties this field to another one, which is "
+               "set too. Give one of them" for field, value in given.items()
+               if found[field] != value]
   config = config.copy_and_resolve_references()
   if "phases" in config:
     config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -51,8 +52,9 @@ def load(path: str, make_base: Callable[[], ConfigDict] = base) -> ConfigDict:
     raise ConfigError(f"--config {path}: get_config() must return a config made by "
                       f"{module}.base()")
   if required := list(_find_required(config)):
-    raise ConfigError("\n".join(f"--config {path}: {field} is a required placeholder. Give it a "
-                                "value" for field in required))
+    raise ConfigError("\n".join(
+        f"--config {path}: {field} is a required_placeholder, which a recipe cannot have. Give it "
+        f"a value, which --config.{field}=VALUE can change" for field in required))
   phases = config.phases if "phases" in config else ()
   if not all(isinstance(p, ConfigDict) and p.keys() == phase().keys() for p in phases):
     raise ConfigError(f"--config {path}: phases must be a tuple of bertgpt.config.phase(...)")
@@ -73,6 +75,9 @@ def _find_required(config: ConfigDict, prefix: str = "") -> Iterator[str]:
   for name, value in config.items(preserve_field_references=True):
     if isinstance(value, ConfigDict):
       yield from _find_required(value, f"{prefix}{name}.")
+    elif isinstance(value, tuple) and all(isinstance(item, ConfigDict) for item in value):
+      for i, item in enumerate(value):
+        yield from _find_required(item, f"{prefix}{name}[{i}].")
     elif isinstance(value, config_dict.FieldReference):
       try:
         value.get()
@@ -196,14 +201,20 @@ def find(name: str) -> str:
 
 def _run(name: str, file: str) -> ModuleType:
   """Returns the module of a recipe; its code may raise any error."""
-  spec = importlib.util.spec_from_file_location(f"bertgpt_recipe_{pathlib.Path(file).stem}", file)
+  digest = hashlib.sha256(os.fsencode(os.path.abspath(file))).hexdigest()[:8]
+  spec = importlib.util.spec_from_file_location(
+      f"bertgpt_recipe_{pathlib.Path(file).stem}_{digest}", file)
   if spec is None:
     raise ConfigError(f"--config {name}: not a Python file")
   module = importlib.util.module_from_spec(spec)
   for former, now in FORMER_NAMES.items():
     sys.modules.setdefault(former, importlib.import_module(now))
   sys.modules[spec.name] = module  # Dataclasses look up their annotations there.
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[spec.name]
+    raise
   return module
 
 

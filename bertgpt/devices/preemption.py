@@ -21,7 +21,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   With several processes, JAX's preemption service answers: it gives all processes the same answer
   at the same call. A second signal of the same kind ends the process, see `signals.end_at_next`.
   SIGHUP means that the terminal was closed; it stays ignored if the process was started with nohup.
-  Python lets only the main thread handle signals, so in another one, they do what they did before.
+  Python lets only the main thread set handlers, so in another one, only JAX's service is asked.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it the same number of times.
@@ -43,11 +43,14 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
     stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
     return stopped
 
-  if threading.current_thread() is not threading.main_thread():
-    console.say("note: the training is not in the main thread, so a signal saves no checkpoint")
-    yield lambda: False
-    return
   is_single = jax.process_count() == 1
+  if threading.current_thread() is not threading.main_thread():
+    if is_single:
+      console.say("note: the training is not in the main thread, so a signal saves no checkpoint")
+    else:
+      _start_preemption_service()
+    yield (lambda: False) if is_single else agree
+    return
   numbers = [signal.SIGINT, *signals.ENDING] if is_single else [signal.SIGINT, signal.SIGHUP]
   previous = {number: signal.signal(number, ask if is_single else pass_on) for number in numbers
               if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT}

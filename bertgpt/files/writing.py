@@ -245,9 +245,9 @@ def require_file(path: pathlib.Path, flag: str) -> None:
   if path.is_dir():
     raise ConfigError(f"{flag} {path}: is a folder. Give a file")
   if not path.exists():
-    is_stdin = path.name == "-"
-    raise ConfigError(f"{flag} {path}: no such file" + is_stdin * (
-        ". Standard input is not read: write it to a file first"))
+    if path.name == "-":
+      raise ConfigError(f"{flag} {path}: standard input cannot be read. Write it to a file first")
+    raise ConfigError(f"{flag} {path}: no such file")
   if not path.is_file():
     raise ConfigError(f"{flag} {path}: is not a regular file. Write its content to one first")
 

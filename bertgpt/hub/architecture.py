@@ -176,7 +176,7 @@ class Architecture(NamedTuple):
     ours: field of our config -> the only value that the architecture can compute.
     fields: (key of config.json, field of `config.model`, value of an absent key). If that value
       depends on fields before this one, it is a function of them, `config.model` -> value, which
-      also replaces null, and in an export our 0.
+      also replaces null on import, and our 0 on export.
     fixed: key of config.json -> the only value that our models can compute.
     tied: name of a tensor that repeats another -> the other.
     activations: our name -> their names; the first is written.

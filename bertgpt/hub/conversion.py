@@ -18,8 +18,8 @@ from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, draw, f
 from bertgpt.hub.family_tables import find_candidates, find_table
 
 # What remains of a fine-tuned model without a class in `transformers`.
-_REMAINDER = ("This model cannot be exported. Its predictions are in its folder, and `bertgpt "
-              "predict` makes those for other texts")
+_REMAINDER = ("This model cannot be exported. Its folder has the predictions of its test set, and "
+              "`bertgpt predict` makes those of other texts")
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
@@ -54,8 +54,8 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Arc
   if not kind:
     return architecture.parts[part] if part else architecture
   if kind not in architecture.tuned:
-    raise ConfigError(f"model.family={model.family!r}: no known class is that of a "
-                      f"{architecture.name} fine-tuned on a task with {kind}. {_REMAINDER}")
+    raise ConfigError(f"transformers has no class for a {architecture.name} that is fine-tuned on "
+                      f"a task with {kind}. {_REMAINDER}")
   return architecture.tuned[kind]
 
 

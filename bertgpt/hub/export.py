@@ -64,7 +64,7 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   check_finite(trained, source)
   with files.new_folder(out, "--out") as folder:
     title = write_model(folder, trained, source, out)
-    if not kind and families.find(config).kind == "encoder":
+    if not kind and families.find(config).can("fill"):
       note_masks(folder, tokenizer, source)
     for part in architecture.parts if not kind else ():
       (folder / part).mkdir()

@@ -77,8 +77,8 @@ def generate(trained: Trained, prompts: Iterable[str], *, max_tokens: int | None
       argument is out of its range.
   """
   prompts = arguments.as_list(prompts, "prompts")
-  arguments.check_at_least(1, max_tokens=max_tokens, num_samples=num_samples,
-                           batch_size=batch_size, steps=steps)
+  arguments.check_at_least(0, max_tokens=max_tokens)
+  arguments.check_at_least(1, num_samples=num_samples, batch_size=batch_size, steps=steps)
   arguments.check_sampling(sampling)
   generator = find_generator(trained)
   if steps is not None and not generator.has_steps:

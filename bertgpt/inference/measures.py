@@ -135,13 +135,13 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
 def _add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.ndarray],
                  totals: Totals) -> None:
   """Adds the bytes of texts, and those for which they have unknown tokens, to the totals."""
-  add_to(totals, encoded_bytes=sum(len(text.encode()) for text in texts),
-         unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
+  if not trained.tokenizer.has_words:  # The model reads them by their characters.
+    add_to(totals, encoded_bytes=sum(len(text.encode()) for text in texts),
+           unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
 
 
 def _add_remark(protocol: str, totals: Totals) -> str:
   """Returns the description of a protocol with a remark if much of the text is unknown."""
-  # Work that an earlier version began lacks these totals.
   remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
                             "the bytes")
   return f"{protocol}, {remark}" if remark else protocol

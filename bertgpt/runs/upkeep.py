@@ -73,7 +73,7 @@ def roll_back(path: pathlib.Path, step: int) -> list[str]:
   workdir.read_config(path)
   if folder_kinds.is_in_tuning(path):
     raise ConfigError(f"--workdir {path}: is a run of a fine-tuning, which does not continue from "
-                      "an earlier step. Do it again in another --workdir")
+                      "an earlier step. Fine-tune again in another --workdir")
   with workdir.lock(path):
     root = path / "checkpoints"
     found = checkpoint.find_steps(root)

@@ -141,12 +141,17 @@ def describe_unused(wanted: Iterable[str], found: Iterable[str]) -> str:
     found: paths of the trained ones.
   """
   wanted = set(wanted)
-  tops = {path.partition("/")[0] for path in wanted}
-  unused = dict.fromkeys(  # In the order of the model.
-      families.HEADS.get(top, top) if top not in tops else path
-      for path in found if path not in wanted for top in [path.partition("/")[0]])
-  return (f"note: this model has no place for these trained parameters, which are left out: "
-          f"{', '.join(unused)}" if unused else "")
+  groups = {path.partition("/")[0] for path in wanted}
+  unused = []
+  for path in found:
+    group = path.partition("/")[0]
+    name = path if group in groups else families.HEADS.get(group, group)
+    if path not in wanted and name not in unused:
+      unused.append(name)
+  if not unused:
+    return ""
+  return ("note: these trained parameters are not used, because this model lacks them: "
+          + ", ".join(unused))
 
 
 def load(config: ConfigDict, corpus: corpus_lib.Corpus, fresh: Any) -> Any:

@@ -63,6 +63,16 @@ def test_a_field_that_refers_to_another_one_follows_it():
   assert again.model.mlp_dim == 512
 
 
+def test_two_fields_that_are_one_cannot_have_two_values():
+  config = config_lib.base()
+  config.phases = (config_lib.phase(steps=3, batch_size=config.eval.get_ref("batch_size")),)
+  fields = ["--config.eval.batch_size=24", "--config.phases[0].batch_size=16"]
+  for order in (fields, fields[::-1]):
+    with pytest.raises(ConfigError, match="the recipe ties this field to another one, which is"):
+      override(config, order)
+    assert override(config, order[:1]).eval.batch_size == int(order[0][-2:])
+
+
 @pytest.mark.parametrize("argument", ["seed=3", "model.width=64", "config.seed=3", "seed"])
 def test_an_argument_without_its_prefix_is_an_error(argument):
   field = argument.removeprefix("config.")

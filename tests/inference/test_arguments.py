@@ -25,7 +25,7 @@ def test_any_iterable_of_texts_is_a_list():
     (lambda bert, gpt: score(bert, "abc"), "texts='abc': give a list of texts"),
     (lambda bert, gpt: score(gpt, ["abc"], batch_size=-1), "batch_size=-1: give at least 1"),
     (lambda bert, gpt: generate(gpt, "the"), "prompts='the': give a list of texts"),
-    (lambda bert, gpt: generate(gpt, ["the"], max_tokens=-2), "max_tokens=-2: give at least 1"),
+    (lambda bert, gpt: generate(gpt, ["the"], max_tokens=-2), "max_tokens=-2: give at least 0"),
     (lambda bert, gpt: generate(gpt, ["the"], num_samples=0), "num_samples=0: give at least 1"),
     (lambda bert, gpt: generate(gpt, ["the"], batch_size=0), "batch_size=0: give at least 1"),
     (lambda bert, gpt: generate(gpt, ["the"], sampling=Sampling(temperature=-1.0)),

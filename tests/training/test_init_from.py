@@ -53,4 +53,4 @@ def test_parameters_without_a_place_are_named():
            "pooler/kernel"]
   assert init_from.describe_unused(found, found) == ""
   assert init_from.describe_unused(found[:1], found).endswith(
-      "left out: embeddings/segment/embedding, next-sentence head, pooler")
+      "lacks them: embeddings/segment/embedding, next-sentence head, pooler")

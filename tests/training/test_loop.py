@@ -225,7 +225,8 @@ def test_train_and_data_warn_of_many_unknown_tokens(recipe, tmp_path, capsys):
   fields = [f"--config={recipe}", f"--config.tokenizer.path={tmp_path / 'vocab.txt'}",
             f"--config.data.cache_dir={tmp_path}", "--config.phases[0].steps=1"]
   assert cli.main(["data", *fields, "--steps=0"]) == 0
-  warning = re.search(r"WARNING: ([\d.]+)% of the \w+ in the \w+ split", capsys.readouterr().out)
+  printed = capsys.readouterr().out
+  warning = re.search(r"does not know ([\d.]+)% of the \w+ in the \w+ split", printed)
   assert 5 < float(warning[1]) < 90
   config = override(recipes.load(str(recipe)), fields[1:])
   with open_run(config, tmp_path / "run", ()):

@@ -413,8 +413,8 @@ def describe_unknown(manifest: dict) -> str:
                                    ("unknown_bytes", "text_bytes", "text")))
   if share <= unknown.MAX_SHARE or manifest["tokenizer"]["kind"] == "words":
     return ""
-  return (f"WARNING: {share:.1%} of the {of_what} in the {split} split is unknown to the "
-          "tokenizer. Set tokenizer.path to another one, or to '' to train one. For a vocab.txt, "
+  return (f"WARNING: the tokenizer does not know {share:.1%} of the {of_what} in the {split} "
+          "split. Set tokenizer.path to another one, or to '' to train one. For a vocab.txt, "
           "check case and accents. If words have more than 100 characters, as in text without "
           "spaces, use tokenizer.kind='sentencepiece' or 'bpe'")
 

@@ -14,7 +14,7 @@ def identify(manifest: dict) -> str:
   """Returns the SHA-256 (hex) of the manifest of a corpus without the path of the text.
 
   The manifest holds the SHA-256 of every file, so equal identities mean equal corpora. Counts that
-  earlier versions did not write are left out, so a run that they began goes on.
+  earlier versions did not write are left out, so that their runs resume.
 
   Args:
     manifest: content of manifest.json.

@@ -35,7 +35,8 @@ from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
-PART_VERSION = 2
+# Versions of what an encoded part holds, and of samples and tokenizers.
+PART_VERSION, TRAINING_VERSION = 2, 1
 ENCODED, SAMPLE, TOKENIZER = "part", "sample", "tokenizer"  # What OUT.parts holds.
 INFO = "part.json"
 SAMPLE_FILE = "documents.jsonl"
@@ -370,7 +371,7 @@ def _describe_training(config: ConfigDict) -> dict:
   if config.tokenizer.path:
     raise ConfigError(f"--train_tokenizer: tokenizer.path={config.tokenizer.path} names a "
                       "tokenizer. Leave it empty to train one, or leave out the flag")
-  return {"part_version": PART_VERSION,
+  return {"part_version": TRAINING_VERSION,
           "source_outline": sources.outline(config.data.source),
           "tokenizer": prepare.describe_choice(config),
           "options": prepare.describe_options(config)}

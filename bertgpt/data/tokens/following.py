@@ -5,18 +5,13 @@ with `add_prefix_space`. Others remove the space that a text has. For a text tha
 text, this module keeps exactly the space that the text has.
 """
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
-
-_proto_lib: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
 MASK = "[MASK]"
 _LETTER = "x"
@@ -89,7 +84,8 @@ def _without_space(tokenizer: Tokenizer, text: str, ids: np.ndarray, space: str,
     id_of: piece -> id.
   """
   if isinstance(tokenizer, SentencePiece):
-    return np.array(_without_prefix(tokenizer.safe_data).encode(text), np.int32)
+    text = text.encode(errors="replace").decode()  # As in `Tokenizer.encode`.
+    return np.array(tokenizer.library_without_prefix.encode(text), np.int32)
   rest = tokenizer.pieces[ids[0]].removeprefix(space)
   if not rest:
     return ids[1:]
@@ -100,11 +96,3 @@ def _without_space(tokenizer: Tokenizer, text: str, ids: np.ndarray, space: str,
   cut = _after_letter(tokenizer, text)
   is_whole = "".join(tokenizer.pieces[i] for i in cut) == _follow(tokenizer, text)
   return cut if is_whole else ids
-
-
-@functools.lru_cache(maxsize=1)
-def _without_prefix(data: bytes) -> sentencepiece.SentencePieceProcessor:
-  """Returns a model of SentencePiece that puts no space before a text."""
-  proto = _proto_lib.ModelProto.FromString(data)
-  proto.normalizer_spec.add_dummy_prefix = False
-  return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())

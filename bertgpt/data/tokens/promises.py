@@ -104,6 +104,17 @@ def make_control(data: bytes, ids: Collection[int]) -> bytes:
   return _with_type(data, ids, _proto_lib.ModelProto.SentencePiece.CONTROL)
 
 
+def without_prefix(data: bytes) -> bytes:
+  """Returns a SentencePiece model that puts no space before a text.
+
+  Args:
+    data: content of its file.
+  """
+  proto = _proto_lib.ModelProto.FromString(data)
+  proto.normalizer_spec.add_dummy_prefix = False
+  return proto.SerializeToString()
+
+
 def make_user_symbols(data: bytes, ids: Collection[int]) -> bytes:
   """Returns a SentencePiece model that finds certain pieces in texts.
 

@@ -72,6 +72,12 @@ class SentencePiece(Tokenizer):
       return self._file_processor
     return sentencepiece.SentencePieceProcessor(model_proto=self.safe_data)
 
+  @functools.cached_property
+  def library_without_prefix(self) -> sentencepiece.SentencePieceProcessor:
+    """The same, but it puts no space before a text."""
+    return sentencepiece.SentencePieceProcessor(
+        model_proto=promises.without_prefix(self.safe_data))
+
   @property
   def user_symbols(self):
     return promises.user_symbols(self.safe_data)

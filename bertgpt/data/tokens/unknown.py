@@ -17,19 +17,14 @@ if TYPE_CHECKING:  # Processes that only read a corpus need not load the tokeniz
 MAX_SHARE = 0.05  # Share of a text, or of its tokens, above which it is worth a note.
 
 
-def is_known(tokenizer: Tokenizer) -> bool:
-  """Returns whether a tokenizer has no unknown tokens, or the model reads words by characters."""
-  return tokenizer.unk_id < 0 or tokenizer.has_words
-
-
 def count_tokens(tokenizer: Tokenizer, rows: Iterable[np.ndarray]) -> int:
-  """Returns the number of unknown tokens in rows.
+  """Returns the number of unknown tokens in rows; 0 for whole words, read by their characters.
 
   Args:
     tokenizer: the tokenizer of the rows.
     rows: token ids of every row.
   """
-  if is_known(tokenizer):
+  if tokenizer.has_words:
     return 0
   return sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in rows)
 
@@ -42,15 +37,16 @@ def count_bytes(tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[np
     texts: the texts.
     encoded: token ids of every text; a text without unknown ones is not encoded again.
   """
-  if is_known(tokenizer):
-    return 0
   from bertgpt.data.tokens.offsets import encode_with_offsets
 
-  affected = [text for text, ids in zip(texts, encoded, strict=True) if tokenizer.unk_id in ids]
-  return sum(len(text[start:end].strip().encode(errors="replace"))
-             for text, (ids, spans) in zip(affected, encode_with_offsets(tokenizer, affected),
-                                           strict=True)
-             for start, end in spans[ids == tokenizer.unk_id])
+  total = 0
+  for text, known_ids in zip(texts, encoded, strict=True):
+    if tokenizer.unk_id in known_ids:
+      # One by one, because the offsets need much memory.
+      (ids, spans), = encode_with_offsets(tokenizer, [text])
+      total += sum(len(text[start:end].strip().encode(errors="replace"))
+                   for start, end in spans[ids == tokenizer.unk_id])
+  return total
 
 
 def describe(unknown: int, total: int, of_what: str) -> str:

@@ -141,10 +141,10 @@ def _take_tag(cells, layout, where, line) -> str:
   if is_tag(tag):
     return tag
   if has_names(cells):
-    raise DataError(f"{where}: has the names of columns ({' '.join(cells)}). Remove it")
+    raise DataError(f"{where}: is a header ({' '.join(cells)}). Remove the line")
   remedy = "Convert the file to BIO"
   if tag[:1] in _OTHER_PREFIXES and tag[1:2] in ("", "-"):
-    remedy += ": S- and U- become B-, E- and L- become I-"
+    remedy += ". Replace S- and U- with B-, and E- and L- with I-"
   raise DataError(f"{where}: tag {tag[:40]!r} is none of O, B-TYPE, I-TYPE. {remedy}")
 
 
