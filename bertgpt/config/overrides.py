@@ -64,7 +64,7 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
   found = dict(leaves(config))
   problems += [f"--config.{field}={value!r}: the recipe ties this field to another one, which is "
                "set too. Give one of them" for field, value in given.items()
-               if found[field] != value]
+               if repr(found[field]) != repr(value)]  # NaN differs from itself.
   config = config.copy_and_resolve_references()
   if "phases" in config:
     config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)

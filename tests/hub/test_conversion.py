@@ -218,7 +218,7 @@ def test_a_parameter_too_many_or_too_few_is_named():
 
 
 @pytest.mark.parametrize("kinds, message", [
-    ((), "no known class is that of a GPT2LMHeadModel fine-tuned on a task with classes"),
+    ((), "no class for a GPT2LMHeadModel that is fine-tuned on a task with classes"),
     (("classes",), "transformers' GPT2ForSequenceClassification has no output bias"),
 ])
 def test_a_tuned_model_without_a_class_is_refused_with_what_remains(monkeypatch, kinds, message):
