@@ -29,6 +29,11 @@ def ranges_to_train(skipped: Sequence[tuple[int, int]], start: int, end: int
   return [(a, b) for a, b in [*parts, (start, end)] if a < b]
 
 
+def count_trained(skipped: Sequence[tuple[int, int]], start: int, end: int) -> int:
+  """Returns how many steps of [start, end) are not left out; see `ranges_to_train`."""
+  return sum(b - a for a, b in ranges_to_train(skipped, start, end))
+
+
 def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
   """Returns the phase of a step.
 

@@ -21,7 +21,7 @@ def catch_signals() -> Iterator[Callable[[], bool]]:
   With several processes, JAX's preemption service answers: it gives all processes the same answer
   at the same call. A second signal of the same kind ends the process, see `signals.end_at_next`.
   SIGHUP means that the terminal was closed; it stays ignored if the process was started with nohup.
-  Python lets only the main thread set handlers, so in another one, only JAX's service is asked.
+  Python lets only the main thread set handlers, so another thread can ask only JAX's service.
 
   Yields:
     should_stop(), whether a signal was received; all processes call it the same number of times.

@@ -9,7 +9,7 @@ from typing import Any
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.config.derived import ranges_to_train
+from bertgpt.config.derived import count_trained
 from bertgpt.config.stored import from_json
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import trained as trained_lib
@@ -139,22 +139,17 @@ def describe_training(trained: Trained) -> list[str]:
   tokens, first, curves = 0, 0, schedules.find_rate_curves(config.phases)
   for phase in config.phases:
     steps = min(phase.steps, step - first)
-    steps = count_trained(config, first, first + steps)
+    steps = count_trained(config.train.skip_steps, first, first + steps)
     if steps > 0:
       tokens += steps * phase.batch_size * phase.seq_len
       curve = next(c.phase for c in reversed(curves) if c.first_step <= first)
       lines.append(f"- {steps:,} steps of {phase.batch_size} rows x {phase.seq_len} tokens, peak "
                    f"learning rate {curve.learning_rate:g} ({curve.schedule}).")
     first += phase.steps
-  total = count_trained(config, 0, step)
+  total = count_trained(config.train.skip_steps, 0, step)
   if total < step:
     lines.append(f"- {step - total:,} steps were left out (`train.skip_steps`).")
   return [*lines, f"- In total {total:,} steps, {tokens:,} tokens with padding."]
-
-
-def count_trained(config: ConfigDict, start: int, end: int) -> int:
-  """Returns how many of the steps [start, end), counted from 0, a run does not leave out."""
-  return sum(b - a for a, b in ranges_to_train(config.train.skip_steps, start, end))
 
 
 def describe_tuning(trained: Trained) -> list[str]:

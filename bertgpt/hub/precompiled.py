@@ -81,8 +81,8 @@ def make_pre_tokenizers(rules: Any) -> list[Any]:
     return pre_tokenizers.Metaspace(char, prepend_scheme=scheme, split=False)
 
   start = _STARTS[rules.add_dummy_prefix, rules.remove_extra_whitespaces].replace("{}", _SPLIT)
-  # Only `Metaspace` knows which part is the first. It looks at the place of the first character in
-  # the original text, so that no step before it may remove this character: hence the placeholder.
+  # Only `Metaspace` knows which part is the first: the one whose first character is that of the
+  # original text. So no earlier step may remove this character: hence the placeholder.
   return [write_spaces(" ", "first"), pre_tokenizers.Split(Regex(rf"\A(?:{start})"), "removed"),
           write_spaces(SPACE, "never")]
 

@@ -140,11 +140,11 @@ def _add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.nd
            unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
 
 
-def _add_remark(protocol: str, totals: Totals) -> str:
-  """Returns the description of a protocol with a remark if much of the text is unknown."""
+def _remark(totals: Totals) -> str:
+  """Returns what is added to the description of a protocol if much of the text is unknown."""
   remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
                             "the bytes")
-  return f"{protocol}, {remark}" if remark else protocol
+  return remark and f", {remark}"
 
 
 def _end_text(totals: Totals) -> Record:
@@ -176,14 +176,14 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
     least, _ = scorer.lengths(trained, settings.window)
     raise ConfigError("there is no second token to score. Give a longer text" if least > 1 else
                       "the tokenizer finds no tokens in it. Give another text")
-  protocol = scorer.describe(totals["scored"], settings.window, settings.stride)
+  remark = _remark(totals)
+  protocol = scorer.describe(totals["scored"], settings.window, settings.stride) + remark
   if suite.detokenizer:
     protocol += f", {suite.detokenizer} detokenizer"
   result: Scores = {
       "protocol": protocol, f"{scorer.name}_perplexity": perplexity(nats / num_tokens),
       "tokens": num_tokens}
-  result["protocol"] = _add_remark(protocol, totals)
-  if settings.limit or not scorer.is_likelihood or result["protocol"] != protocol:
+  if settings.limit or not scorer.is_likelihood or remark:
     return result
   if trained.start_id < 0 and totals["texts"] > 1:
     result["protocol"] = f"{protocol}, {scorer.how(trained)}"
@@ -248,7 +248,7 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
   _check_scored(totals)
   count = totals["scored"]
   protocol = f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}"
-  return {"protocol": _add_remark(protocol, totals),
+  return {"protocol": protocol + _remark(totals),
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
 
 
@@ -366,5 +366,5 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
   del suite, settings
   _check_scored(totals)
   protocol = f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}"
-  return {"protocol": _add_remark(protocol, totals),
+  return {"protocol": protocol + _remark(totals),
           "accuracy": totals["correct"] / totals["scored"]}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from bertgpt import config as config_lib
 from bertgpt import files
 from bertgpt.config import ConfigDict, checks, resuming
+from bertgpt.config.derived import count_trained
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import goodput
 from bertgpt.runs import metrics_file, workdir
@@ -109,7 +110,7 @@ def _places(curves: Mapping[str, Sequence[tuple[int, float]]],
     curves: curves of a run.
     skipped: (first, last) of the steps that were left out.
   """
-  count = lambda step: step - sum(max(min(last, step) + 1 - first, 0) for first, last in skipped)
+  count = lambda step: count_trained(skipped, 0, step)
   rates = dict(curves.get("perf/tokens_per_second", ()))
   steps, places, last = [0], [(0.0, 0.0)], 0
   for step, seconds_per_step in curves.get("perf/step_seconds", ()):

@@ -54,8 +54,8 @@ class Family(NamedTuple):
       `checks.AXES_TOGETHER`.
     at_least: field of `config.model` that only this family reads -> its smallest value. Those of
       fields that several families read are in `checks.AT_LEAST`.
-    find_problems: config.model -> lines about values that the family cannot compute, each of which
-      names its field, for what the other attributes do not say.
+    find_problems: config.model -> one line per problem that no other attribute expresses; each
+      names its field.
   """
 
   title: str

@@ -74,7 +74,7 @@ class SentencePiece(Tokenizer):
 
   @functools.cached_property
   def library_without_prefix(self) -> sentencepiece.SentencePieceProcessor:
-    """The same, but it puts no space before a text."""
+    """The library's tokenizer, but without the space that it may put before a text."""
     return sentencepiece.SentencePieceProcessor(
         model_proto=promises.without_prefix(self.safe_data))
 
