@@ -11,7 +11,7 @@
 | `bucket`      | `BucketPath`, the methods of `pathlib.Path` for gs://; `gcs` sends requests  |
 """
 
-from bertgpt.files.bucket import MANIFEST, BucketPath
+from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
 from bertgpt.files.growing import append, open_growing, upload, upload_all
 from bertgpt.files.lease import Holder
 from bertgpt.files.locking import check_lock, lock
@@ -50,10 +50,10 @@ from bertgpt.files.writing import (
 )
 
 __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_lock",
-           "copy_locally", "download_tree", "expand", "find_problem", "is_matched", "is_remote",
-           "is_unfinished", "lock", "make_path", "match_objects", "naming", "new_folder",
-           "open_growing", "open_read", "parse_json", "publish_when_done", "raise_if_unanswered",
-           "read_json", "refuse_dangling", "refuse_existing", "remove_copies", "remove_leftovers",
-           "remove_tree", "rename_new", "require_file", "require_parent", "require_utf8", "size_of",
-           "sync", "unfinished_path", "upload", "upload_all", "without_nonfinite",
-           "write_atomically", "write_json"]
+           "copy_locally", "download_tree", "expand", "find_problem", "in_parallel", "is_matched",
+           "is_remote", "is_unfinished", "lock", "make_path", "match_objects", "naming",
+           "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
+           "raise_if_unanswered", "read_json", "refuse_dangling", "refuse_existing",
+           "remove_copies", "remove_leftovers", "remove_tree", "rename_new", "require_file",
+           "require_parent", "require_utf8", "size_of", "sync", "unfinished_path", "upload",
+           "upload_all", "without_nonfinite", "write_atomically", "write_json"]

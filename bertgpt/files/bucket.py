@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import functools
 import io
+import json
 import os
 import posixpath
 import uuid
@@ -150,8 +151,16 @@ class BucketPath:
   def iterdir(self) -> Iterator["BucketPath"]:
     """Yields objects and folders in the folder."""
     objects, folders = self._list(delimiter="/")
-    names = {*(item["name"] for item in objects), *(name.rstrip("/") for name in folders)}
-    yield from (BucketPath(f"{SCHEME}{self._bucket}/{name}") for name in sorted(names))
+    names = {*(item["name"] for item in objects), *(name.removesuffix("/") for name in folders)}
+    # A path cannot name what is in a folder without a name, as in `a//b`.
+    yield from (path for name in sorted(names)
+                if (path := BucketPath(f"{SCHEME}{self._bucket}/{name}"))._key == name)
+
+  def _find(self, name: str) -> "BucketPath":
+    """Returns an object of `list_tree`; `/` would normalize names such as 'a//b' or '../b'."""
+    path = BucketPath(str(self))
+    path._key = f"{self._key}/{name}" if self._key else name
+    return path
 
   def list_tree(self) -> dict[str, gcs.Info]:
     """Returns all objects in the folder and the folders below: relative name -> entry."""
@@ -260,7 +269,7 @@ class BucketPath:
       FileExistsError: the object has another generation.
       OSError: there is no such bucket, or it cannot be written.
     """
-    header = '{"name": ' + _quote_json(self._key) + "}"
+    header = '{"name": ' + json.dumps(self._key) + "}"
     boundary = uuid.uuid4().hex  # It must not occur in the content.
     body = (f"--{boundary}\nContent-Type: application/json; charset=UTF-8\n\n{header}\n"
             f"--{boundary}\nContent-Type: application/octet-stream\n\n".encode()
@@ -310,8 +319,8 @@ class BucketPath:
     """Deletes the folder with everything in it, manifests first."""
     names = list(self.list_tree())
     for name in (n for n in names if posixpath.basename(n) == MANIFEST):
-      (self / name).unlink(missing_ok=True)
-    in_parallel(lambda name: (self / name).unlink(missing_ok=True), names)
+      self._find(name).unlink(missing_ok=True)
+    in_parallel(lambda name: self._find(name).unlink(missing_ok=True), names)
 
   def rename(self, target: "BucketPath") -> "BucketPath":
     """Copies an object or a folder to another name, then deletes it; manifests are copied last.
@@ -331,7 +340,7 @@ class BucketPath:
     return target
 
   def _copy(self, name: str, target: "BucketPath") -> None:
-    source, copy = (self / name, target / name) if name else (self, target)
+    source, copy = (self._find(name), target._find(name)) if name else (self, target)
     token: dict[str, str] = {}
     while True:  # Large objects take several requests.
       answer = self._call("POST", "b/{}/o/{}/rewriteTo/b/{}/o/{}", source._bucket, source._key,
@@ -439,8 +448,3 @@ def in_parallel(act: Callable[[Any], Any], items: Iterable[Any],
     return [act(item) for item in items]
   with concurrent.futures.ThreadPoolExecutor(min(parallel, len(items))) as pool:
     return list(pool.map(act, items))
-
-
-def _quote_json(text: str) -> str:
-  import json
-  return json.dumps(text)

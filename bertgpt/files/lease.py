@@ -127,7 +127,10 @@ class _Lease:
     time.sleep(POLL_SECONDS)
 
   def _is_silent(self, generation: str, holder: str) -> bool:
-    """Returns whether the lock is not renewed for EXPIRY_SECONDS."""
+    """Returns whether the lock is not renewed for EXPIRY_SECONDS in which the storage answered.
+
+    While it does not, the holder cannot renew the lock either.
+    """
     if holder != self._awaited:  # The same holder is asked for again after every renewal.
       console.say(f"note: {self._path} is held by {holder}. Waiting {EXPIRY_SECONDS:.0f} s to see "
                   "whether it is alive")
@@ -135,9 +138,12 @@ class _Lease:
     end = time.monotonic() + EXPIRY_SECONDS
     while time.monotonic() < end:
       time.sleep(POLL_SECONDS)
+      asked = time.monotonic()
       found = self._read()
       if found is None or found[1] != generation:
         return False
+      if time.monotonic() - asked > RENEW_SECONDS:
+        end = time.monotonic() + EXPIRY_SECONDS
     return True
 
   def _read(self) -> tuple[dict[str, Any], str] | None:

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -167,6 +167,7 @@ def match_objects(pattern: str) -> dict[str, Info]:
       name takes precedence.
   Raises:
     OSError: the storage does not answer.
+    DataError: a name that matches is none of a file, see `_require_names_of_files`.
   """
   path = BucketPath(pattern)
   with contextlib.suppress(FileNotFoundError):
@@ -176,8 +177,25 @@ def match_objects(pattern: str) -> dict[str, Info]:
   if not 0 < literal < len(parts):
     return {}
   folder = BucketPath("/".join(parts[:literal]))
-  return {f"{folder}/{name}": info for name, info in sorted(folder.list_tree().items())
-          if is_matched(name.split("/"), parts[literal:])}
+  found = {name: info for name, info in sorted(folder.list_tree().items())
+           if is_matched(name.split("/"), parts[literal:])}
+  _require_names_of_files(folder, found)
+  return {f"{folder}/{name}": info for name, info in found.items()}
+
+
+def _require_names_of_files(folder: BucketPath, names: Iterable[str]) -> None:
+  """Checks that objects can be found by their paths: a bucket takes names that a disk does not.
+
+  Args:
+    folder: folder in a bucket.
+    names: names of objects, relative to the folder.
+  Raises:
+    DataError: a name has an empty part, or leads out of the folder.
+  """
+  for name in names:
+    if not all(name.split("/")) or {".", ".."} & set(name.split("/")):
+      raise DataError(f"{folder}: holds an object {name!r}, whose name has a part that no file can "
+                      "have. Rename it")
 
 
 def is_matched(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -253,13 +271,10 @@ def download_tree(path: BucketPath, target: pathlib.Path, names: Any) -> None:
     target: local folder.
     names: names of the objects, relative to the folder.
   Raises:
-    DataError: a name leads out of the folder, which the names of objects may do.
+    DataError: a name is none of a file, for example because it leads out of the folder.
   """
   names = list(names)
-  for name in names:
-    if name.startswith("/") or ".." in name.split("/"):
-      raise DataError(f"{path}: holds an object {name!r}, whose name leads out of the folder. "
-                      "Rename it")
+  _require_names_of_files(path, names)
 
   def fetch(name: str) -> None:
     (target / name).parent.mkdir(parents=True, exist_ok=True)

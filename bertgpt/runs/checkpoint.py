@@ -137,8 +137,8 @@ class Checkpoints:
     """
     self._join()
     files.check_lock(self._root.parent / ".lock")  # Its new holder may have saved later steps.
-    newest = max(find_steps(self._root), default=NO_STEP)
-    if step <= newest:
+    newest = step_folders.find_newest(self._root)
+    if newest is not None and step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "
                       "already. Resume from that step, or use another --workdir")
     leaves = rename_fields(named_leaves(state), SAVED_NAMES)
@@ -174,7 +174,7 @@ class Checkpoints:
     value = results.get(self._best.metric)
     if value is None or not self._best.is_beaten_by(value, conditions):
       return
-    if self.last_step != step and step not in find_steps(self._root):
+    if self.last_step != step and step != step_folders.find_newest(self._root):
       self.save(step, state, metadata)
     self._best.replace(step, value, conditions)
     if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.
@@ -199,7 +199,7 @@ class Checkpoints:
           "step": step, "metadata": metadata | {"step": step},
           "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
       self._on_save(step)
-      for old in retention.choose_old(self._root, committed_steps(self._root.parent), self._keep,
+      for old in retention.choose_old(_committed_manifests(self._root), self._keep,
                                       self._keep_every, self._best.record()):
         step_folders.delete(self._root, old)
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
@@ -341,13 +341,19 @@ def committed_steps(workdir: os.PathLike | str) -> list[int]:
   Args:
     workdir: folder of the run, which may be absent.
   """
-  root = checkpoints_path(workdir)
-  steps = []
-  for step in find_steps(root):
+  return list(_committed_manifests(checkpoints_path(workdir)))
+
+
+def _committed_manifests(root: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Returns step -> manifest of `committed_steps`; in a bucket, several are read at a time."""
+  def read(step: int) -> dict[str, Any] | None:
     with contextlib.suppress(Damaged):
-      read_manifest(root / str(step))
-      steps.append(step)
-  return steps
+      return read_manifest(root / str(step))
+    return None
+
+  steps = find_steps(root)
+  found = files.in_parallel(read, steps) if files.is_remote(root) else map(read, steps)
+  return {step: manifest for step, manifest in zip(steps, found, strict=True) if manifest}
 
 
 def verify(path: pathlib.Path) -> dict[str, Any]:

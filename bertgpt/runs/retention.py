@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bertgpt import files
@@ -13,31 +13,30 @@ from bertgpt.devices import peers
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
 
-def choose_old(root: pathlib.Path, steps: Sequence[int], keep: int, keep_every: int,
+def choose_old(manifests: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,
                best: int | None) -> list[int]:
   """Returns the steps whose checkpoints can be deleted.
 
   Args:
-    root: folder of the checkpoints.
-    steps: steps with good checkpoints, ascending.
+    manifests: manifest of every step with a good checkpoint, by ascending step.
     keep: number of newest checkpoints that are kept.
     keep_every: the first one at or after every N steps is kept too; 0: none. A checkpoint is saved
       later if its step was not applied. Those that were saved with another N are kept by theirs.
     best: step that is kept too; None: none.
   """
   is_first = lambda step, before, every: every > 0 and step // every > before // every
+  steps = list(manifests)
   return [step for step, before in zip(steps[:-keep], [0, *steps], strict=False)
           if step != best and not is_first(step, before, keep_every)
-          and not is_first(step, before, _interval_of(root / str(step)))]
+          and not is_first(step, before, _interval_of(manifests[step]))]
 
 
-def _interval_of(place: pathlib.Path) -> int:
+def _interval_of(manifest: Mapping[str, Any]) -> int:
   """Returns `checkpoint.keep_every_steps` of the run when it saved a step; 0 if it is not known."""
   try:
-    metadata = files.parse_json((place / files.MANIFEST).read_bytes())["content"]["metadata"]
-    return int(files.parse_json(metadata["config"])["checkpoint"]["keep_every_steps"])
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    files.raise_if_unanswered(e)
+    config = files.parse_json(manifest["metadata"]["config"])
+    return int(config["checkpoint"]["keep_every_steps"])
+  except (ValueError, KeyError, TypeError):
     return 0
 
 

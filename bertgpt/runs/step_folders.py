@@ -58,15 +58,29 @@ def find_steps(root: pathlib.Path) -> list[int]:
     root: folder of the checkpoints, which may be absent. On a disk, empty folders are left out; in
       a bucket, those without a manifest.
   """
-  def has_content(path: pathlib.Path) -> bool:
-    if files.is_remote(root):
-      return (path / MANIFEST).is_file()
-    try:
-      return path.is_dir() and any(path.iterdir())
-    except FileNotFoundError:  # The run has deleted it meanwhile.
-      return False
+  paths = named_like_steps(root)
+  are_there = files.in_parallel(_has_content, paths) if files.is_remote(root) else map(
+      _has_content, paths)
+  return [int(path.name) for path, is_there in zip(paths, are_there, strict=True) if is_there]
 
-  return [int(path.name) for path in named_like_steps(root) if has_content(path)]
+
+def find_newest(root: pathlib.Path) -> int | None:
+  """Returns the last of `find_steps`, with few requests; None: there is none.
+
+  Args:
+    root: folder of the checkpoints, which may be absent.
+  """
+  newest_first = reversed(named_like_steps(root))
+  return next((int(path.name) for path in newest_first if _has_content(path)), None)
+
+
+def _has_content(path: pathlib.Path) -> bool:
+  if files.is_remote(path):
+    return (path / MANIFEST).is_file()
+  try:
+    return path.is_dir() and any(path.iterdir())
+  except FileNotFoundError:  # The run has deleted it meanwhile.
+    return False
 
 
 def named_like_steps(root: pathlib.Path) -> list[pathlib.Path]:
@@ -152,10 +166,14 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
     before()
     write_manifest(place, dict(content), before=lambda: files.check_lock(root.parent / ".lock"))
     return
+  # Orbax synchronizes its arrays only, not its other files, and older steps are deleted soon.
+  for written in (place, *place.rglob("*")):
+    files.sync(written)
   write_manifest(place, dict(content))
   if os.path.lexists(path):
     set_aside(path, "is not a checkpoint, but has the name of one")
   place.rename(path)
+  files.sync(root)
 
 
 def delete(root: pathlib.Path, step: int) -> None:

@@ -282,11 +282,28 @@ def test_a_local_copy_of_a_folder(both):
   assert (files.copy_locally(in_bucket) / NAMES[0]).is_file()
 
 
-@pytest.mark.parametrize("name", ["a/../../../x", "/x"])
-def test_a_name_that_leads_out_of_a_folder_is_not_copied(bucket, tmp_path, name):
-  with pytest.raises(DataError, match="leads out of the folder"):
+ODD_NAMES = ["a/../../../x", "/x", "a//x", "a/./x"]  # The server of the tests cannot hold these.
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_no_file_can_have_is_not_read(bucket, tmp_path, name, monkeypatch):
+  with pytest.raises(DataError, match=f"object '{name}', whose name has a part that no file"):
     paths.download_tree(bucket, tmp_path / "copy", ["good", name])
   assert not (tmp_path / "copy").exists() and not (tmp_path / "x").exists()
+  monkeypatch.setattr(files.BucketPath, "list_tree", lambda self: {"a/good": 1, name: 2})
+  if "/." not in name:  # A pattern does not match hidden names.
+    with pytest.raises(DataError, match=f"object '{name}'"):
+      files.match_objects(f"{bucket}/**")
+  assert list(files.match_objects(f"{bucket}/*/g*")) == [f"{bucket}/a/good"]
+
+
+def test_objects_with_such_names_are_deleted_and_no_others(bucket, monkeypatch):
+  deleted = []
+  monkeypatch.setattr(files.BucketPath, "list_tree", lambda self: dict.fromkeys(ODD_NAMES))
+  monkeypatch.setattr(files.BucketPath, "_call", lambda self, *args, **_: deleted.append(args))
+  bucket.remove_tree()
+  prefix = str(bucket).removeprefix(f"{bucket.parts[0]}/")
+  assert sorted(args[3] for args in deleted) == sorted(f"{prefix}/{name}" for name in ODD_NAMES)
 
 
 # ------------------------------------------------------------------- faults

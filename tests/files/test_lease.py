@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -84,6 +85,29 @@ def test_a_lock_of_another_machine_counts_until_it_is_silent(bucket, monkeypatch
   monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.5)
   with files.lock(path, refuse):
     assert b"far" not in path.read_bytes()
+
+
+def test_a_storage_that_does_not_answer_does_not_make_a_holder_silent(bucket, monkeypatch):
+  """The holder cannot renew its lock either; it does so a moment later."""
+  monkeypatch.setattr(lease, "POLL_SECONDS", 0.05)
+  monkeypatch.setattr(lease, "RENEW_SECONDS", 0.5)
+  monkeypatch.setattr(lease, "EXPIRY_SECONDS", 2)
+  path, read, calls = bucket / ".lock", lease._Lease._read, []
+  other = json.dumps({"holder": "process 7 on far", "machine": "far", "pid": 1}).encode()
+  path.write_bytes(other)
+
+  def read_slowly(self):
+    calls.append(1)
+    if len(calls) == 3:
+      time.sleep(2.5)
+    if len(calls) == 5:
+      path.write_bytes(other)
+    return read(self)
+
+  monkeypatch.setattr(lease._Lease, "_read", read_slowly)
+  with pytest.raises(ConfigError, match="process 7 on far"), files.lock(path, refuse):
+    pass
+  assert path.read_bytes() == other and len(calls) >= 5
 
 
 def test_a_lock_that_is_released_meanwhile_is_taken(bucket, monkeypatch):

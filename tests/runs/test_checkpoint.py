@@ -440,6 +440,32 @@ def test_damaged_steps_do_not_count_as_kept(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == [2, 4]
 
 
+def test_a_step_is_on_the_disk_when_it_gets_its_name(tmp_path, monkeypatch):
+  """Otherwise a loss of power could empty its files, after older steps were deleted.
+
+  The manifest is synchronized under another name.
+  """
+  fsync, rename, synced, at_rename = os.fsync, pathlib.Path.rename, [], []
+
+  def note_sync(descriptor):
+    synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    fsync(descriptor)
+
+  def note_rename(path, target):
+    if str(target).endswith("checkpoints/1"):
+      at_rename.extend(str(p) for p in (path, *path.rglob("*")) if p.name != "manifest.json")
+      assert set(at_rename) <= set(synced)
+      synced.clear()
+    return rename(path, target)
+
+  monkeypatch.setattr(os, "fsync", note_sync)
+  monkeypatch.setattr(pathlib.Path, "rename", note_rename)
+  save(tmp_path, 1)
+  assert any(name.endswith("_CHECKPOINT_METADATA") for name in at_rename)
+  assert str(tmp_path / "checkpoints") in synced
+  assert checkpoint.committed_steps(tmp_path) == [1]
+
+
 def test_a_step_before_the_newest_is_refused(copy):
   checkpoints = open_checkpoints(copy)
   for step in (15, 20):

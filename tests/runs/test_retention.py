@@ -17,14 +17,15 @@ from bertgpt.runs import checkpoint, retention
     (1, 20, None, [10, 30]), (1, 0, 10, [20, 30, 40]), (2, 30, 10, [20]),
     (1, 50, None, [10, 20, 30, 40]),
 ])
-def test_old_checkpoints(tmp_path, keep, every, best, old):
-  assert retention.choose_old(tmp_path, [10, 20, 30, 40, 50], keep, every, best) == old
+def test_old_checkpoints(keep, every, best, old):
+  manifests = {step: {} for step in (10, 20, 30, 40, 50)}
+  assert retention.choose_old(manifests, keep, every, best) == old
 
 
-def test_a_checkpoint_that_was_saved_late_is_kept_for_its_step(tmp_path):
+def test_a_checkpoint_that_was_saved_late_is_kept_for_its_step():
   """The one of step 30 was due, but its step was not applied."""
-  steps = [10, 20, 31, 40, 50, 60, 70]
-  assert retention.choose_old(tmp_path, steps, 1, 30, None) == [10, 20, 40, 50]
+  manifests = {step: {} for step in (10, 20, 31, 40, 50, 60, 70)}
+  assert retention.choose_old(manifests, 1, 30, None) == [10, 20, 40, 50]
 
 
 def train(workdir, scores, metric, every=10, seq_len=16, **options):

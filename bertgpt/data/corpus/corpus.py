@@ -19,12 +19,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
 
 from bertgpt import files
-from bertgpt.data.corpus import file_checks, remote
+from bertgpt.data.corpus import file_checks, remote, shards
 from bertgpt.data.tokens import unknown
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import DataError
 from bertgpt.files.wire_format import nested, nested_header
 
 # Version 1 left out blank lines and white space at the ends of lines, and its ids are those of the
@@ -36,10 +35,6 @@ SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 INDEX_DTYPES = {"document_offsets": "<i8", "document_lengths": "<i8", "sentence_lengths": "<i4"}
-
-# One thread and no readahead, as the documentation of array_record advises for random access.
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-_READER_BUFFER_BYTES = 4096
 
 
 # ------------------------------------------------------------------ layout
@@ -204,63 +199,23 @@ class Corpus:
     Raises:
       IndexError: an index of a document is out of range.
       DataError: a shard is damaged.
+      StorageError: a shard cannot be read, for another reason.
     """
     documents = np.asarray(documents, np.int64)
     if documents.size and not (0 <= documents.min() and documents.max() < len(self)):
       raise IndexError(f"documents must be in [0, {len(self)})")
-    ends = self._shard_ends
-    shards = np.searchsorted(ends, documents, side="right")
-    token_arrays: list[np.ndarray] = [None] * len(documents)
-    for shard in np.unique(shards):
-      places = np.flatnonzero(shards == shard)
-      first = ends[shard - 1] if shard else 0
-      for place, tokens in zip(places, self._read(shard, documents[places], first), strict=True):
-        token_arrays[place] = tokens
-    return token_arrays
-
-  def _read(self, shard: int, documents: np.ndarray, first: int) -> list[np.ndarray]:
-    """Reads the tokens of documents in one shard, whose first document is `first`."""
-    lengths = self.document_lengths[documents].tolist()
     dtype = self.manifest["token_dtype"]
-    path = self.path / self._split_info["shards"][shard]["file"]
-    try:
-      records = self._read_records(shard, path, documents, first)
-      return [tokens_of_record(r, n, dtype) for r, n in zip(records, lengths, strict=True)]
-    except (IndexError, OSError, RuntimeError, ValueError) as e:
-      files.raise_if_unanswered(e)
-      raise DataError(f"{path}: damaged ({one_line(e)}). Delete the corpus and prepare it again"
-                      ) from e
-
-  def _read_records(self, shard: int, path: pathlib.Path, documents: np.ndarray,
-                    first: int) -> list[bytes]:
-    if isinstance(path, files.BucketPath):
-      at = documents + shard  # Every earlier shard has one more place than it has documents.
-      return remote.read_records(path, self._places[at], self._places[at + 1])
-    if shard not in self._readers:
-      self._readers[shard] = open_shard(path)
-    return self._readers[shard].read((documents - first).tolist())
-
-  @functools.cached_property
-  def _places(self) -> np.ndarray:
-    return np.load(self.local / remote.places_file(self.split), mmap_mode="r")
+    return self._shards.read(documents, lambda record, document: tokens_of_record(
+        record, int(self.document_lengths[document]), dtype))
 
   @property
   def _split_info(self) -> dict:
     return self.manifest["splits"][self.split]
 
   @functools.cached_property
-  def _shard_ends(self) -> np.ndarray:
-    return np.cumsum([shard["documents"] for shard in self._split_info["shards"]])
-
-  @functools.cached_property
-  def _readers(self) -> dict:
-    return {}
-
-
-def open_shard(path: pathlib.Path) -> array_record_module.ArrayRecordReader:
-  """Opens an ArrayRecord file for random access."""
-  return array_record_module.ArrayRecordReader(
-      os.fspath(path), _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
+  def _shards(self) -> shards.Shards:
+    return shards.Shards(self.path, self._split_info["shards"], lambda: np.load(
+        self.local / remote.places_file(self.split), mmap_mode="r"))
 
 
 def read_pieces(array: np.ndarray, size: int = 2**20) -> Iterator[np.ndarray]:

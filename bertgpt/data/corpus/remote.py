@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -106,28 +105,21 @@ def places_file(split: str) -> str:
   return f"{split}-places.npy"
 
 
-def read_records(shard: bucket.BucketPath, starts: Sequence[int],
-                 ends: Sequence[int]) -> list[bytes]:
-  """Reads records of a shard, many at a time.
+def read_record(shard: bucket.BucketPath, start: int, end: int) -> bytes:
+  """Returns a record of a shard.
 
   Args:
     shard: ArrayRecord file.
-    starts, ends: places of N records, from `find_places`.
-  Returns:
-    N records.
+    start, end: places of this record and of the next one, from `find_places`.
   Raises:
     FileNotFoundError: there is no such shard.
     OSError: the storage does not answer.
-    ValueError: there is no record at one of the places.
+    ValueError: there is no record at this place.
   """
-  def read(span: tuple[int, int]) -> bytes:
-    values = _read_chunk(shard.read_range(*span), span[0])
-    if len(values) != 1:
-      raise ValueError(f"{len(values)} records at byte {span[0]}")
-    return values[0]
-
-  spans = zip(map(int, starts), map(int, ends), strict=True)
-  return bucket.in_parallel(read, spans, PARALLEL)
+  records = _read_chunk(shard.read_range(start, end), start)
+  if len(records) != 1:
+    raise ValueError(f"{len(records)} records at byte {start}")
+  return records[0]
 
 
 def find_places(shard: bucket.BucketPath, num_documents: int) -> np.ndarray:

@@ -19,9 +19,9 @@ from bertgpt.data.corpus.corpus import (
   INDEX_DTYPES,
   MANIFEST,
   index_file,
-  open_shard,
   shard_file,
 )
+from bertgpt.data.corpus.shards import open_shard
 from bertgpt.data.text.digests import sha256_file
 from bertgpt.errors import one_line
 from bertgpt.files import write_json
