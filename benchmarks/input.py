@@ -115,7 +115,7 @@ def bare_encoder(folder: pathlib.Path) -> Callable[[list[str]], list[list[int]]]
   """
   if (folder / "tokenizer.model").is_file():
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    return lambda texts: processor.encode(texts, num_threads=os.cpu_count())
+    return lambda texts: processor.encode(texts, num_threads=side_by_side.cores())
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   return lambda texts: [encoding.ids for encoding in
                         tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

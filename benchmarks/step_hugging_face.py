@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import side_by_side
 from bertgpt.config import ConfigDict
 from bertgpt.config.stored import from_json
 from bertgpt.errors import ConfigError
@@ -29,7 +29,7 @@ def make(config_json: str, device: str, compiled: bool) -> dict[str, Callable]:
   """
   if device == "cuda" and not torch.cuda.is_available():
     raise ConfigError("--device=cuda: PyTorch sees no GPU. Use --device=cpu")
-  torch.set_num_threads(os.cpu_count())
+  torch.set_num_threads(side_by_side.cores())
   config = from_json(config_json)
   model = make_model(config).to(device)
   step = TorchStep(config, model, device)

@@ -314,7 +314,8 @@ class Twin:
     """Writes the state to a file."""
     part = path.with_suffix(".part")
     torch.save({"model": self.model.state_dict(), "optimizer": self._optimizer.state(),
-                "random": torch.get_rng_state(), "done": self.done, "seconds": self.seconds,
+                "random": torch.get_rng_state(),
+                "random_of_gpus": torch.cuda.get_rng_state_all(), "done": self.done, "seconds": self.seconds,
                 "curve": self.curve}, part)
     part.replace(path)
 
@@ -324,4 +325,5 @@ class Twin:
     self.model.load_state_dict(state["model"])
     self._optimizer.load(state["optimizer"])
     torch.set_rng_state(state["random"].cpu())
+    torch.cuda.set_rng_state_all([x.cpu() for x in state["random_of_gpus"]])
     self.done, self.seconds, self.curve = (state[name] for name in ("done", "seconds", "curve"))

@@ -50,7 +50,11 @@ class Parser(argparse.ArgumentParser):
     close = (self._find_fields(flag)
              or difflib.get_close_matches(flag.split("=")[0], known, n=1))
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"unknown argument {flag}. {hint}Config fields are given as --config.FIELD=VALUE"
+    if not flag.startswith("-"):
+      hint = "Put a value with spaces in quotes. "
+    if self.get_default("takes_fields"):
+      hint += "Config fields are given as --config.FIELD=VALUE. "
+    return f"unknown argument {flag}. {hint}".removesuffix(". ")
 
   def _find_fields(self, flag: str) -> list[str]:
     """Returns --config.FIELD=VALUE for the config fields that an unknown flag may stand for."""

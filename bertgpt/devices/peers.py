@@ -28,8 +28,7 @@ from bertgpt.errors import ConfigError, PeerError
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
 NOTICE_S = 1     # Time between two checks of whether another process has ended.
 # Process 0 holds the store. Before it ends, it waits this long for the others to read the reason.
-# They look once per second, but on a busy machine that may take longer. A lost process never reads
-# it.
+# They look once per second; on a busy machine, it may take longer. A lost process never reads it.
 FAREWELL_S, FAREWELL_TO_LOST_S = 60, 5
 NOTE_S = 60      # After this long, a line says which process is being waited for.
 FOREVER_S = 30 * 86400.0
@@ -351,14 +350,14 @@ def end_together() -> Iterator[None]:
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     store.client.key_value_set(f"{HOSTS}{store.index}", socket.gethostname())
   is_over = threading.Event()
-  watcher = threading.Thread(target=_watch, args=(store, is_over), daemon=True)
-  watcher.start()
+  (watcher := threading.Thread(target=_watch, args=(store, is_over), daemon=True)).start()
+  farewell = functools.partial(_announce_in_time, store)
   try:
-    yield
+    with watchdog.telling(lambda reason: farewell(RuntimeError(reason), FAREWELL_TO_LOST_S)):
+      yield
   except BaseException as e:
     is_over.set()
-    patience = FAREWELL_TO_LOST_S if isinstance(e, PeerError) else FAREWELL_S
-    cause = _within(patience + 2 * NOTICE_S, functools.partial(_announce, store, e, patience))
+    cause = farewell(e, FAREWELL_TO_LOST_S if isinstance(e, PeerError) else FAREWELL_S)
     if cause is not None and isinstance(e, PeerError):
       raise cause from e
     raise
@@ -417,6 +416,10 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
   _confirm(store)  # Process 0 may end now, and JAX with it.
   _wait_for_confirmations(store, patience)
   return cause
+
+
+def _announce_in_time(store: _Store, error: BaseException, patience: float) -> Any:
+  return _within(patience + 2 * NOTICE_S, functools.partial(_announce, store, error, patience))
 
 
 def _confirm(store: _Store) -> None:

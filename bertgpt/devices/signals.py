@@ -7,6 +7,7 @@ loop calls.
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -46,6 +47,8 @@ def end_at_next(number: int, handler: signal.Handlers | Callable | int | None = 
     if time.monotonic() - first >= REPEATED_S:
       signal.signal(number, handler)
       signal.raise_signal(number)
+      if handler == signal.SIG_DFL:
+        os._exit(128 + number)  # Process 1 of a container is not ended by a signal.
 
   signal.signal(number, end)
 

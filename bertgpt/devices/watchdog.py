@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertgpt import console
@@ -32,6 +32,22 @@ _minutes = 0.0
 _deadline = math.inf  # A value of time.monotonic().
 _changed = threading.Condition()
 _thread: threading.Thread | None = None
+_tell: Callable[[str], object] | None = None
+
+
+@contextlib.contextmanager
+def telling(tell: Callable[[str], object]) -> Iterator[None]:
+  """Calls a function before the process is ended inside the context, to tell its peers.
+
+  Args:
+    tell: tell(reason) is called from another thread, and must return within seconds.
+  """
+  global _tell
+  _tell = tell
+  try:
+    yield
+  finally:
+    _tell = None
 
 
 def arm(minutes: float) -> None:
@@ -80,10 +96,13 @@ def _watch() -> None:
         _end_without_python(_deadline - time.monotonic())
   with contextlib.suppress(OSError, ValueError):
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-  events.end(1, f"Timeout: nothing was done for {_minutes:g} minutes")
-  console.say(f"bertgpt: Timeout: nothing was done for {_minutes:g} minutes. A peer, a worker, a "
-              "device or a disk does not respond; the stacks above show what each thread waits "
-              "for. Run the same command again, or raise system.hang_timeout_minutes")
+  reason = f"Timeout: nothing was done for {_minutes:g} minutes"
+  events.end(1, reason)
+  console.say(f"bertgpt: {reason}. A peer, a worker, a device or a disk does not respond; the stacks "
+              "above show what each thread waits for. Run the same command again, or raise "
+              "system.hang_timeout_minutes")
+  if tell := _tell:
+    tell(reason)
   children.kill_spawned()
   os._exit(1)
 

@@ -56,6 +56,20 @@ peers.wait_for_all("end")"""):
     assert code == 0 and "DONE" in out, out
 
 
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_process_that_hangs_ends_all_with_its_code(hanging):
+  results = run_together(f"""
+from bertgpt.devices import watchdog
+peers.wait_for_all("start")
+if index == {hanging}:
+  watchdog.arm(0.02)
+time.sleep(600)""")
+  for index, (code, out) in enumerate(results):
+    assert code == 1, out
+    assert "Timeout: nothing was done for 0.02 minutes" in out
+    assert (f"process {hanging} ended with exit code 1 (Timeout" in out) == (index != hanging)
+
+
 def test_every_difference_is_named_in_every_process():
   for code, out in run_together("""
 values = {"rate": (0.1, 0.2, 0.1)[index], "same": 1, "steps": [1]}

@@ -47,6 +47,23 @@ def test_ctrl_c_is_a_keyboard_interrupt():
   assert not isinstance(caught.value, signals.Terminated)
 
 
+CODE_OF_SECOND_SIGNAL = """
+import os, signal, time
+from bertgpt.devices import signals
+signals.REPEATED_S = 0.0
+signal.raise_signal = lambda number: None  # As the kernel does in process 1 of a container.
+signals.end_at_next(signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_process_1_of_a_container_too():
+  result = subprocess.run([sys.executable, "-c", CODE_OF_SECOND_SIGNAL], check=False,
+                          cwd=pathlib.Path(signals.__file__).parents[2])
+  assert result.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, *signals.ENDING])
 def test_a_signal_during_garbage_collection_is_not_lost(number, capfd):
   """Python ignores exceptions in callbacks of the collector. JAX has such a callback."""

@@ -90,6 +90,13 @@ def test_the_job_acts_on_exit_codes(code, action):
   assert job_action(load("kubernetes.yaml")[1]["spec"], code) == action
 
 
+def test_the_job_ends_when_one_pod_has_failed_too_often():
+  """All pods fail together, so a limit for the job would depend on their number."""
+  job = load("kubernetes.yaml")[1]["spec"]
+  assert "backoffLimit" not in job
+  assert job["backoffLimitPerIndex"] > 0 and job["maxFailedIndexes"] == 0
+
+
 def test_a_disruption_does_not_count():
   assert job_action(load("kubernetes.yaml")[1]["spec"], 137, "DisruptionTarget") == "Ignore"
 
