@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.config import ConfigDict, resuming
+from bertgpt.config.derived import ranges_to_train
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
@@ -126,9 +127,8 @@ def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
   Raises:
     ConfigError: the config leaves out steps that were trained, or includes steps that were not.
   """
-  done = lambda config: [(first, min(last, step)) for first, last in config.train.skip_steps
-                         if first <= step]
-  if done(old) != done(new):
+  trained = lambda config: ranges_to_train(config.train.skip_steps, 0, step)
+  if trained(old) != trained(new):
     raise ConfigError(f"train.skip_steps={new.train.skip_steps}: the run has done {step} steps "
                       f"with {old.train.skip_steps}. Change only what comes after step {step}, or "
                       "go back with `bertgpt rollback`")

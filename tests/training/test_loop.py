@@ -69,6 +69,17 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
     start.check_phases(old, new, 5, pathlib.Path("run"))
 
 
+@pytest.mark.parametrize("new, refused", [
+    (((7, 9),), False), (((7, 8), (9, 9)), False), (((7, 9), (15, 20)), False),
+    (((7, 9), (14, 20)), True), (((7, 8),), True), ((), True)])
+def test_steps_that_are_done_stay_left_out_however_it_is_written(new, refused):
+  configs = [tiny.make_config(), tiny.make_config()]
+  for config, skipped in zip(configs, (((7, 9),), new), strict=True):
+    config.train.skip_steps = skipped
+  with pytest.raises(ConfigError, match="14") if refused else contextlib.nullcontext():
+    start.check_skipped(*configs, 14)
+
+
 @pytest.mark.parametrize("mesh", [
     (2, 2, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)])
 def test_the_output_bias_may_start_at_the_frequencies(mesh):
