@@ -145,8 +145,9 @@ def _digest_source(config: ConfigDict, part: Part) -> dict:
   parsed = sources.parse(config.data.source)
   listed = sources.list_pieces(parsed)
   begins: dict[str, str] = {}
-  for s, spans in enumerate(pieces.divide(listed, part.total)):
-    firsts = [(owner, span.path) for owner, span in spans if span.path and not span.start]
+  for s, (source, spans) in enumerate(zip(parsed, pieces.divide(listed, part.total), strict=True)):
+    firsts = ([(owner, span.path) for owner, span in spans if span.path and not span.start]
+              or [(spans[0][0], shard) for shard in sources.list_shards(source)])
     begins |= {f"{s} {f}": path for f, (owner, path) in enumerate(firsts) if owner == part.number}
   hashed = sha256_files(sorted(set(begins.values())), files.make_path(config.data.cache_dir))
   return {"files": {name: hashed[path] for name, path in begins.items()},
@@ -284,9 +285,10 @@ def _join_digests(config: ConfigDict, infos: dict[pathlib.Path, dict]) -> dict[s
         if spans.setdefault((name, part), digest) != digest:
           raise DataError(f"{path}: the text changed before this part was made, or after. Delete "
                           f"all of {path.parent} and make the parts again")
-  known = {}
-  for s, listed in enumerate(sources.list_pieces(sources.parse(config.data.source))):
-    paths = dict.fromkeys(piece.path for piece in listed.pieces if piece.path)
+  known, parsed = {}, sources.parse(config.data.source)
+  for s, (source, listed) in enumerate(zip(parsed, sources.list_pieces(parsed), strict=True)):
+    paths = (dict.fromkeys(piece.path for piece in listed.pieces if piece.path)
+             or sources.list_shards(source))
     known |= {path: hashed[f"{s} {f}"] for f, path in enumerate(paths)}
   return known
 

@@ -145,6 +145,17 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
 
+def list_shards(source: Source) -> list[str]:
+  """Returns the files of a dataset in order; [] for all other kinds of sources.
+
+  Args:
+    source: the parsed source.
+  Raises:
+    DataError: TFDS cannot read the dataset.
+  """
+  return datasets.list_shards(source.target, source.split) if source.split else []
+
+
 def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> str:
   """Returns a SHA-256 (hex) that identifies the text of a source.
 
@@ -196,7 +207,7 @@ def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]])
 _NEXT_SOURCE = re.compile(r",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|pydocs\s*(?:,|$)))")
 _WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\s*\*\s*)?(?P<kind>[^:]*):?(?P<rest>.*)",
                        re.DOTALL)
-_TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?)")
+_TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_][\w.-]*(?:\[[^\]]*\])?)")
 
 
 def parse(spec: str) -> tuple[Source, ...]:
@@ -393,10 +404,11 @@ def _feature(record, source: Source, name: str) -> Any:
 
 
 def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
-  del hash_files
   info = datasets.open_builder(source.target).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
+  # A dataset that is prepared again may have other texts with the same sizes.
+  yield from hash_files(dict.fromkeys(list_shards(source))).values()
 
 
 def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:

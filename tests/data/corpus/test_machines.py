@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from corpus_texts import hashes, make_config, wait_for, write_much_text, write_text
+from source_files import write_dataset
 
 from bertgpt import cli
 from bertgpt.config.stored import to_json
@@ -79,6 +80,15 @@ def test_any_number_of_parts_gives_the_bytes_of_one_machine(tmp_path):
   for total in (1, 3, 7):
     make_parts(config, tmp_path / f"c{total}", total, order=reversed(range(total)))
     assert hashes(machines.merge(config, tmp_path / f"c{total}")) == expected
+
+
+def test_parts_of_a_dataset_give_the_bytes_of_one_machine(tmp_path):
+  texts = write_text(tmp_path / "text.txt", 40)
+  folder = write_dataset(tmp_path / "set", train=texts)
+  config = make_config(tmp_path, f"text:{tmp_path}/text.txt,tfds:{folder}:train")
+  expected = hashes(prepare.prepare(config, tmp_path / "one"))
+  make_parts(config, tmp_path / "c", 3)
+  assert hashes(machines.merge(config, tmp_path / "c")) == expected
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-9, 1.0])
