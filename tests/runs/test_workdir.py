@@ -20,7 +20,7 @@ from bertgpt import config as config_lib
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
 from bertgpt.data.corpus.corpus import open_corpus
-from bertgpt.data.text import sources
+from bertgpt.data.text import datasets
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -311,7 +311,7 @@ def test_a_run_keeps_the_corpus_of_a_dataset_that_an_earlier_version_identified(
   config.data.source = f"tfds:{folder}:train"
   (run / "config.json").write_text(to_json(config))
   with monkeypatch.context() as patch:
-    patch.setattr(sources, "list_shards", lambda source: [])
+    patch.setattr(datasets, "list_shards", lambda target, split: [])
     former = corpora.find_corpus(config, reports=False)
   identity = open_corpus(former, "train").identity
   assert corpora.find_corpus(config, reports=False, resumes=True, identity=identity,

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Generator, Iterable, Iterator
+from typing import NoReturn
 
 import tqdm
 
@@ -211,12 +212,23 @@ def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
   manifest = write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
-  source = config.data.source
-  if sources.identity(source, config.data.cache_dir) != recipe["source_identity"]:
-    check_own_files(config, folder)
-    raise DataError(f"data.source={source}: changed while it was read. Run the same command again "
-                    "when no other program writes to it")
+  if sources.identity(config.data.source, config.data.cache_dir) != recipe["source_identity"]:
+    raise_changed(config, folder)
   return manifest
+
+
+def raise_changed(config: ConfigDict, folder: pathlib.Path) -> NoReturn:
+  """Raises the error about a source that changed while it was read.
+
+  Args:
+    config, folder: see `check_own_files`.
+  Raises:
+    ConfigError: this program itself has changed it.
+    DataError: another one has.
+  """
+  check_own_files(config, folder)
+  raise DataError(f"data.source={config.data.source}: changed while it was read. Run the same "
+                  "command again when no other program writes to it")
 
 
 def check_endings(spec: str) -> None:
@@ -242,25 +254,23 @@ def check_own_files(config: ConfigDict, folder: pathlib.Path) -> None:
 
   Args:
     config: whole config, of which `data` is read.
-    folder: folder that the corpus is written into.
+    folder: folder that the corpus, or its parts, are written into.
   Raises:
     ConfigError: it has; the message names the file.
   """
-  places = {}  # Real path of a folder -> names in it that this program writes.
-  if not files.is_remote(folder):
-    places[pathlib.Path(os.path.realpath(folder))] = re.compile(".*")
-  if not files.is_remote(cache := files.make_path(config.data.cache_dir)):
-    places[pathlib.Path(os.path.realpath(cache))] = _IN_CACHE
+  # Folder, names in it that this program writes, and what else it may write into.
+  places = [(pathlib.Path(os.path.realpath(place)), names, remedy) for place, names, remedy in (
+      (files.make_path(config.data.cache_dir), _IN_CACHE, "set data.cache_dir to a folder"),
+      (folder, re.compile(".*"), "give an --out")) if not files.is_remote(place)]
   matched = (path for source in sources.parse(config.data.source)
              if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
              for path in paths.find_files(source.target))
   for path in matched:
     real = pathlib.Path(os.path.realpath(path))
-    if any(real.is_relative_to(place) and names.fullmatch(real.relative_to(place).parts[0])
-           for place, names in places.items()):
-      raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
-                        "written. Let it match no such files, or set data.cache_dir to a folder "
-                        "elsewhere")
+    for place, names, remedy in places:
+      if real.is_relative_to(place) and names.fullmatch(real.relative_to(place).parts[0]):
+        raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
+                          f"written. Let it match no such files, or {remedy} elsewhere")
 
 
 def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,

@@ -145,15 +145,17 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
 
-def list_shards(source: Source) -> list[str]:
-  """Returns the files of a dataset in order; [] for all other kinds of sources.
+def find_files(source: Source) -> dict[str, Any]:
+  """Returns the files of a source, or the shards of a dataset, as `paths.find_files` does.
 
   Args:
-    source: the parsed source.
+    source: the parsed source; pydocs has none.
   Raises:
-    DataError: TFDS cannot read the dataset.
+    DataError: a source has no files, or TFDS cannot read the dataset.
   """
-  return datasets.list_shards(source.target, source.split) if source.split else []
+  if READERS[source.kind].has_files:
+    return paths.find_files(source.target)
+  return dict.fromkeys(datasets.list_shards(source.target, source.split) if source.split else ())
 
 
 def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> str:
@@ -408,7 +410,7 @@ def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
   # A dataset that is prepared again may have other texts with the same sizes.
-  yield from hash_files(dict.fromkeys(list_shards(source))).values()
+  yield from hash_files(find_files(source)).values()
 
 
 def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
