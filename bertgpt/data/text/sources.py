@@ -356,10 +356,8 @@ def _json_field(record: str, field: str, path: str, offset: int,
   text = fields.find_text(value, field)
   if text is None:
     problem = f"no text in field {field!r} of the JSON object"
-    names = fields.text_names(value)
-    cleaner.reject(problem, path, offset, can_replace=False,
-                   hint="" if names else fields.describe(value, field),
-                   repair=f"Choose one of {names}" if names else "")
+    hint, repair = fields.advise(value, field)
+    cleaner.reject(problem, path, offset, can_replace=False, hint=hint, repair=repair)
     return None
   return text
 
