@@ -32,6 +32,7 @@ from bertgpt.data.tokens import reading, tokenizers, training
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
+OPENED_FILES = 3  # Files per source whose first lines are checked.
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 # Corpora, their locks and unfinished folders, and the digests of files; the user may have others.
 _IN_CACHE = re.compile(rf"\.?corpus-[0-9a-f]{{20}}\b.*|{re.escape(digests.CACHE)}")
@@ -234,16 +235,22 @@ def raise_changed(config: ConfigDict, folder: pathlib.Path) -> NoReturn:
 def check_endings(spec: str) -> None:
   """Checks that no file whose ending says that it is not plain text is read as such.
 
-  Its braces, quotes and headers would become the text.
+  Its braces, quotes and headers would become the text. The first files with other endings must not
+  be JSON lines either: some programs write those without an ending.
 
   Args:
     spec: `config.data.source`.
   Raises:
     ConfigError: there is such a file; the message names it and what to write.
   """
+  known = {**paths.KINDS, **paths.UNREAD}
   for source in sources.parse(spec):
-    for path in paths.find_files(source.target) if source.kind.startswith("text") else ():
-      if (ending := paths.find_ending(path)) in {**paths.KINDS, **paths.UNREAD}:
+    found = paths.find_files(source.target) if source.kind.startswith("text") else ()
+    for i, path in enumerate(found):
+      ending = paths.find_ending(path)
+      if i < OPENED_FILES and ending not in known and paths.holds_json_lines(path):
+        ending = ".jsonl"
+      if ending in known:
         weight = "" if source.weight == 1 else f"{source.weight:g}*"
         raise ConfigError(f"data.source: {path} is not plain text. "
                           + paths.correct(ending, weight, source.target))
