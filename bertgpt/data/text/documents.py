@@ -53,12 +53,14 @@ class Document:
   offset: int = 0
 
 
-def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
+def make_documents(whole: Document, counts: Counts, *,
+                   is_cut: bool = False) -> Iterator[Document]:
   """Yields the documents of a text: none if it is blank, several if it is too long.
 
   Args:
     whole: document with the whole text; the texts of the documents, joined, are this text.
     counts: tally to add to.
+    is_cut: whether the text is a part of a document that its reader has cut and counted.
   """
   stripped = whole.text.strip()
   if not stripped:
@@ -70,7 +72,7 @@ def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
     yield whole
     return
   texts = _cut(whole.text.encode())
-  if len(texts) > 1:
+  if len(texts) > 1 and not is_cut:
     counts["long documents cut"] += 1
   yield from (dataclasses.replace(whole, text=text) for text in texts)
 

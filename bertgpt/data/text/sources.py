@@ -323,11 +323,12 @@ def _open_text(source: Source, cleaner: TextCleaner, spans: list[Span], *,
 
 def _read_text(span: Span, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
   path = span.path
-  for offset, block, is_last in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
+  for offset, block, is_last, is_cut in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
     text = cleaner.decode(block, path, offset)
     if text is not None:
       text = text.removesuffix("\n" * is_last)  # The line end before a blank line.
-      yield from make_documents(Document(text, sentences_given, path, offset), cleaner.counts)
+      whole = Document(text, sentences_given, path, offset)
+      yield from make_documents(whole, cleaner.counts, is_cut=is_cut)
 
 
 def _open_jsonl(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
@@ -365,18 +366,18 @@ def _json_field(record: str, field: str, path: str, offset: int,
 def _open_parquet(source: Source, cleaner: TextCleaner, spans: list[Span], *,
                   sentences_given: bool) -> Iterator[Document]:
   rows = parquet.open_files([span.path for span in spans], source.field)
-  if sentences_given:
-    rows = parquet.gather(rows, cleaner.counts)
-  return _read_rows(rows, sentences_given, cleaner)
+  texts = (parquet.gather(rows, cleaner.counts) if sentences_given
+           else ((place, values, False) for place, values in rows))
+  return _read_rows(texts, sentences_given, cleaner)
 
 
-def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
+def _read_rows(rows: Iterable[tuple[str, list[bytes], bool]], sentences_given: bool,
                cleaner: TextCleaner) -> Iterator[Document]:
-  for place, values in rows:
+  for place, values, is_cut in rows:
     texts = [cleaner.decode(value, place, 0) for value in values]
     if None not in texts:
       whole = Document(fields.join(texts), sentences_given, place)
-      yield from make_documents(whole, cleaner.counts)
+      yield from make_documents(whole, cleaner.counts, is_cut=is_cut)
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
