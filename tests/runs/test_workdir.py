@@ -13,12 +13,14 @@ import sys
 import types
 
 import pytest
+from source_files import write_dataset
 
 from bertgpt import cli, files
 from bertgpt import config as config_lib
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.text import datasets
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.errors import ConfigError, DataError, StorageError
@@ -298,6 +300,23 @@ def test_a_run_keeps_its_corpus_when_its_text_grows(own_text, capsys, is_prepare
   assert find_again(run) == prepared
   assert sorted(prepared.parent.iterdir()) == before
   assert "has changed since the run began" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_corpus_of_a_dataset_that_an_earlier_version_identified(
+    own_text, tmp_path, monkeypatch):
+  """Earlier versions did not hash the shards of a dataset."""
+  run, text, _ = own_text
+  folder = write_dataset(tmp_path / "set", train=text.read_text().split("\n\n"))
+  config = workdir.read_config(run)
+  config.data.source = f"tfds:{folder}:train"
+  (run / "config.json").write_text(to_json(config))
+  with monkeypatch.context() as patch:
+    patch.setattr(datasets, "list_shards", lambda target, split: [])
+    former = corpora.find_corpus(config, reports=False)
+  identity = open_corpus(former, "train").identity
+  assert corpora.find_corpus(config, reports=False, resumes=True, identity=identity,
+                             workdir=run) == former
+  assert corpora.find_corpus(config, reports=False) != former
 
 
 def test_a_config_that_asks_for_another_corpus_gets_it(own_text):

@@ -28,7 +28,7 @@ from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode, prepare, publishing
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text import pieces, sources
-from bertgpt.data.text.digests import sha256_file, sha256_files
+from bertgpt.data.text.digests import read_states, sha256_file, sha256_files
 from bertgpt.data.text.documents import Document, check_language
 from bertgpt.data.text.pieces import Part
 from bertgpt.data.tokens import tokenizers
@@ -80,9 +80,10 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
     The folder of the part.
   Raises:
     ConfigError: the tokenizer is not trained yet, or the folder holds something else.
-    DataError: the source or the tokenizer is unusable.
+    DataError: the source or the tokenizer is unusable, or the source changes while it is read.
     StorageError: a file could not be written.
   """
+  prepare.check_own_files(config, parts_folder(out))
   tokenizer, saved = _find_tokenizer(config, out)
   recipe = _describe(config, tokenizer)
   path = part_path(out, part)
@@ -94,13 +95,15 @@ def prepare_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.P
     if not saved:
       tokenizer.save(here)
     skipped = sources.Counts()
-    encoded = prepare.encode_source(config, here, tokenizer, skipped, part)
-    with contextlib.closing(encoded):
-      num_documents = _write_documents(folder, encoded)
+    with _unchanged_source(config, out, part):
+      encoded = prepare.encode_source(config, here, tokenizer, skipped, part)
+      with contextlib.closing(encoded):
+        num_documents = _write_documents(folder, encoded)
+      with watchdog.paused():
+        digests = _digest_source(config, part)
     with watchdog.paused():
       info = {"recipe": recipe, "part": str(part), "documents": num_documents,
-              "skipped": dict(skipped),
-              "digests": _digest_source(config, part),
+              "skipped": dict(skipped), "digests": digests,
               "files": {name: _describe_file(folder / name) for name in FILES}}
     files.write_json(folder / INFO, info)
 
@@ -135,6 +138,30 @@ def _read_documents(folder: pathlib.Path) -> Iterator[EncodedDocument]:
       watchdog.renew()
 
 
+@contextlib.contextmanager
+def _unchanged_source(config: ConfigDict, out: pathlib.Path, part: Part) -> Iterator[None]:
+  """Raises an error at the end if what a part reads of the source is not what it was before."""
+  before = _read_states(config, part)
+  yield
+  if _read_states(config, part) != before:
+    prepare.raise_changed(config, parts_folder(out))
+
+
+def _read_states(config: ConfigDict, part: Part) -> list[tuple[list[pieces.Span], dict]]:
+  """Returns (spans, path -> state) of what a part reads, for every source."""
+  parsed, states = sources.parse(config.data.source), []
+  divided = pieces.divide(sources.list_pieces(parsed), part.total)
+  for source, owned in zip(parsed, divided, strict=True):
+    # Documents of earlier parts are counted, see `sources.open_source`.
+    first = part.number if source.weight.is_integer() else 0
+    spans = [span for owner, span in owned if first <= owner <= part.number]
+    names = {span.path for span in spans}  # '' is the whole source.
+    found = sources.find_files(source) if spans else {}
+    states.append((spans, read_states({path: info for path, info in found.items()
+                                       if names & {path, ""}})))
+  return states
+
+
 def _digest_source(config: ConfigDict, part: Part) -> dict:
   """Returns digests of the source files from which a part reads something.
 
@@ -145,8 +172,9 @@ def _digest_source(config: ConfigDict, part: Part) -> dict:
   parsed = sources.parse(config.data.source)
   listed = sources.list_pieces(parsed)
   begins: dict[str, str] = {}
-  for s, spans in enumerate(pieces.divide(listed, part.total)):
-    firsts = [(owner, span.path) for owner, span in spans if span.path and not span.start]
+  for s, (source, spans) in enumerate(zip(parsed, pieces.divide(listed, part.total), strict=True)):
+    firsts = ([(owner, span.path) for owner, span in spans if span.path and not span.start]
+              or [(spans[0][0], shard) for shard in sources.find_files(source)])
     begins |= {f"{s} {f}": path for f, (owner, path) in enumerate(firsts) if owner == part.number}
   hashed = sha256_files(sorted(set(begins.values())), files.make_path(config.data.cache_dir))
   return {"files": {name: hashed[path] for name, path in begins.items()},
@@ -203,6 +231,7 @@ def merge(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
       document.
     StorageError: a file could not be written.
   """
+  prepare.check_own_files(config, parts_folder(out))
   tokenizer, _ = _find_tokenizer(config, out)
   infos = _read_parts(out, ENCODED, _describe(config, tokenizer))
   known = _join_digests(config, infos)
@@ -284,9 +313,10 @@ def _join_digests(config: ConfigDict, infos: dict[pathlib.Path, dict]) -> dict[s
         if spans.setdefault((name, part), digest) != digest:
           raise DataError(f"{path}: the text changed before this part was made, or after. Delete "
                           f"all of {path.parent} and make the parts again")
-  known = {}
-  for s, listed in enumerate(sources.list_pieces(sources.parse(config.data.source))):
-    paths = dict.fromkeys(piece.path for piece in listed.pieces if piece.path)
+  known, parsed = {}, sources.parse(config.data.source)
+  for s, (source, listed) in enumerate(zip(parsed, sources.list_pieces(parsed), strict=True)):
+    paths = (dict.fromkeys(piece.path for piece in listed.pieces if piece.path)
+             or sources.find_files(source))
     known |= {path: hashed[f"{s} {f}"] for f, path in enumerate(paths)}
   return known
 
@@ -308,6 +338,7 @@ def sample_part(config: ConfigDict, out: pathlib.Path, part: Part) -> pathlib.Pa
   Raises:
     UserError: see `prepare_part`.
   """
+  prepare.check_own_files(config, parts_folder(out))
   recipe, path = _describe_training(config), part_path(out, part, SAMPLE)
 
   def build(folder: pathlib.Path) -> None:
@@ -338,6 +369,7 @@ def train_tokenizer(config: ConfigDict, out: pathlib.Path, *, merges: bool) -> p
   Raises:
     UserError: see `prepare_part` and `merge`.
   """
+  prepare.check_own_files(config, parts_folder(out))
   recipe, path = _describe_training(config), parts_folder(out) / TOKENIZER
   if merges:
     samples = _read_parts(out, SAMPLE, recipe)

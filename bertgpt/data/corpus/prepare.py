@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Generator, Iterable, Iterator
+from typing import NoReturn
 
 import tqdm
 
@@ -31,6 +32,7 @@ from bertgpt.data.tokens import reading, tokenizers, training
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
+OPENED_FILES = 3  # Files per source whose first lines are checked.
 NOTED_BYTES = 1_000_000  # With less text, a tokenizer is trained within about a second.
 # Corpora, their locks and unfinished folders, and the digests of files; the user may have others.
 _IN_CACHE = re.compile(rf"\.?corpus-[0-9a-f]{{20}}\b.*|{re.escape(digests.CACHE)}")
@@ -211,27 +213,44 @@ def _build(config: ConfigDict, folder: pathlib.Path, recipe: dict) -> dict:
   tokenizer.save(folder / corpus_lib.TOKENIZER)
   encoded = encode_source(config, folder / corpus_lib.TOKENIZER, tokenizer, skipped)
   manifest = write_corpus(config, folder, recipe, tokenizer, encoded, skipped)
-  source = config.data.source
-  if sources.identity(source, config.data.cache_dir) != recipe["source_identity"]:
-    check_own_files(config, folder)
-    raise DataError(f"data.source={source}: changed while it was read. Run the same command again "
-                    "when no other program writes to it")
+  if sources.identity(config.data.source, config.data.cache_dir) != recipe["source_identity"]:
+    raise_changed(config, folder)
   return manifest
+
+
+def raise_changed(config: ConfigDict, folder: pathlib.Path) -> NoReturn:
+  """Raises the error about a source that changed while it was read.
+
+  Args:
+    config, folder: see `check_own_files`.
+  Raises:
+    ConfigError: this program itself has changed it.
+    DataError: another one has.
+  """
+  check_own_files(config, folder)
+  raise DataError(f"data.source={config.data.source}: changed while it was read. Run the same "
+                  "command again when no other program writes to it")
 
 
 def check_endings(spec: str) -> None:
   """Checks that no file whose ending says that it is not plain text is read as such.
 
-  Its braces, quotes and headers would become the text.
+  Its braces, quotes and headers would become the text. The first files with other endings must not
+  be JSON lines either: some programs write those without an ending.
 
   Args:
     spec: `config.data.source`.
   Raises:
     ConfigError: there is such a file; the message names it and what to write.
   """
+  known = {**paths.KINDS, **paths.UNREAD}
   for source in sources.parse(spec):
-    for path in paths.find_files(source.target) if source.kind.startswith("text") else ():
-      if (ending := paths.find_ending(path)) in {**paths.KINDS, **paths.UNREAD}:
+    found = paths.find_files(source.target) if source.kind.startswith("text") else ()
+    for i, path in enumerate(found):
+      ending = paths.find_ending(path)
+      if i < OPENED_FILES and ending not in known and paths.holds_json_lines(path):
+        ending = ".jsonl"
+      if ending in known:
         weight = "" if source.weight == 1 else f"{source.weight:g}*"
         raise ConfigError(f"data.source: {path} is not plain text. "
                           + paths.correct(ending, weight, source.target))
@@ -242,25 +261,23 @@ def check_own_files(config: ConfigDict, folder: pathlib.Path) -> None:
 
   Args:
     config: whole config, of which `data` is read.
-    folder: folder that the corpus is written into.
+    folder: folder that the corpus, or its parts, are written into.
   Raises:
     ConfigError: it has; the message names the file.
   """
-  places = {}  # Real path of a folder -> names in it that this program writes.
-  if not files.is_remote(folder):
-    places[pathlib.Path(os.path.realpath(folder))] = re.compile(".*")
-  if not files.is_remote(cache := files.make_path(config.data.cache_dir)):
-    places[pathlib.Path(os.path.realpath(cache))] = _IN_CACHE
+  # Folder, names in it that this program writes, and what else it may write into.
+  places = [(pathlib.Path(os.path.realpath(place)), names, remedy) for place, names, remedy in (
+      (files.make_path(config.data.cache_dir), _IN_CACHE, "set data.cache_dir to a folder"),
+      (folder, re.compile(".*"), "give an --out")) if not files.is_remote(place)]
   matched = (path for source in sources.parse(config.data.source)
              if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
              for path in paths.find_files(source.target))
   for path in matched:
     real = pathlib.Path(os.path.realpath(path))
-    if any(real.is_relative_to(place) and names.fullmatch(real.relative_to(place).parts[0])
-           for place, names in places.items()):
-      raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
-                        "written. Let it match no such files, or set data.cache_dir to a folder "
-                        "elsewhere")
+    for place, names, remedy in places:
+      if real.is_relative_to(place) and names.fullmatch(real.relative_to(place).parts[0]):
+        raise ConfigError(f"data.source: its pattern includes {path}, which this program has "
+                          f"written. Let it match no such files, or {remedy} elsewhere")
 
 
 def encode_source(config: ConfigDict, saved: pathlib.Path, tokenizer: tokenizers.Tokenizer,

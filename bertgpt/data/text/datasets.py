@@ -1,6 +1,7 @@
 """Datasets that TFDS prepared as ArrayRecord."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,14 +20,17 @@ def open_builder(target: str, field: str = "data.source") -> Any:
   """
   # TFDS takes seconds to import, and few sources need it.
   import tensorflow_datasets as tfds
-  is_folder = target.startswith((".", "/", "~"))
   try:
-    if is_folder:
+    if _is_folder(target):
       return tfds.builder_from_directory(os.path.expanduser(target))
     return tfds.builder(target)
   except Exception as e:  # TFDS raises errors of many types for one cause.
     raise DataError(f"{field}: TFDS does not know the dataset {target!r} ({one_line(e)}). "
                     "Give name/config:version or the folder of a prepared one") from e
+
+
+def _is_folder(target: str) -> bool:
+  return target.startswith((".", "/", "~"))
 
 
 def open_dataset(target: str, split: str, field: str = "data.source") -> Sequence:
@@ -39,13 +43,44 @@ def open_dataset(target: str, split: str, field: str = "data.source") -> Sequenc
   Raises:
     DataError: there is no such dataset or split, or it is not prepared.
   """
-  builder = open_builder(target, field)
+  return _open(open_builder(target, field), target, split, field)
+
+
+def list_shards(target: str, split: str) -> list[str]:
+  """Returns the paths of the files that hold the records of a split, in their order.
+
+  Args:
+    target, split: see `open_dataset`.
+  Raises:
+    DataError: see `open_dataset`.
+  """
+  builder = open_builder(target)
+  _open(builder, target, split, "data.source")  # It chooses the format, on which the names depend.
+  instructions = builder.info.splits[split].file_instructions
+  return list(dict.fromkeys(os.fspath(each.filename) for each in instructions))
+
+
+def _open(builder: Any, target: str, split: str, field: str) -> Sequence:
   try:
     return builder.as_data_source(split=split)
   except Exception as e:  # As in `open_builder`.
-    raise DataError(f"{field}: tfds:{target}:{split} cannot be read "
-                    f"({one_line(e)}). Prepare it with tfds.builder({target!r}, "
-                    "file_format='array_record').download_and_prepare()") from e
+    raise DataError(f"{field}: tfds:{target}:{split} cannot be read ({one_line(e)}). "
+                    + _correct(target, split, list(builder.info.splits))) from e
+
+
+def _correct(target: str, split: str, names: list[str]) -> str:
+  """Returns the end of a message: what to do about a split that cannot be read.
+
+  Args:
+    target, split: see `open_dataset`.
+    names: splits that are prepared.
+  """
+  if names and re.sub(r"\[.*", "", split) not in names:
+    return f"Choose one of its splits: {', '.join(names)}"
+  if _is_folder(target):
+    return "Check the range, or prepare the dataset again with file_format='array_record'"
+  return (f"Prepare it with tfds.builder({target!r}, "
+          "file_format='array_record').download_and_prepare()")
 
 
 def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:

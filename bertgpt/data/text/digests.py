@@ -15,6 +15,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from bertgpt import files
 from bertgpt.devices import watchdog
@@ -74,6 +75,21 @@ def sha256_file(path: str | os.PathLike) -> str:
       digest.update(block)
       watchdog.renew()  # Hundreds of gigabytes take longer than a step.
   return digest.hexdigest()
+
+
+def read_states(found: dict[str, Any]) -> dict[str, Any]:
+  """Returns path -> a state that changes when the content does, without reading the files.
+
+  Args:
+    found: path -> entry of the listing for an object of a bucket; None for a file on a disk.
+  Returns:
+    As `found`, with None for a file that is gone.
+  """
+  states: dict[str, Any] = dict.fromkeys(found)
+  for path, info in found.items():
+    with contextlib.suppress(FileNotFoundError):
+      states[path] = info.digest if info else _state(path)
+  return states
 
 
 def _state(path: str) -> list[int]:

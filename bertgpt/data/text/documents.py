@@ -22,13 +22,14 @@ _LANGUAGES = frozenset((  # ISO 639-1, and bh, mo and sh, which it has withdrawn
 # Abbreviations that tell the rules of other languages of sentencex from the English ones.
 _PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
 # The time of sentencex grows with the square of the length of a line that has no white space, or
-# many quotes that are not closed. So a longer line is given to it in windows, unless it has quotes
-# whose opening and closing marks are the same: sentencex counts those in the whole line.
-_LONG_LINE, _WINDOW, _LARGEST_WINDOW = 20_000, 1 << 13, 1 << 15
+# many quotes that are not closed. So a longer line is given to it in windows. If it has quotes
+# whose opening and closing marks are the same, it must be much longer: sentencex counts those in
+# the whole line, so windows may give other sentences.
+_LONG_LINE, _LONG_QUOTING_LINE = 20_000, 1 << 16
+_WINDOW, _LARGEST_WINDOW = 1 << 13, 1 << 15
 _AHEAD = 1 << 8  # Characters after a mark that decide whether it ends a sentence, and a margin.
-_SAME_QUOTES = re.compile("['\"`\N{SINGLE LOW-9 QUOTATION MARK}"
-                          "\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}"
-                          "\N{DOUBLE HIGH-REVERSED-9 QUOTATION MARK}]")
+_SAME_QUOTES = ("'\"`\N{SINGLE LOW-9 QUOTATION MARK}\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}"
+                "\N{DOUBLE HIGH-REVERSED-9 QUOTATION MARK}")
 _CLOSING = "»’”“«›》」)]}>）"  # What closes quotes and brackets, within which no sentence ends.
 # sentencex 1.0.32 takes the space before a period for one byte, and panics in "plan B\u00a0.".
 _WIDE_SPACE = re.compile(r"([A-Z]\.?\s*)[^\S\x00-\x7f](?=\.)")
@@ -52,12 +53,14 @@ class Document:
   offset: int = 0
 
 
-def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
+def make_documents(whole: Document, counts: Counts, *,
+                   is_cut: bool = False) -> Iterator[Document]:
   """Yields the documents of a text: none if it is blank, several if it is too long.
 
   Args:
     whole: document with the whole text; the texts of the documents, joined, are this text.
     counts: tally to add to.
+    is_cut: whether the text is a part of a document that its reader has cut and counted.
   """
   stripped = whole.text.strip()
   if not stripped:
@@ -69,7 +72,7 @@ def make_documents(whole: Document, counts: Counts) -> Iterator[Document]:
     yield whole
     return
   texts = _cut(whole.text.encode())
-  if len(texts) > 1:
+  if len(texts) > 1 and not is_cut:
     counts["long documents cut"] += 1
   yield from (dataclasses.replace(whole, text=text) for text in texts)
 
@@ -169,18 +172,22 @@ def _split(line: str, language: str) -> Iterator[int]:
   For a long line, these are the ends in windows that begin at the end of a sentence. A window is
   followed by all marks that close quotes and brackets in the rest of the line. So no sentence ends
   in a quote that is open at the end of the window; then the next window begins before the quote.
-  A quote that is longer than the largest window is no quote: sentences end in it.
+  A quote that is longer than the largest window is no quote: sentences end in it. If a
+  mark that opens and closes quotes is in a window an odd number of times, another one follows.
   """
-  if len(line) <= _LONG_LINE or _SAME_QUOTES.search(line):
+  same = [mark for mark in _SAME_QUOTES if mark in line]
+  if len(line) <= (_LONG_QUOTING_LINE if same else _LONG_LINE):
     yield from _split_window(line, language)
     return
   last = {mark: line.rfind(mark) for mark in _CLOSING}
   start, size = 0, _WINDOW
   while start + size < len(line):
-    closing = [mark for mark, place in last.items()
-               if place >= start + size and size < _LARGEST_WINDOW]
-    window = " ".join([line[start:start + size], *closing])
-    ends = [end for end in _split_window(window, language) if end <= size - _AHEAD]
+    window = line[start:start + size]
+    closing = [*(mark for mark, place in last.items() if place >= start + size),
+               *(mark for mark in same if window.count(mark) % 2)]
+    closing = closing if size < _LARGEST_WINDOW else []
+    closed = " ".join([window, *closing])
+    ends = [end for end in _split_window(closed, language) if end <= size - _AHEAD]
     yield from (start + end for end in ends)
     if ends or not closing:
       start, size = start + (ends[-1] if ends else size - _AHEAD), _WINDOW

@@ -55,7 +55,23 @@ def describe(record: Any, field: str) -> str:
   return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
 
 
-def text_names(record: Any) -> str:
+def advise(record: Any, field: str) -> tuple[str, str]:
+  """Returns what a message says about a JSON value without the wanted text.
+
+  Args:
+    record: parsed JSON.
+    field: see `find_text`.
+  Returns:
+    (sentence about what it has, advice to choose another field). Either may be ''. Other fields
+    are named only if one of the wanted ones is absent.
+  """
+  names = _text_names(record)
+  are_absent = [_find(record, name) is _ABSENT for name in _split(record, field)]
+  return ("" if names and all(are_absent) else describe(record, field),
+          f"Choose one of {names}" if names and any(are_absent) else "")
+
+
+def _text_names(record: Any) -> str:
   """Returns the names of the fields of a JSON value that hold texts, with commas; '' without any.
   """
   if not isinstance(record, dict):

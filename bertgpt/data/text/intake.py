@@ -314,30 +314,33 @@ def open_file(path: str) -> io.BufferedReader:
 
 
 def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
-                stop: int | None = None) -> Iterator[tuple[int, bytes, bool]]:
-  """Yields (offset in bytes, lines, whether they are the last) of blocks between blank lines.
+                stop: int | None = None) -> Iterator[tuple[int, bytes, bool, bool]]:
+  """Yields blocks between blank lines, or parts of blocks.
 
   A block of more than `MAX_DOCUMENT_BYTES` is cut between lines into parts; joined, they are the
-  block.
+  block. It is counted once.
 
   Args:
     path: plain or compressed file.
     cleaner: decides about lines that are too long.
     start, stop: see `read_lines`; no block continues across these bytes.
+  Yields:
+    (offset in bytes, lines, whether they are the last of the block, whether the block is cut).
   Raises:
     DataError: see `read_lines`.
   """
-  block, begin, size, spoiled = [], start, 0, False
+  block, begin, size, spoiled, is_cut = [], start, 0, False, False
   for offset, line in read_lines(path, cleaner, can_replace=True, start=start, stop=stop):
     if line is not None and is_blank(line):
       if block and not spoiled:
-        yield begin, b"".join(block), True
-      block, size, spoiled = [], 0, False
+        yield begin, b"".join(block), True, is_cut
+      block, size, spoiled, is_cut = [], 0, False, False
       continue
     if block and size + len(line or b"") > MAX_DOCUMENT_BYTES:
-      cleaner.counts["long documents cut"] += 1
+      cleaner.counts["long documents cut"] += not is_cut
+      is_cut = True
       if not spoiled:
-        yield begin, b"".join(block), False
+        yield begin, b"".join(block), False, True
       block, size = [], 0
     if not block:
       begin = offset
@@ -345,7 +348,7 @@ def read_blocks(path: str, cleaner: TextCleaner, start: int = 0,
     block.append(line or b"")
     size += len(block[-1])
   if block and not spoiled:
-    yield begin, b"".join(block), True
+    yield begin, b"".join(block), True, is_cut
 
 
 def mark_length(head: bytes, path: str, counts: Counts) -> int:

@@ -43,7 +43,7 @@ def open_files(paths: Sequence[str], columns: str) -> Iterator[tuple[str, list[b
 
 
 def gather(rows: Iterable[tuple[str, list[bytes]]],
-           counts: Counts) -> Iterator[tuple[str, list[bytes]]]:
+           counts: Counts) -> Iterator[tuple[str, list[bytes], bool]]:
   """Yields documents of rows that are lines: they end at a blank row.
 
   Args:
@@ -51,23 +51,23 @@ def gather(rows: Iterable[tuple[str, list[bytes]]],
     counts: tally of documents that are cut between rows, because they have more than
       `MAX_DOCUMENT_BYTES`.
   Yields:
-    The place of the first row, and the lines as the only text.
+    The place of the first row, the lines as the only text, and whether the document is cut.
   """
-  lines, start, size = [], "", 0
+  lines, start, size, is_cut = [], "", 0, False
   for place, values in rows:
     line = b"\n".join(values)
     has_text = not is_blank(line)
     is_long = has_text and size + len(line) + 1 > MAX_DOCUMENT_BYTES
     if lines and (is_long or not has_text):
-      counts["long documents cut"] += is_long
-      yield start, [b"\n".join(lines) + b"\n" * is_long]
-      lines, size = [], 0
+      counts["long documents cut"] += is_long and not is_cut
+      yield start, [b"\n".join(lines) + b"\n" * is_long], is_cut or is_long
+      lines, size, is_cut = [], 0, is_long
     if has_text:
       start = start if lines else place
       lines.append(line)
       size += len(line) + 1
   if lines:
-    yield start, [b"\n".join(lines)]
+    yield start, [b"\n".join(lines)], is_cut
 
 
 def _open(path: str) -> Any:

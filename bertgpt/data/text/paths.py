@@ -1,6 +1,7 @@
 """Files that match a glob, or the file with exactly that name; what their endings mean."""
 
 import glob
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ JSON_ENDINGS = frozenset({".jsonl", ".json", ".ndjson"})  # One JSON object per 
 KINDS = dict.fromkeys(JSON_ENDINGS, "jsonl") | {".parquet": "parquet"}
 UNREAD = {".csv": "CSV and TSV", ".tsv": "CSV and TSV", ".arrow": "Arrow files",
           ".feather": "Feather files"}
+# What is read of a file at most to find out whether it holds JSON lines.
+_HEAD_LINES, _HEAD_LINE_BYTES = 8, 1 << 20
 
 
 def find_files(pattern: str) -> dict[str, Any]:
@@ -157,6 +160,22 @@ def find_ending(path: str | os.PathLike) -> str:
 def is_json_lines(path: str | os.PathLike) -> bool:
   """Returns whether the ending of a file, without that of a compression, is in JSON_ENDINGS."""
   return find_ending(path) in JSON_ENDINGS
+
+
+def holds_json_lines(path: str) -> bool:
+  """Returns whether the first lines of a file that are not blank are JSON objects.
+
+  Args:
+    path: plain or compressed file. Only its start is read. One that cannot be read has none.
+  """
+  try:
+    with intake.open_file(path) as f:
+      lines = itertools.islice(iter(lambda: f.readline(_HEAD_LINE_BYTES), b""), _HEAD_LINES)
+      whole = itertools.takewhile(lambda line: len(line) < _HEAD_LINE_BYTES, lines)
+      records = [intake.parse_record(line.decode()) for line in whole if line.strip()]
+  except (*intake.DAMAGED, ValueError):
+    return False
+  return bool(records) and all(isinstance(record, dict) for record in records)
 
 
 def correct(ending: str, weight: str, name: str) -> str:

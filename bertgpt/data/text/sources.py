@@ -145,6 +145,19 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
 
+def find_files(source: Source) -> dict[str, Any]:
+  """Returns the files of a source, or the shards of a dataset, as `paths.find_files` does.
+
+  Args:
+    source: the parsed source; pydocs has none.
+  Raises:
+    DataError: a source has no files, or TFDS cannot read the dataset.
+  """
+  if READERS[source.kind].has_files:
+    return paths.find_files(source.target)
+  return dict.fromkeys(datasets.list_shards(source.target, source.split) if source.split else ())
+
+
 def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> str:
   """Returns a SHA-256 (hex) that identifies the text of a source.
 
@@ -196,7 +209,7 @@ def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]])
 _NEXT_SOURCE = re.compile(r",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|pydocs\s*(?:,|$)))")
 _WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\s*\*\s*)?(?P<kind>[^:]*):?(?P<rest>.*)",
                        re.DOTALL)
-_TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?)")
+_TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_][\w.-]*(?:\[[^\]]*\])?)")
 
 
 def parse(spec: str) -> tuple[Source, ...]:
@@ -310,11 +323,12 @@ def _open_text(source: Source, cleaner: TextCleaner, spans: list[Span], *,
 
 def _read_text(span: Span, sentences_given: bool, cleaner: TextCleaner) -> Iterator[Document]:
   path = span.path
-  for offset, block, is_last in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
+  for offset, block, is_last, is_cut in read_blocks(path, cleaner, *pieces.bounds(span, DOCUMENT)):
     text = cleaner.decode(block, path, offset)
     if text is not None:
       text = text.removesuffix("\n" * is_last)  # The line end before a blank line.
-      yield from make_documents(Document(text, sentences_given, path, offset), cleaner.counts)
+      whole = Document(text, sentences_given, path, offset)
+      yield from make_documents(whole, cleaner.counts, is_cut=is_cut)
 
 
 def _open_jsonl(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
@@ -343,10 +357,8 @@ def _json_field(record: str, field: str, path: str, offset: int,
   text = fields.find_text(value, field)
   if text is None:
     problem = f"no text in field {field!r} of the JSON object"
-    names = fields.text_names(value)
-    cleaner.reject(problem, path, offset, can_replace=False,
-                   hint="" if names else fields.describe(value, field),
-                   repair=f"Choose one of {names}" if names else "")
+    hint, repair = fields.advise(value, field)
+    cleaner.reject(problem, path, offset, can_replace=False, hint=hint, repair=repair)
     return None
   return text
 
@@ -354,18 +366,18 @@ def _json_field(record: str, field: str, path: str, offset: int,
 def _open_parquet(source: Source, cleaner: TextCleaner, spans: list[Span], *,
                   sentences_given: bool) -> Iterator[Document]:
   rows = parquet.open_files([span.path for span in spans], source.field)
-  if sentences_given:
-    rows = parquet.gather(rows, cleaner.counts)
-  return _read_rows(rows, sentences_given, cleaner)
+  texts = (parquet.gather(rows, cleaner.counts) if sentences_given
+           else ((place, values, False) for place, values in rows))
+  return _read_rows(texts, sentences_given, cleaner)
 
 
-def _read_rows(rows: Iterable[tuple[str, list[bytes]]], sentences_given: bool,
+def _read_rows(rows: Iterable[tuple[str, list[bytes], bool]], sentences_given: bool,
                cleaner: TextCleaner) -> Iterator[Document]:
-  for place, values in rows:
+  for place, values, is_cut in rows:
     texts = [cleaner.decode(value, place, 0) for value in values]
     if None not in texts:
       whole = Document(fields.join(texts), sentences_given, place)
-      yield from make_documents(whole, cleaner.counts)
+      yield from make_documents(whole, cleaner.counts, is_cut=is_cut)
 
 
 def _open_tfds(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
@@ -393,10 +405,11 @@ def _feature(record, source: Source, name: str) -> Any:
 
 
 def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
-  del hash_files
   info = datasets.open_builder(source.target).info
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
+  # A dataset that is prepared again may have other texts with the same sizes.
+  yield from hash_files(find_files(source)).values()
 
 
 def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from corpus_texts import hashes, make_config, wait_for, write_much_text, write_text
+from source_files import write_dataset
 
 from bertgpt import cli
 from bertgpt.config.stored import to_json
@@ -79,6 +80,15 @@ def test_any_number_of_parts_gives_the_bytes_of_one_machine(tmp_path):
   for total in (1, 3, 7):
     make_parts(config, tmp_path / f"c{total}", total, order=reversed(range(total)))
     assert hashes(machines.merge(config, tmp_path / f"c{total}")) == expected
+
+
+def test_parts_of_a_dataset_give_the_bytes_of_one_machine(tmp_path):
+  texts = write_text(tmp_path / "text.txt", 40)
+  folder = write_dataset(tmp_path / "set", train=texts)
+  config = make_config(tmp_path, f"text:{tmp_path}/text.txt,tfds:{folder}:train")
+  expected = hashes(prepare.prepare(config, tmp_path / "one"))
+  make_parts(config, tmp_path / "c", 3)
+  assert hashes(machines.merge(config, tmp_path / "c")) == expected
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-9, 1.0])
@@ -186,6 +196,52 @@ def test_a_text_that_changed_between_two_parts_is_noticed(tmp_path):
   machines.prepare_part(config, out, Part(2, 3))
   with pytest.raises(DataError, match="part-00002-of-00003: the text changed"):
     machines.merge(config, out)
+
+
+@pytest.mark.parametrize("part, is_noticed", [(Part(1, 2), True), (Part(0, 2), False)])
+def test_a_file_that_changes_while_a_part_reads_it_is_noticed(tmp_path, monkeypatch, part,
+                                                              is_noticed):
+  """Its digest is that of the new text. Files that only other parts read do not matter."""
+  for name in "ab":
+    write_text(tmp_path / f"{name}.txt", 20)
+  config, encode_source = make_config(tmp_path, f"text:{tmp_path}/?.txt"), prepare.encode_source
+
+  def change_and_encode(*args):
+    text = (tmp_path / "b.txt").read_text()
+    (tmp_path / "b.txt").write_text(text[:-3] + "x.\n")
+    return encode_source(*args)
+
+  monkeypatch.setattr(pieces, "PIECE_BYTES", 2**20)
+  monkeypatch.setattr(prepare, "encode_source", change_and_encode)
+  with (pytest.raises(DataError, match=r"\?.txt: changed while it was read") if is_noticed
+        else contextlib.nullcontext()):
+    machines.prepare_part(config, tmp_path / "c", part)
+  assert machines.part_path(tmp_path / "c", part).exists() != is_noticed
+
+
+@pytest.mark.parametrize("act", [
+    lambda config, out: machines.prepare_part(config, out, Part(0, 2)),
+    lambda config, out: machines.merge(config, out)])
+def test_a_pattern_that_matches_the_parts_is_refused(tmp_path, act):
+  write_text(tmp_path / "text.txt", 20)
+  config, out = make_config(tmp_path), tmp_path / "c"
+  machines.prepare_part(config, out, Part(1, 2))
+  config.data.source = f"text:{tmp_path}/**/[tr]*"
+  with pytest.raises(ConfigError, match="includes .*c.parts/part-00001.*give an --out elsewhere"):
+    act(config, out)
+
+
+@pytest.mark.parametrize("act", [
+    lambda config, out: machines.sample_part(config, out, Part(1, 2)),
+    lambda config, out: machines.train_tokenizer(config, out, merges=False)])
+def test_a_pattern_that_matches_the_samples_is_refused(tmp_path, act):
+  write_text(tmp_path / "text.txt", 20)
+  config = make_config(tmp_path, f"text:{tmp_path}/*.txt,jsonl:{tmp_path}/**/*.jsonl")
+  config.tokenizer.path = ""
+  (tmp_path / "a.jsonl").write_text('{"text": "A b."}\n')
+  machines.sample_part(config, tmp_path / "c", Part(0, 2))
+  with pytest.raises(ConfigError, match="includes .*c.parts/sample-00000.*give an --out elsewhere"):
+    act(config, tmp_path / "c")
 
 
 def test_a_damaged_part_is_named_and_leaves_nothing(tmp_path):

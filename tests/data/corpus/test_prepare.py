@@ -4,6 +4,7 @@ import argparse
 import base64
 import collections
 import contextlib
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 from bertgpt.commands import prepare as command
 from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import corpus, encode, file_checks, prepare
+from bertgpt.data.text import paths
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
@@ -675,6 +677,34 @@ def test_files_whose_ending_says_that_they_are_not_text_are_refused(
   (tmp_path / name).write_bytes(b"x")
   with pytest.raises(ConfigError, match=f"{name} is not plain text. {re.escape(remedy)}"):
     prepare.check_endings(spec)
+
+
+@pytest.mark.parametrize("name, head", [
+    ("wiki_00", b'{"id": "1", "text": "A b."}\n'),
+    ("wiki_00.gz", gzip.compress(b'\n{"text": "A b."}\n{"text": "C d."}\n')),
+    ("a.txt", '\ufeff{"text": "A b."}\r\n'.encode())])
+def test_json_lines_without_their_ending_are_refused(tmp_path, name, head):
+  (tmp_path / name).write_bytes(head)
+  remedy = re.escape(f"is not plain text. Write 2*jsonl:{tmp_path}/*")
+  with pytest.raises(ConfigError, match=f"{name} {remedy}$"):
+    prepare.check_endings(f"2*text+paragraphs:{tmp_path}/*")
+
+
+@pytest.mark.parametrize("head", [b"", b"{a} is a set.\n", b'{"a": 1\nb', b"[1]\n",
+                                  b'{"a": 1}\nThat is JSON.\n', b"{\xff}\n", b'"{}"\n'])
+def test_a_text_that_begins_with_a_brace_is_no_json(tmp_path, head):
+  for name in ("a", "b.gz"):  # The second one is damaged, which reading it says.
+    (tmp_path / name).write_bytes(head)
+    prepare.check_endings(f"text:{tmp_path}/{name}")
+
+
+def test_only_the_first_files_are_opened(tmp_path, monkeypatch):
+  opened = []
+  monkeypatch.setattr(paths, "holds_json_lines", lambda path: opened.append(path) or False)
+  for i in range(9):
+    (tmp_path / f"wiki_0{i}").write_bytes(b"a\n")
+  prepare.check_endings(f"text:{tmp_path}/*")
+  assert opened == [f"{tmp_path}/wiki_0{i}" for i in range(prepare.OPENED_FILES)]
 
 
 def test_a_corpus_of_such_files_from_an_earlier_version_is_found(tmp_path):

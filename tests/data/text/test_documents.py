@@ -131,6 +131,48 @@ def test_windows_of_a_long_line_give_the_sentences_of_the_whole_line(seed, langu
   assert list(documents_lib._split(line, language)) == whole and len(whole) > 50
 
 
+def write_english(seed, length, num_open):
+  """Returns a line with apostrophes and straight quotes, of which some are not closed."""
+  rng = random.Random(seed)
+  sentences, size = [], 0
+  while size < length:
+    words = ["".join(rng.choices("abcdefgh", k=4)) for _ in range(rng.randint(2, 20))]
+    words += ["isn't"] * rng.randrange(2)
+    sentence = " ".join(words).capitalize() + "."
+    sentences += [f'"{sentence} Yes, {words[0]}."' if rng.random() < 0.3 else sentence]
+    size += len(sentences[-1]) + 1
+  for place in rng.sample(range(len(sentences)), num_open):
+    sentences[place] = sentences[place].replace('"', "") + ' "'
+  return " ".join(sentences)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_of_a_line_with_closed_straight_quotes_give_the_sentences_of_the_line(seed):
+  line = write_english(seed, 90_000, 0)
+  whole = list(documents_lib._split_window(line, "en"))
+  assert list(documents_lib._split(line, "en")) == whole and len(whole) > 500
+
+
+@pytest.mark.parametrize("line", [write_english(3, 200_000, 9), '"' + "Yes it is. " * 20_000 + '"',
+                                  '"Word ' * 40_000, "\"'`" * 60_000, "Don't go. " * 20_000])
+def test_a_very_long_line_with_straight_quotes_is_given_to_sentencex_in_windows(monkeypatch, line):
+  given, segment = [], sentencex.segment
+  monkeypatch.setattr(sentencex, "segment",
+                      lambda language, text: given.append(len(text)) or segment(language, text))
+  assert "".join(cut_sentences(Document(line, False), "en")) == line
+  assert max(given) <= documents_lib._LARGEST_WINDOW + 10
+  assert sum(given) < 3 * len(line)
+
+
+def test_a_line_with_straight_quotes_below_the_limit_is_given_whole(monkeypatch):
+  given, segment = [], sentencex.segment
+  monkeypatch.setattr(sentencex, "segment",
+                      lambda language, text: given.append(len(text)) or segment(language, text))
+  line = write_english(4, 60_000, 1)
+  cut_sentences(Document(line, False), "en")
+  assert given == [len(line)]
+
+
 def test_a_long_line_without_spaces_is_given_to_sentencex_in_windows(monkeypatch):
   given, segment = [], sentencex.segment
   monkeypatch.setattr(sentencex, "segment",

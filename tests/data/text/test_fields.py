@@ -53,6 +53,22 @@ def test_an_object_without_any_text_is_described(tmp_path):
     paragraphs(f"jsonl:{path}")
 
 
+@pytest.mark.parametrize("field, expected", [
+    ("txt", ("", "Choose one of text, url")), ("none", ("Its 'none' is null.", "")),
+    ("a.b", ("Its 'a.b' is a number.", "")), ("a.c", ("", "Choose one of text, url")),
+    ("none,a.b", ("Its 'none' is null.", "")), ("no,nope", ("", "Choose one of text, url")),
+    ("none,txt", ("Its 'none' is null.", "Choose one of text, url"))])
+def test_other_fields_are_named_only_if_one_is_absent(field, expected):
+  record = {"none": None, "text": "t", "url": "u", "a": {"b": 1}}
+  assert fields.advise(record, field) == expected
+
+
+def test_a_record_without_its_text_is_not_told_to_use_another_field(tmp_path):
+  path = write(tmp_path / "a.jsonl", b'{"text": null, "url": "u"}\n')
+  with pytest.raises(DataError, match=r"byte 0\. Its 'text' is null\. Repair it, or set data"):
+    paragraphs(f"jsonl:{path}")
+
+
 def test_many_keys_are_not_all_named():
   many = fields.describe({str(i): i for i in range(1000)}, "text")
   assert many.startswith("It has '0', '1',") and many.endswith("'19', ....")

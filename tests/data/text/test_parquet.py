@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from source_files import paragraphs, read, write
 
-from bertgpt.data.text import parquet, sources
+from bertgpt.data.text import documents, intake, parquet, sources
 from bertgpt.errors import DataError
 
 TEXTS = ["It is so.\nIs it?", None, "", "Über 二。", "The end."]
@@ -192,7 +192,22 @@ def test_sentences_without_empty_rows_become_documents_of_bounded_size(tmp_path,
   found = [d.text for d in read(f"parquet+sentences:{path}", counts=counts)]
   assert "".join(found) == "\n".join(lines)
   assert [text.count("Sentence") for text in found] == [7, 7, 7, 7, 7, 5]
-  assert counts["long documents cut"] == 5
+  assert counts["long documents cut"] == 1
+
+
+def test_every_long_document_is_counted_once(tmp_path, monkeypatch):
+  """The second one also has a line that is cut; the last one is such a line."""
+  for module in (documents, intake, parquet):
+    monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 100)
+  lines = [*["Sentence."] * 30, "", "A.", "word " * 90, "B.", "", "Short.", "", "word " * 90]
+  path = write_table(tmp_path / "a.parquet", text=lines)
+  text = write(tmp_path / "a.txt", "\n".join(lines).encode())
+  (tmp_path / "a.jsonl").write_text("".join(
+      json.dumps({"text": document}) + "\n" for document in "\n".join(lines).split("\n\n")))
+  for spec in (f"parquet+sentences:{path}", f"text:{text}", f"jsonl:{tmp_path}/a.jsonl"):
+    counts = sources.Counts()
+    assert len(read(spec, counts=counts)) > 8
+    assert counts["long documents cut"] == 3
 
 
 # ------------------------------------------------------------------- memory

@@ -8,13 +8,11 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 import zstandard
-from source_files import paragraphs, read, write
+from source_files import paragraphs, read, write, write_dataset
 
-from bertgpt.data.text import sources
+from bertgpt.data.text import datasets, sources
 from bertgpt.data.text.documents import cut_sentences
 from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
@@ -47,18 +45,7 @@ def test_jsonl_reads_the_named_field_as_running_text(tmp_path):
 def dataset(tmp_path_factory):
   """600 records in two shards of ArrayRecord."""
   folder = tmp_path_factory.mktemp("dataset")
-  identity = tfds.core.dataset_info.DatasetIdentity(
-      name="toy", version="1.0.0", data_dir=str(folder), module_name="toy")
-  text = tfds.features.Text()
-  features = tfds.features.FeaturesDict({"text": text, "meta": {"title": text}, "n": np.int64})
-  writer = tfds.core.SequentialWriter(
-      tfds.core.DatasetInfo(builder=identity, features=features), 300, file_format="array_record")
-  writer.initialize_splits(["train"])
-  writer.add_examples({"train": [
-      {"text": f"Document {i}.\nIt ends.", "meta": {"title": f"Title {i}"}, "n": i}
-      for i in range(600)]})
-  writer.close_all()
-  return folder
+  return write_dataset(folder, train=[f"Document {i}.\nIt ends." for i in range(600)])
 
 
 def test_tfds_folder_is_read_in_order(dataset):
@@ -76,11 +63,44 @@ def test_tfds_split_may_be_a_part_and_the_feature_nested(dataset):
 
 
 @pytest.mark.parametrize("end,message", [
-    (":test#text", "test"), (":train#no", "Choose one of meta, n, text"),
+    (":test#text", "Choose one of its splits: train$"),
+    (":train-a", r"Unknown split 'train-a'.*Choose one of its splits: train$"),
+    (":train.a", "'train.a'.*Choose one of its splits: train$"),
+    (":train[x]", "Check the range, or prepare the dataset again"),
+    (":train#no", "Choose one of meta, n, text"),
     (":train#n", "is not text"), ("/none:train#text", "TFDS does not know the dataset")])
 def test_tfds_errors_name_what_is_missing(dataset, end, message):
   with pytest.raises(DataError, match=message):
     read(f"tfds:{dataset}{end}")
+
+
+def test_a_name_that_is_not_prepared_is_told_how():
+  assert datasets._correct("toy/config", "train", []) == (
+      "Prepare it with tfds.builder('toy/config', "
+      "file_format='array_record').download_and_prepare()")
+
+
+def test_a_split_may_have_a_hyphen(tmp_path):
+  write_dataset(tmp_path, **{"train-clean": ["One.", "Two."], "test": ["No."]})
+  assert paragraphs(f"tfds:{tmp_path}:train-clean") == [("One.",), ("Two.",)]
+  assert paragraphs(f"tfds:{tmp_path}:train-clean[1:]#text") == [("Two.",)]
+
+
+def test_a_dataset_with_other_texts_of_the_same_sizes_is_another(tmp_path):
+  """A SHA-256 of the cache must not hide it: the shards are written anew."""
+  def identify(text, place="set", split="train"):
+    folder = write_dataset(tmp_path / place, train=[text], test=["Yes."])
+    return sources.identity(f"tfds:{folder}:{split}", tmp_path / "cache")
+
+  before = identify("One.")
+  assert identify("One.", "moved") == before
+  assert identify("Two.") != before
+  assert identify("One.", split="test") == identify("Two.", split="test")
+
+
+def test_the_outline_of_a_dataset_reads_no_shard(dataset, monkeypatch):
+  monkeypatch.setattr(sources, "sha256_files", lambda *args: pytest.fail("a shard was hashed"))
+  assert sources.outline(f"tfds:{dataset}:train") != sources.outline(f"tfds:{dataset}:train[:9]")
 
 
 def test_tfds_source_imports_no_tensorflow(dataset):
