@@ -315,8 +315,8 @@ class Twin:
     part = path.with_suffix(".part")
     torch.save({"model": self.model.state_dict(), "optimizer": self._optimizer.state(),
                 "random": torch.get_rng_state(),
-                "random_of_gpus": torch.cuda.get_rng_state_all(), "done": self.done, "seconds": self.seconds,
-                "curve": self.curve}, part)
+                "random_of_gpus": torch.cuda.get_rng_state_all(), "done": self.done,
+                "seconds": self.seconds, "curve": self.curve}, part)
     part.replace(path)
 
   def load(self, path: pathlib.Path) -> None:

@@ -98,8 +98,8 @@ def _watch() -> None:
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
   reason = f"Timeout: nothing was done for {_minutes:g} minutes"
   events.end(1, reason)
-  console.say(f"bertgpt: {reason}. A peer, a worker, a device or a disk does not respond; the stacks "
-              "above show what each thread waits for. Run the same command again, or raise "
+  console.say(f"bertgpt: {reason}. A peer, a worker, a device or a disk does not respond; the "
+              "stacks above show what each thread waits for. Run the same command again, or raise "
               "system.hang_timeout_minutes")
   if tell := _tell:
     tell(reason)
