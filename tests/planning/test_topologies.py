@@ -1,5 +1,6 @@
 """bertgpt.planning.topologies: names of machines, and errors for machines that do not exist."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -31,6 +32,23 @@ def test_every_chip_is_one_device_with_its_own_place(name, chips, num_slices):
       range(topology.num_slices))
   assert all(at < side for place in places
              for at, side in zip(place.coords, topology.torus, strict=True))
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("name", ["v4:4x4x8", "v5p:4x4x4", "v5p:2x4x4", "v5p:4x4x12", "v6e:4x4",
+                                  "tpu7x:4x4x4", "v5e:4x4:2", "v6e:4x4:2", "v4:4x4x4:2"])
+def test_parameters_may_be_split_over_any_share_of_a_slice(name):
+  """Also over a share that is not a product of whole sides, which JAX refuses unless told."""
+  topology, config = topologies.open_topology(name), tiny.make_config()
+  for fsdp, tensor in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8)):
+    if topology.devices_per_model % (fsdp * tensor):
+      continue
+    config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
+    mesh = sharding.make_mesh(config, topology.devices)
+    assert mesh.devices.shape[1:] == (fsdp, tensor)
+    assert set(mesh.devices.flat) == set(topology.devices)
+    for replica in mesh.devices.reshape(-1, fsdp * tensor):
+      assert len({topology.place(device).slice_index for device in replica}) == 1
 
 
 @pytest.mark.cuda
