@@ -161,7 +161,7 @@ def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
     hf_config: content of config.json.
   """
   path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if path.exists() else {}
+  settings = files.read_json(path, weights.REMEDY) if files.has_file(path) else {}
   ends = settings.get("eos_token_id", hf_config.get("eos_token_id"))
   return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertgpt import cli, files, trees
-from bertgpt.errors import UserError
+from bertgpt.errors import DataError, UserError
 from bertgpt.hub import importing, opening
 from bertgpt.runs import checkpoint
 
@@ -238,6 +238,15 @@ def test_a_sentence_encoder_says_what_it_does_with_texts(exported_bert, tmp_path
   (folder / name).write_text(json.dumps(content))
   found = opening.open_folder(folder, "--from").notes
   assert len(found) == bool(note) and note in "".join(found)
+
+
+@pytest.mark.parametrize("name", [
+    "sentence_bert_config.json", "config_sentence_transformers.json", "modules.json"])
+def test_a_file_of_a_sentence_encoder_that_was_not_copied_is_named(exported_bert, tmp_path, name):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / name).symlink_to("../blobs/missing")
+  with pytest.raises(DataError, match=f"{folder / name}: is a folder, or a link to a missing file"):
+    opening.open_folder(folder, "--from")
 
 
 @pytest.mark.parametrize("longest, note", [(8, "cuts texts to 8 tokens, bertgpt to"),
