@@ -34,7 +34,9 @@ from bertgpt.runs.trained import Trained
 # Classes of tokenizers that give all tokens the same segment. Only transformers 5 writes
 # TokenizersBackend, for tokenizers without a class of their own.
 _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
-    "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer", "TokenizersBackend"}
+    "BarthezTokenizer", "BigBirdTokenizer", "CamembertTokenizer", "DistilBertTokenizer",
+    "GPT2Tokenizer", "GPTNeoXTokenizer", "LlamaTokenizer", "MBartTokenizer", "MPNetTokenizer",
+    "T5Tokenizer", "TokenizersBackend", "XLMRobertaTokenizer"}
 # Classes that number segments in transformers 4, but not in transformers 5.23.
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
