@@ -358,6 +358,9 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     # One name per layer: weight and bias belong together.
     names = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in converted.dropped))
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
+  if converted.others:
+    names = ", ".join(f"{other}*" for other in converted.others)
+    yield f"left out, because they belong to another model in the same file: {names}"
   if spare:
     yield (f"the last {spare} of {rows} rows are left out, because the tokenizer has no token for "
            "them")

@@ -268,6 +268,17 @@ def test_a_damaged_list_of_modules_is_not_read(exported_bert, tmp_path, content)
   assert not opening.open_folder(folder, "--from").notes
 
 
+def test_another_model_in_the_same_file_is_left_out_with_a_note(exported_bert, tmp_path):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  tensors = load_file(folder / "model.safetensors")
+  save_file(tensors | {f"ema.{name}": x + 1 for name, x in tensors.items()},
+            folder / "model.safetensors")
+  found, expected = (opening.open_folder(path, "--from") for path in (folder, exported_bert))
+  assert found.notes == ("left out, because they belong to another model in the same file: ema.*",)
+  leaves, expected = trees.named_leaves(found.params), trees.named_leaves(expected.params)
+  assert all(np.array_equal(leaves[path], x) for path, x in expected.items())
+
+
 # --------------------------------------------------------- folders in a bucket
 
 
