@@ -26,8 +26,9 @@ CAPABILITY = 8.0
 # For flash, rows are padded to a multiple of this number of tokens; see flash_attention.py.
 FLASH_TILE = 128
 
-# Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU; see flash_tpu.py.
-FLASH_LONGEST = 8192
+# Bytes of a row of numbers up to which all queries and keys of a head fit the VMEM of a TPU, in the
+# backward pass too: 8,192 tokens in bfloat16, 4,096 in float32. See flash_tpu.py.
+FLASH_LONGEST_BYTES = 2**14
 
 
 class Layer(NamedTuple):
@@ -146,6 +147,7 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
     layer: the layer; without a platform, the checks of the platform are skipped.
   """
   platform, dtype, length, head_width, dropout = layer[:5]
+  longest = FLASH_LONGEST_BYTES // (4 if dtype == "float32" else 2)
   no_dropout = (dropout == 0, f"model.attention_dropout=0.0, not {dropout}")
   new_gpu = (platform != "gpu" or not 0 < layer.capability < CAPABILITY,
              f"a GPU of compute capability {CAPABILITY}, not {layer.capability}")
@@ -163,8 +165,8 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
                  f"model.dropout_rng='hash', not {layer.dropout_rng!r}"), new_gpu,
                 (platform != "gpu" or dtype in ("bfloat16", "float16"),
                  f"model.dtype='bfloat16', not {dtype!r}"),
-                (platform == "gpu" or length <= FLASH_LONGEST,
-                 f"at most {FLASH_LONGEST} tokens per row, not {length}"),
+                (platform == "gpu" or length <= longest,
+                 f"at most {longest} tokens per row in {dtype}, not {length}"),
                 (head_width in (16, 32, 64, 128),
                  f"a head width of 16, 32, 64 or 128, not {head_width}")),
   }

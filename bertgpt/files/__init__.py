@@ -21,6 +21,7 @@ from bertgpt.files.paths import (
     download_tree,
     expand,
     find_problem,
+    has_file,
     is_matched,
     is_remote,
     make_path,
@@ -50,9 +51,9 @@ from bertgpt.files.writing import (
 )
 
 __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_lock",
-           "copy_locally", "download_tree", "expand", "find_problem", "in_parallel", "is_matched",
-           "is_remote", "is_unfinished", "lock", "make_path", "match_objects", "naming",
-           "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
+           "copy_locally", "download_tree", "expand", "find_problem", "has_file", "in_parallel",
+           "is_matched", "is_remote", "is_unfinished", "lock", "make_path", "match_objects",
+           "naming", "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
            "raise_if_unanswered", "read_json", "refuse_dangling", "refuse_existing",
            "remove_copies", "remove_leftovers", "remove_tree", "rename_new", "require_file",
            "require_parent", "require_utf8", "size_of", "sync", "unfinished_path", "upload",

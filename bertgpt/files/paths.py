@@ -89,6 +89,24 @@ def refuse_dangling(path: pathlib.Path, name: str) -> None:
                          "Mount it, or remove the link")
 
 
+def has_file(path: pathlib.Path) -> bool:
+  """Returns whether there is a file at a path, which need not exist.
+
+  Whoever takes a file for optional must not take a link to a missing file for no file: a cache of
+  huggingface_hub that was copied incompletely consists of such links.
+
+  Args:
+    path: path on a disk or in a bucket.
+  Raises:
+    DataError: the name is there, but is not that of a file.
+  """
+  if path.is_file():
+    return True
+  if path.is_symlink() or path.exists():
+    raise DataError(f"{path}: is a folder, or a link to a missing file. Copy the folder again")
+  return False
+
+
 def require_utf8(path: str | os.PathLike) -> None:
   """Checks that the name of a folder is UTF-8: ArrayRecord and TensorStore take no other.
 

@@ -14,6 +14,7 @@ from bertgpt import trees
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
+from bertgpt.hub import tensor_names
 from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, draw, find_sizes
 from bertgpt.hub.family_tables import find_candidates, find_table
 
@@ -22,10 +23,6 @@ _REMAINDER = ("This model cannot be exported. Its folder has the predictions of 
               "`bertgpt predict` makes those of other texts")
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
-
-TOKEN_TABLE = "embeddings/token/embedding"
-# Ends of the names of tensors that are not parameters, which some `transformers` versions stored.
-BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
 
 
 # ------------------------------------------------------------- to transformers
@@ -175,6 +172,7 @@ class Converted(NamedTuple):
     fresh: heads that the tensors lack, keys of `families.HEADS`; their parameters are random.
     dropped: names of tensors of heads that the architecture lacks, in order.
     zero: heads that the tensors lack, and that have only biases, which are 0.
+    others: beginnings of the names of other models in the same file, which are left out.
   """
 
   params: dict[str, Any]
@@ -183,6 +181,7 @@ class Converted(NamedTuple):
   fresh: tuple[str, ...]
   dropped: tuple[str, ...]
   zero: tuple[str, ...] = ()
+  others: tuple[str, ...] = ()
 
 
 def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
@@ -194,7 +193,8 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
 
   Args:
     tensors: name -> array; each array is read once or twice. Names without the prefix of the base
-      model or with another one, old names of LayerNorm, and copies of tied tensors are accepted.
+      model, with another one or with those of PyTorch's wrappers of layers, old names of LayerNorm,
+      and copies of tied tensors are accepted.
     hf_config: content of config.json.
     candidates: architectures that it may be; (): those of its model_type.
   Raises:
@@ -202,7 +202,8 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
       finite (rows of the token table are not checked); the message names it.
   """
   candidates = candidates or find_candidates(hf_config)
-  names = _rename(tensors, candidates)
+  heads = set().union(*map(_head_names, candidates))
+  names, others = tensor_names.rename(tensors, candidates, heads)
   architecture, dropped = _choose_architecture(names, candidates, hf_config)
   fields = _read_fields(architecture, hf_config, names)
   skip = _read_number(hf_config, "pad_token_id", 1) + 1 if architecture.skips_positions else 0
@@ -232,7 +233,7 @@ def convert(tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any],
             or not hf_config.get("tie_word_embeddings", True)}
   return Converted(trees.nest(leaves), fields, architecture,
                    tuple(head for head in fresh if head in random), dropped,
-                   tuple(head for head in fresh if head not in random))
+                   tuple(head for head in fresh if head not in random), others)
 
 
 def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
@@ -254,48 +255,6 @@ def cut_vocabulary(converted: Converted, num_tokens: int) -> Converted:
       leaves[rule.ours] = storage.read(kept, {"V": num_tokens})
   return converted._replace(params=trees.nest(leaves),
                             fields=converted.fields | {"model.vocab_size": num_tokens})
-
-
-def _rename(tensors, candidates) -> dict[str, str]:
-  """Returns name in the tables -> name in the file, for every tensor.
-
-  The name of the token table reveals the prefix of a file.
-
-  Raises:
-    DataError: two tensors are the same parameter, under its old and its new name.
-  """
-  prefix, others = candidates[0].prefix, candidates[0].other_heads
-  known = {name for a in candidates for name in (*a.tied, *_head_names(a))}
-  own_prefix, outer = _find_prefix(tensors, candidates[0])
-  names = {}
-  for own_name in tensors:
-    name = own_name
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):  # Names in the published BERT.
-      name = name.removesuffix(old) + new if name.endswith(old) else name
-    if own_prefix and name.startswith(own_prefix):
-      name = prefix + name.removeprefix(own_prefix)
-    else:
-      name = name.removeprefix(outer)
-      if not (own_prefix or name in known or name.startswith(others)):
-        name = prefix + name  # As in the published GPT-2.
-    if name.endswith(BUFFERS):
-      continue
-    if (other := names.setdefault(name, own_name)) != own_name:
-      raise DataError(f"the tensors {other} and {own_name} are the same parameter. Remove one of "
-                      "them, or choose another copy of the model")
-  return names
-
-
-def _find_prefix(tensors, architecture) -> tuple[str, str]:
-  """Returns the prefix of the names of features in a file, and the prefix of the names of heads.
-
-  Some programs put an additional name before all names, as in 'module.bert.embeddings'.
-  """
-  (table,) = {rule.theirs for rule in architecture.rules if rule.ours.endswith(TOKEN_TABLE)}
-  prefix, end = architecture.prefix, table.removeprefix(architecture.prefix)
-  found = [name.removesuffix(end) for name in tensors if f".{name}".endswith(f".{end}")]
-  own_prefix = found[0] if len(found) == 1 else prefix
-  return own_prefix, own_prefix.removesuffix(prefix) if own_prefix.endswith(prefix) else ""
 
 
 def _head_names(architecture) -> set[str]:

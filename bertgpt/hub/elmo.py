@@ -68,8 +68,8 @@ def read_folder(path: pathlib.Path) -> dict[str, Any]:
   assert found
   weights, options = found
   fields = read_options(options)
-  tokenizer = tokenizers.load_tokenizer(path) if (
-      path / tokenizers.Words.file_name).is_file() else make_tokenizer()
+  tokenizer = tokenizers.load_tokenizer(path) if files.has_file(
+      path / tokenizers.Words.file_name) else make_tokenizer()
   config = config_lib.base()
   config.model.update(fields, dtype="float32", vocab_size=tokenizer.vocab_size)
   config.objective.name = "bilm"

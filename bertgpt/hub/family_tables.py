@@ -42,7 +42,7 @@ def find_candidates(hf_config: Mapping[str, Any]) -> list[Architecture]:
   tables = [find_table(family).ARCHITECTURES for family in families.FAMILIES]
   known = [a for table in tables for a in table]
   kinds = ", ".join(sorted({a.model_type for a in known}))
-  if "model_type" not in hf_config:
+  if hf_config.get("model_type") is None:
     raise DataError(f'config.json has no model_type. Add it, as "model_type": "bert"; it is one of '
                     f"{kinds}")
   kind = str(hf_config["model_type"])

@@ -7,9 +7,10 @@ described in a line for the user.
 import base64
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers as fast_tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -20,7 +21,13 @@ from bertgpt.errors import DataError, one_line, without_panics
 from bertgpt.hub import same_ids, weights
 
 # Classes that put no marks of their own around a text, only those of tokenizer.json.
-_WITHOUT_MARKS = frozenset({*hf_files.GENERIC_CLASSES, "GPT2Tokenizer", "OpenAIGPTTokenizer"})
+_WITHOUT_MARKS = frozenset({
+    *hf_files.GENERIC_CLASSES, "BarthezTokenizer", "GPT2Tokenizer", "OpenAIGPTTokenizer"})
+# Classes of transformers 5 that put bos A eos into a row, or bos A eos eos B eos.
+_LIKE_XLM_ROBERTA = ("CamembertTokenizer", "XLMRobertaTokenizer")
+# Classes of transformers 5 that do everything that tokenizer.json says.
+_LIKE_THE_FILE = frozenset({
+    "", *hf_files.GENERIC_CLASSES, "ConvBertTokenizer", "FNetTokenizer"})
 # Settings of a model in tokenizer.json that are the file's own in every class.
 _OF_THE_FILE = ("type", "vocab", "merges", "unk_token")
 _TEXT = "a"  # The marks around it are those around any text.
@@ -161,7 +168,7 @@ def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
     hf_config: content of config.json.
   """
   path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if path.exists() else {}
+  settings = files.read_json(path, weights.REMEDY) if files.has_file(path) else {}
   ends = settings.get("eos_token_id", hf_config.get("eos_token_id"))
   return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
 
@@ -243,15 +250,35 @@ def describe_template(template: list[int], folder: pathlib.Path, config: ConfigD
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
   if family.kind == "encoder":
     hf = hf_files.read_hf_files(folder / "tokenizer.json")
+    ours = marks.of_encoder(tokenizer, family.cls_last)
+    if hf.used_class in _LIKE_XLM_ROBERTA:
+      return _compare_with_xlm_roberta(hf, ours, tokenizer)
     if hf.model_type not in hf_files.GENERIC_TYPES and hf.used_class not in _WITHOUT_MARKS:
       return ""
-    ours = marks.of_encoder(tokenizer, family.cls_last).enclose(ids)
   else:
-    ours = marks.of_decoder(bos_id).enclose(ids)
-  shown = [" ".join(tokenizer.pieces[i] for i in row)
-           for row in (template, ours)]
-  return "" if not template or shown[0] == shown[1] else (
-      f"for the text {_TEXT!r}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
+    ours = marks.of_decoder(bos_id)
+  return _describe_rows(f"text {_TEXT!r}", template, ours.enclose(ids), tokenizer)
+
+
+def _compare_with_xlm_roberta(hf: hf_files.HfFiles, ours: marks.Marks,
+                              tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns a line if the classes `_LIKE_XLM_ROBERTA` put other marks into a row, or ''."""
+  bos, eos = hf.beginning or "<s>", hf.names.get("eod", "</s>")
+  if not {bos, eos} <= {*tokenizer.pieces}:
+    return ""
+  first, last = map(tokenizer.pieces.index, (bos, eos))
+  theirs, (ids,) = marks.Marks(first, (last, last), last), tokenizer.encode([_TEXT])
+  return (_describe_rows(f"text {_TEXT!r}", theirs.enclose(ids), ours.enclose(ids), tokenizer)
+          or _describe_rows(f"texts {_TEXT!r} and {_TEXT!r}", theirs.enclose(ids, ids),
+                            ours.enclose(ids, ids), tokenizer))
+
+
+def _describe_rows(texts: str, theirs: Sequence[int] | np.ndarray, ours: np.ndarray,
+                   tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns a line if two rows differ, or ''; `theirs` is empty if it is not known."""
+  shown = [" ".join(tokenizer.pieces[i] for i in row) for row in (theirs, ours)]
+  return "" if not len(theirs) or shown[0] == shown[1] else (
+      f"for the {texts}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 
 def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:
@@ -281,7 +308,7 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   Its classes for the models of some families take the pieces of the file, but prepare a text in
   their own way. transformers 4 does what the file says, except for the settings of BERT's
   normalizer and `add_prefix_space`. So does this program, because a model was most probably trained
-  like this.
+  like this. A class that is not in `_PIPELINES` is not compared; the line says so.
 
   Args:
     folder: local folder of the model.
@@ -291,11 +318,16 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   if isinstance(tokenizer, tokenizers.SentencePiece) or not path.exists():
     return ""
   hf, content = hf_files.read_hf_files(path), json.loads(tokenizer.data)
-  name = hf.used_class
-  if name not in _PIPELINES:
+  name, found = hf.used_class, content["model"]["type"]
+  # The class of Llama is not used for a byte-level BPE: transformers does what the file says.
+  is_llama3 = name == "LlamaTokenizer" and isinstance(tokenizer, tokenizers.ByteBPE)
+  if name in _LIKE_THE_FILE or is_llama3:
     return ""
+  if name not in _PIPELINES:
+    return (f"tokenizer.json is used as it is. {name} of transformers 5 may give other tokens and "
+            "marks")
   kind, make_pipeline = _PIPELINES[name]
-  if (found := content["model"]["type"]) != kind:
+  if found != kind:
     return (f"tokenizer.json, which is used here, holds a {found}, which {name} of transformers 5 "
             "does not read")
   try:
@@ -332,34 +364,48 @@ def _like_gpt2(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers
 def _like_albert(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
   get = hf.settings.get  # null is false here.
   return _like_unigram(
-      content, lowercase=get("do_lower_case", True), keep_accents=get("keep_accents", False),
-      unk_id=1, has_prefix=get("add_prefix_space", True))
+      content, _simplify(get("do_lower_case", True), get("keep_accents", False)), unk_id=1,
+      has_prefix=get("add_prefix_space", True))
+
+
+def _like_camembert(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  unknown = hf.names.get("unk", "<unk>")
+  unk_id = next((i for i, (piece, _) in enumerate(content["model"]["vocab"]) if piece == unknown),
+                0)
+  return _like_unigram(content, unk_id=unk_id, has_prefix=hf.settings.get("add_prefix_space", True))
+
+
+def _like_xlm_roberta(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
+  return _like_unigram(content, unk_id=3, has_prefix=hf.settings.get("add_prefix_space", True))
 
 
 def _like_xlnet(hf: hf_files.HfFiles, content: dict[str, Any]) -> fast_tokenizers.Tokenizer:
   return _like_unigram(
-      content, lowercase=hf.settings.get("do_lower_case", False), keep_accents=False,
+      content, _simplify(hf.settings.get("do_lower_case", False), keep_accents=False),
       unk_id=hf.settings.get("unk_id", 0), has_prefix=True)
 
 
-def _like_unigram(content: dict[str, Any], *, lowercase: bool, keep_accents: bool, unk_id: int,
-                  has_prefix: bool) -> fast_tokenizers.Tokenizer:
-  """Returns the steps of ALBERT and XLNet, without pieces.
-
-  Args:
-    content: content of tokenizer.json, whose table of characters the classes take.
-    lowercase: whether text is lower-cased.
-    keep_accents: whether text keeps its accents.
-    unk_id: id of the unknown piece.
-    has_prefix: whether a space is put before a word at the start of a text.
-  """
+def _simplify(lowercase: bool, keep_accents: bool) -> list[normalizers.Normalizer]:
+  """Returns the first steps of ALBERT and XLNet."""
   steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'),
                                          normalizers.Replace("''", '"')]
   if not keep_accents:
     steps += [normalizers.NFKD(), normalizers.StripAccents()]
-  if lowercase:
-    steps.append(normalizers.Lowercase())
+  return [*steps, normalizers.Lowercase()] if lowercase else steps
+
+
+def _like_unigram(content: dict[str, Any], first: Sequence[normalizers.Normalizer] = (), *,
+                  unk_id: int, has_prefix: bool) -> fast_tokenizers.Tokenizer:
+  """Returns the steps of ALBERT, XLNet and XLM-RoBERTa.
+
+  Args:
+    content: content of tokenizer.json, whose pieces and table of characters the classes take.
+    first: steps before the table of characters.
+    unk_id: id of the unknown piece.
+    has_prefix: whether a space is put before a word at the start of a text.
+  """
   normalizer = content.get("normalizer") or {}
+  steps = [*first]
   steps += [normalizers.Precompiled(base64.b64decode(step["precompiled_charsmap"]))
             for step in normalizer.get("normalizers", [normalizer])
             if step.get("type") == "Precompiled"]
@@ -376,9 +422,13 @@ def _like_unigram(content: dict[str, Any], *, lowercase: bool, keep_accents: boo
 _Maker = Callable[[hf_files.HfFiles, dict[str, Any]], fast_tokenizers.Tokenizer]
 _PIPELINES: dict[str, tuple[str, _Maker]] = {
     "AlbertTokenizer": ("Unigram", _like_albert),
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"),
-                    ("WordPiece", _like_bert)),
+    "CamembertTokenizer": ("Unigram", _like_camembert),
+    **dict.fromkeys((
+        "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "LayoutLMTokenizer",
+        "LxmertTokenizer", "MPNetTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"),
+        ("WordPiece", _like_bert)),
     **dict.fromkeys(("GPT2Tokenizer", *reading.ROBERTA_CLASSES), ("BPE", _like_gpt2)),
     "OpenAIGPTTokenizer": ("BPE", _like_gpt1),
+    "XLMRobertaTokenizer": ("Unigram", _like_xlm_roberta),
     "XLNetTokenizer": ("Unigram", _like_xlnet),
 }

@@ -88,16 +88,20 @@ def read_layers(hf_config: Mapping[str, Any], own_key: int) -> dict[str, Any]:
           and all(isinstance(rope or {}, dict) for rope in ropes.values())):
     raise DataError(f"rope_parameters={ropes!r} in config.json: expected an object with "
                     f"no other keys than {' and '.join(_THETAS)}. Restore the file")
+  if hf_config.get("rope_scaling"):  # In older files.
+    raise DataError(f"rope_scaling={hf_config['rope_scaling']!r} in config.json: only positions "
+                    "without scaling are supported. Choose another model")
   for kind, (ours, former, default) in _THETAS.items():
     rope = ropes.get(kind) or {}
     theta = rope.get("rope_theta", hf_config.get(former, default))
     # In older files, null stands for the base of the global layers.
     theta = fields.get("rope_theta", default) if theta is None else theta
-    if (rope.get("rope_type", rope.get("type", "default")) != "default"
-        or hf_config.get("rope_scaling")
-        or type(theta) not in (int, float) or not theta >= 1):
-      raise DataError(f"rope_parameters.{kind}={rope or theta!r} in config.json: only a rope_theta "
-                      "of at least 1 without scaling is supported. Choose another model")
+    is_scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    if is_scaled or type(theta) not in (int, float) or not theta >= 1:
+      is_former = not is_scaled and "rope_theta" not in rope
+      named = f"{former}={theta!r}" if is_former else f"rope_parameters.{kind}={rope!r}"
+      raise DataError(f"{named} in config.json: only a rope_theta of at least 1 without scaling is "
+                      "supported. Choose another model")
     fields[ours] = float(theta)
   every = _read_pattern(hf_config)
   if every == 1 or (every and hf_config.get("num_hidden_layers", 22) == 1):  # No layer is local.

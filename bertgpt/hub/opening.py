@@ -34,7 +34,9 @@ from bertgpt.runs.trained import Trained
 # Classes of tokenizers that give all tokens the same segment. Only transformers 5 writes
 # TokenizersBackend, for tokenizers without a class of their own.
 _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
-    "DistilBertTokenizer", "GPT2Tokenizer", "MPNetTokenizer", "TokenizersBackend"}
+    "BarthezTokenizer", "BigBirdTokenizer", "CamembertTokenizer", "DistilBertTokenizer",
+    "GPT2Tokenizer", "GPTNeoXTokenizer", "LlamaTokenizer", "MBartTokenizer", "MPNetTokenizer",
+    "T5Tokenizer", "TokenizersBackend", "XLMRobertaTokenizer"}
 # Classes that number segments in transformers 4, but not in transformers 5.23.
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
@@ -155,9 +157,7 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
     converted = conversion.convert(tensors, hf_config)
     converted = submodels.add(converted, {
         name: (weights.find(folder / name), read_config(folder / name))
-        for name in converted.architecture.parts if any(
-            (folder / name / file).exists()
-            for file in ("config.json", weights.WEIGHTS, weights.INDEX))})
+        for name in converted.architecture.parts if _holds_model(folder / name)})
   converted, unused = keep_used_segments(converted, folder)  # Their errors name the folder.
   converted = take_row_length(converted, folder)
   rows = converted.fields["model.vocab_size"]
@@ -184,6 +184,15 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
                 tuple(filter(None, notes)), bos_id)
 
 
+def _holds_model(subfolder: pathlib.Path) -> bool:
+  """Returns whether there is a subfolder with a model, complete or not."""
+  if not subfolder.is_dir():
+    files.has_file(subfolder)  # Refuses a link to a missing folder.
+    return False
+  return any(files.has_file(subfolder / name)
+             for name in ("config.json", weights.WEIGHTS, weights.INDEX))
+
+
 @contextlib.contextmanager
 def name_folder(source: pathlib.Path, flag: str) -> Iterator[None]:
   """Puts a folder and its flag before the message of a DataError inside the context."""
@@ -202,7 +211,7 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
     DataError: there is no config.json, or it is damaged.
   """
   path = source / "config.json"
-  if not path.exists() and (inner := find_inner(source)):
+  if not files.has_file(path) and (inner := find_inner(source)):
     if len(inner) > 1:
       raise DataError(f"{path}: no such file. There are models in {', '.join(map(str, inner))}. "
                       "Give one of these folders")
@@ -349,6 +358,9 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
     # One name per layer: weight and bias belong together.
     names = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in converted.dropped))
     yield f"left out, because {converted.architecture.name} has no such head: {names}"
+  if converted.others:
+    names = ", ".join(f"{other}*" for other in converted.others)
+    yield f"left out, because they belong to another model in the same file: {names}"
   if spare:
     yield (f"the last {spare} of {rows} rows are left out, because the tokenizer has no token for "
            "them")
@@ -364,7 +376,7 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
     tokenizer: tokenizer of the model.
   """
   with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-    texts = files.parse_json((source / "sentence_bert_config.json").read_bytes())
+    texts = _parse(source / "sentence_bert_config.json")
     settings = hf_files.read_hf_files(source / "tokenizer.json").settings
     longest = texts.get("max_seq_length") or settings.get("model_max_length")
     if longest and longest < config.model.max_positions:
@@ -374,15 +386,15 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
     if texts.get("do_lower_case") is True and not np.array_equal(large, small):
       yield "this sentence encoder changes texts to lower case, bertgpt does not. Do it beforehand"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    prompts = files.parse_json((source / "config_sentence_transformers.json").read_bytes())
+    prompts = _parse(source / "config_sentence_transformers.json")
     if prompts["default_prompt_name"]:
       prompt = prompts["prompts"][prompts["default_prompt_name"]]
       yield f"this sentence encoder puts {prompt!r} before each text, bertgpt does not"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    for module in files.parse_json((source / "modules.json").read_bytes()):
+    for module in _parse(source / "modules.json"):
       kind, path = module["type"].rpartition(".")[2], module["path"]
       if kind == "Pooling":
-        pooling = files.parse_json((source / path / "config.json").read_bytes())
+        pooling = _parse(source / path / "config.json")
         modes = find_pooling(pooling)
         if modes not in ([], ["mean"]):
           advice = ". Use --layer cls of embed" if modes == ["cls"] else ""
@@ -391,6 +403,11 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
                  f"{advice}")
       elif kind not in ("Transformer", "Normalize"):
         yield f"left out: the module {kind} of this sentence encoder, in {path}"
+
+
+def _parse(path: pathlib.Path) -> Any:
+  files.has_file(path)  # Refuses a link to a missing file.
+  return files.parse_json(path.read_bytes())
 
 
 def find_pooling(settings: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ def add(converted: Converted, found: Found) -> Converted:
     DataError: see `conversion.convert`; or the models differ in a field that must be equal.
   """
   leaves, fields = trees.named_leaves(converted.params), dict(converted.fields)
-  fresh, dropped = converted.fresh, converted.dropped
+  fresh, dropped, others = converted.fresh, converted.dropped, converted.others
   for name, part in converted.architecture.parts.items():
     if name not in found:
       continue
@@ -45,6 +45,7 @@ def add(converted: Converted, found: Found) -> Converted:
     leaves |= trees.named_leaves(more.params)
     fields |= more.fields
     fresh, dropped = (*fresh, *more.fresh), (*dropped, *more.dropped)
+    others = (*others, *more.others)
   leaves, fields, drawn = converted.architecture.join(leaves, fields)
   return converted._replace(params=trees.nest(leaves), fields=fields, fresh=(*fresh, *drawn),
-                            dropped=dropped)
+                            dropped=dropped, others=others)

@@ -5,7 +5,6 @@ that only one tensor is in memory at a time.
 """
 
 import contextlib
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -79,13 +78,10 @@ def find(folder: pathlib.Path) -> Weights:
     DataError: there are no weights, or they cannot be read, or a file or an index is damaged; the
       message names the file and says what to do.
   """
-  if (folder / WEIGHTS).is_file():
+  if files.has_file(folder / WEIGHTS):
     return Weights(dict.fromkeys(names_in(folder / WEIGHTS), folder / WEIGHTS))
-  if (folder / INDEX).is_file():
+  if files.has_file(folder / INDEX):
     return Weights(read_index(folder))
-  if os.path.lexists(folder / WEIGHTS):
-    raise DataError(f"{folder / WEIGHTS}: is a folder, or a link to a missing file. Copy the model "
-                    "again")
   raise DataError(f"{folder / WEIGHTS}: no such file. {find_hint(folder)}")
 
 
@@ -97,7 +93,7 @@ def refuse_adapter(folder: pathlib.Path) -> None:
   Raises:
     DataError: it holds an adapter of peft.
   """
-  if (folder / ADAPTER).is_file():
+  if files.has_file(folder / ADAPTER):
     raise DataError(f"{folder / ADAPTER}: the folder holds an adapter, not a model. Merge it into "
                     "its model with merge_and_unload() of peft, and save the result with "
                     "save_pretrained()")

@@ -92,10 +92,17 @@ def test_all_unmet_requirements_are_listed_at_once():
   assert len(lines) == 4
 
 
+@pytest.mark.parametrize("dtype, length, kernel", [
+    ("bfloat16", 8192, "flash"), ("float32", 8192, "xla"), ("float32", 4096, "flash")])
+def test_flash_is_chosen_only_if_its_backward_pass_fits(dtype, length, kernel):
+  layer = BF16._replace(platform="tpu", dtype=dtype, length=length, dropout=0.1)
+  assert kernels.choose("auto", layer)[0] == kernel
+
+
 @pytest.mark.parametrize("attention, platform, length, problem", [
     ("splash", "tpu", 200, "multiple of 128 tokens per row, not 200"),
     ("splash", "gpu", 256, "a TPU"),
-    ("flash", "tpu", 16384, "at most 8192 tokens per row, not 16384"),
+    ("flash", "tpu", 16384, "at most 8192 tokens per row in bfloat16, not 16384"),
     ("cudnn", "cpu", 256, "a GPU")])
 def test_a_kernel_that_cannot_run_is_refused(attention, platform, length, problem):
   with pytest.raises(ConfigError, match=problem):

@@ -264,7 +264,7 @@ def test_tensors_that_do_not_fit_are_named(change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"model_type": "invented"}, "model_type='invented'"),
-    ({"model_type": None}, "model_type='None'"),
+    ({"model_type": None}, "config.json has no model_type. Add it"),
     ({"architectures": ["GPT2LMHeadModel"]}, "model_type='bert' but architectures=GPT2LMHeadModel"),
     ({"architectures": ["AlbertModel"]}, "model_type='bert' but architectures=AlbertModel"),
     ({"model_type": ["bert"]}, "model_type="),

@@ -1,15 +1,18 @@
 """ELECTRA's two folders: round trips, a missing folder, and a step as in PyTorch."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from differences import check_close, check_gradients
+from safetensors.numpy import save_file
 
 from bertgpt import models
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, submodels
+from bertgpt.hub import conversion, opening, submodels
 from bertgpt.models import Inputs, sampling
 from bertgpt.training import objectives
 from bertgpt.training.objectives import rtd
@@ -92,6 +95,18 @@ def test_a_discriminator_alone_gets_a_random_generator():
 def test_a_discriminator_has_no_output_table_that_could_be_untied():
   (tensors, settings), _ = there(*make())
   assert not conversion.convert(tensors, settings | {"tie_word_embeddings": False}).fresh
+
+
+@pytest.mark.parametrize("name", [
+    "generator", "generator/config.json", "generator/model.safetensors"])
+def test_a_generator_that_was_not_copied_is_not_drawn_at_random(name, tmp_path):
+  tensors, settings = there(*make())[0]
+  save_file(tensors, tmp_path / "model.safetensors")
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).symlink_to("missing")
+  with pytest.raises(DataError, match=f"{tmp_path / name}: is a folder, or a link to a missing"):
+    opening.open_folder(tmp_path, "--workdir")
 
 
 def test_the_random_generator_fits_any_width():

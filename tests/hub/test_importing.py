@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bertgpt import cli, files, trees
-from bertgpt.errors import UserError
+from bertgpt.errors import DataError, UserError
 from bertgpt.hub import importing, opening
 from bertgpt.runs import checkpoint
 
@@ -240,6 +240,15 @@ def test_a_sentence_encoder_says_what_it_does_with_texts(exported_bert, tmp_path
   assert len(found) == bool(note) and note in "".join(found)
 
 
+@pytest.mark.parametrize("name", [
+    "sentence_bert_config.json", "config_sentence_transformers.json", "modules.json"])
+def test_a_file_of_a_sentence_encoder_that_was_not_copied_is_named(exported_bert, tmp_path, name):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  (folder / name).symlink_to("../blobs/missing")
+  with pytest.raises(DataError, match=f"{folder / name}: is a folder, or a link to a missing file"):
+    opening.open_folder(folder, "--from")
+
+
 @pytest.mark.parametrize("longest, note", [(8, "cuts texts to 8 tokens, bertgpt to"),
                                            (10**30, "")])
 def test_a_sentence_encoder_may_leave_the_limit_to_its_tokenizer(exported_bert, tmp_path, longest,
@@ -257,6 +266,17 @@ def test_a_damaged_list_of_modules_is_not_read(exported_bert, tmp_path, content)
   folder = shutil.copytree(exported_bert, tmp_path / "model")
   (folder / "modules.json").write_text(content)
   assert not opening.open_folder(folder, "--from").notes
+
+
+def test_another_model_in_the_same_file_is_left_out_with_a_note(exported_bert, tmp_path):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  tensors = load_file(folder / "model.safetensors")
+  save_file(tensors | {f"ema.{name}": x + 1 for name, x in tensors.items()},
+            folder / "model.safetensors")
+  found, expected = (opening.open_folder(path, "--from") for path in (folder, exported_bert))
+  assert found.notes == ("left out, because they belong to another model in the same file: ema.*",)
+  leaves, expected = trees.named_leaves(found.params), trees.named_leaves(expected.params)
+  assert all(np.array_equal(leaves[path], x) for path, x in expected.items())
 
 
 # --------------------------------------------------------- folders in a bucket

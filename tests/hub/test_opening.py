@@ -352,6 +352,8 @@ def make_library(kind):
   """Returns a tokenizer of the library, with the steps that the classes of its kind have."""
   first = ["<unk>", "<pad>"] if kind == "xlnet" else ["<pad>", "<unk>"]
   special_tokens = [*first, "<s>", "</s>", "<mask>"]
+  if kind == "xlm-roberta":
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
   if kind.endswith("wordpiece"):
     library = pipelines.bert_pipeline({}, True, unknown="<unk>")
     library.model.max_input_chars_per_word = 400 if kind == "long wordpiece" else 100
@@ -371,10 +373,11 @@ def make_library(kind):
         sentence_iterator=iter(["the cat sees it"] * 9), model_writer=model, vocab_size=60,
         hard_vocab_limit=False, minloglevel=2)
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
-    library.normalizer = normalizers.Sequence([
+    first_steps = [] if kind == "xlm-roberta" else [
         normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
-        normalizers.StripAccents(), *[normalizers.Lowercase()] * (kind == "albert"),
-        normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)])
+        normalizers.StripAccents(), *[normalizers.Lowercase()] * (kind == "albert")]
+    library.normalizer = normalizers.Sequence([
+        *first_steps, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)])
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     library.decoder = decoders.Metaspace()
@@ -387,7 +390,9 @@ def make_library(kind):
 @pytest.mark.parametrize("model_type, kind, tokenizer_class, settings", [
     ("bert", "wordpiece", "BertTokenizer", {}), ("electra", "wordpiece", None, {}),
     ("bert", "long wordpiece", "BertTokenizer", {}), ("bert", "wordpiece", "TokenizersBackend", {}),
-    ("bert", "wordpiece", "DistilBertTokenizer", {}),
+    ("bert", "wordpiece", "DistilBertTokenizer", {}), ("bert", "wordpiece", "MPNetTokenizer", {}),
+    ("bert", "wordpiece", "MobileBertTokenizerFast", {}),
+    ("bert", "wordpiece", "ConvBertTokenizer", {}),
     ("electra", "wordpiece", "ElectraTokenizerFast", {}),
     ("roberta", "bpe", "RobertaTokenizerFast", {}), ("roberta", "bpe", "BartTokenizer", {}),
     ("gpt2", "bpe", None, {}), ("modernbert", "bpe", "PreTrainedTokenizerFast", {}),
@@ -396,6 +401,11 @@ def make_library(kind):
     ("albert", "albert", None, {"do_lower_case": None}),
     ("albert", "albert", None, {"add_prefix_space": False}),
     ("albert", "albert", "AlbertTokenizer", {"keep_accents": True}),
+    ("bert", "xlm-roberta", "XLMRobertaTokenizer", {}),
+    ("bert", "xlm-roberta", "XLMRobertaTokenizerFast", {"add_prefix_space": False}),
+    ("roberta", "xlm-roberta", "CamembertTokenizer", {}),
+    ("bert", "xlnet", "CamembertTokenizer", {}),
+    ("gpt2", "bpe", "LlamaTokenizerFast", {}),
     ("xlnet", "xlnet", "XLNetTokenizer", {}), ("xlnet", "xlnet", None, {"keep_accents": True}),
     ("xlnet", "albert", None, {"do_lower_case": True}),
     ("xlnet", "albert", None, {"do_lower_case": True, "unk_id": 1})])
@@ -418,6 +428,48 @@ def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, t
           for text, ids in zip(texts, ours.encode(texts), strict=True)]
   line = folder_tokenizer.describe_class(tmp_path, ours)
   assert bool(line) == (not all(same)), line
+
+
+@pytest.mark.parametrize("tokenizer_class", [
+    "BarthezTokenizer", "BigBirdTokenizer", "DebertaV2TokenizerFast", "LlamaTokenizer",
+    "MBartTokenizer", "RemBertTokenizer", "T5Tokenizer"])
+def test_a_class_that_is_not_compared_is_named(tokenizer_class, tmp_path):
+  make_library("xlm-roberta").save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
+  (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+  ours = folder_tokenizer.load_tokenizer(tmp_path, 400)
+  name = tokenizer_class.removesuffix("Fast")
+  assert folder_tokenizer.describe_class(tmp_path, ours) == (
+      f"tokenizer.json is used as it is. {name} of transformers 5 may give other tokens and marks")
+
+
+@pytest.mark.parametrize("template, settings, shown", [
+    ("<s>:0 $A:0 </s>:0 </s>:0 $B:0 </s>:0", {}, ""),
+    (ONE_SEPARATOR, {}, "for the texts 'a' and 'a', transformers gives the model <s> "),
+    ("<s>:0 $A:0 </s>:0 </s>:0 $B:0 </s>:0", {"bos_token": "<mask>"},
+     "for the text 'a', transformers gives the model <mask> ")])
+def test_marks_of_an_xlm_roberta_are_compared(template, settings, shown, tmp_path):
+  """Its class does not read the template in tokenizer.json."""
+  library = make_library("xlm-roberta")
+  specials = [(name, library.token_to_id(name)) for name in ("<s>", "</s>")]
+  library.post_processor = processors.TemplateProcessing("<s>:0 $A:0 </s>:0", template, specials)
+  make_theirs("BertModel", ENCODER).save_pretrained(tmp_path)
+  library.save(str(tmp_path / "tokenizer.json"))
+  roles = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "pad_token": "<pad>",
+           "bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "XLMRobertaTokenizer"}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(roles | settings))
+  opened = opening.open_folder(tmp_path, "--from")
+  found = [note[:len(shown)] for note in opened.notes if "gives the model" in note]
+  assert found == [shown][:bool(shown)]
+  tokenizer, theirs = opened.tokenizer, transformers.AutoTokenizer.from_pretrained(tmp_path)
+  ours = marks.of_encoder(tokenizer)
+  (ids,) = tokenizer.encode(["a"])
+  rows = [theirs("a"), theirs("a", "a")]
+  is_same = [row["input_ids"] for row in rows] == [ours.enclose(ids).tolist(),
+                                                   ours.enclose(ids, ids).tolist()]
+  assert is_same == (not shown)
+  assert not any("token_type_ids" in row for row in rows)
+  assert any("all segments" in note and "numbers none" in note for note in opened.notes)
 
 
 @pytest.mark.parametrize("specials, pad_id, is_refused", [

@@ -218,9 +218,12 @@ devices = topologies.open_topology("KIND:2x2").devices
 mesh = sharding.make_mesh(config, devices)
 rows = NamedSharding(mesh, P(("data", "fsdp")))
 with sharding.use_mesh(mesh, config):
-  for length, heads, causal, window, rate in (
-      (128, 12, False, None, 0.1), (1024, 2, True, 200, 0.1), (555, 3, False, None, 0.0)):
-    x = jax.ShapeDtypeStruct((8, length, heads, 64), "bfloat16", sharding=rows)
+  for length, heads, causal, window, rate, dtype in (
+      (128, 12, False, None, 0.1, "bfloat16"), (1024, 2, True, 200, 0.1, "bfloat16"),
+      (555, 3, False, None, 0.0, "bfloat16"),
+      # The longest rows that attention_kernels.py allows.
+      (8192, 1, False, None, 0.1, "bfloat16"), (4096, 1, False, None, 0.1, "float32")):
+    x = jax.ShapeDtypeStruct((8, length, heads, 64), dtype, sharding=rows)
     ids = jax.ShapeDtypeStruct((8, length), "int32", sharding=rows)
     program = t.compute.lower(x, x, x, x, ids, "flash", causal, window, rate).compile()
     text = program.as_text()

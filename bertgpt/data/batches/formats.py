@@ -63,7 +63,8 @@ def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
     config: a whole config.
     tokenizer: the tokenizer of the run.
   Raises:
-    ConfigError: special tokens are missing, which the message names, or pieces are not words.
+    ConfigError: special tokens are missing, which the message names, pieces are not words, or the
+      unknown word is not predicted.
   """
   needs = choices.OBJECTIVES[config.objective.name].needs
   lacking = [name for name in needs if getattr(tokenizer, f"{name}_id") < 0]
@@ -74,6 +75,10 @@ def check_tokenizer(config: ConfigDict, tokenizer: "Tokenizer") -> None:
   if families.find(config).reads_words and not tokenizer.has_words:
     raise ConfigError(f"model.family={config.model.family!r} reads whole words, but the tokenizer "
                       f"({tokenizer.kind}) cuts them into pieces. Set tokenizer.kind='words'")
+  if 0 < config.model.target_words <= tokenizer.unk_id:
+    raise ConfigError(f"model.target_words={config.model.target_words}: words that are not among "
+                      f"them are predicted as the unknown word, whose id is {tokenizer.unk_id}. "
+                      f"Set it to more than {tokenizer.unk_id}, or to 0 for all words")
 
 
 def make_layout(tokenizer: "Tokenizer", config: ConfigDict, seq_len: int) -> Layout:

@@ -119,7 +119,7 @@ def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
     file: the tokenizer's file.
     is_saved: see `tokenizers.load_tokenizer`.
   Raises:
-    DataError: one of them is damaged; the message names it.
+    DataError: one of them is damaged, or a link to a missing file; the message names it.
   """
   folder = file.parent
   settings, special, added = (_read(folder / name) for name in (CONFIG, SPECIALS, ADDED))
@@ -200,11 +200,13 @@ def _listed(tokens: Any) -> list[Any]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  return files.read_json(path, _REMEDY) if path.is_file() else {}
+  return files.read_json(path, _REMEDY) if files.has_file(path) else {}
 
 
 def _read_model_config(folder: pathlib.Path) -> dict[str, Any]:
   """Returns config.json, or {} if it does not describe a model of transformers."""
+  if not files.has_file(folder / MODEL):
+    return {}
   try:
     return files.read_json(folder / MODEL, _REMEDY)
   except (DataError, OSError):

@@ -95,10 +95,10 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     DataError: there is no tokenizer at `path`, or one that cannot be used; the message names the
       file.
   """
-  candidates = [path] if path.is_file() else [path / name for name in _FILE_NAMES]
+  candidates = [path / name for name in _FILE_NAMES] if path.is_dir() else [path]
   for file in candidates:
     reader = next((read for ending, read in _READERS.items() if file.name.endswith(ending)), None)
-    if not file.is_file() or not reader:
+    if not files.has_file(file) or not reader:
       continue
     try:
       if re.match(files.LFS_POINTER, file.read_bytes()[:64]):
@@ -279,7 +279,7 @@ def _read_sentencepiece(file: pathlib.Path, hf: HfFiles, lowercase: bool | None)
   if not data:  # The library would accept it as a model.
     raise ValueError("the file is empty")
   # If there is a tokenizer.json too, the files of transformers describe that conversion.
-  if not file.with_name("tokenizer.json").is_file():
+  if not files.has_file(file.with_name("tokenizer.json")):
     if not hf.tokenizer_class and hf.model_type in _UNIGRAM_TYPES:
       raise DataError(f"{file}: the model_type in {hf_files.MODEL} is {hf.model_type}, whose "
                       f"{hf.used_class} tokenizes differently. {_SAVE_AGAIN}")
@@ -382,7 +382,7 @@ def _read_bpe(file: pathlib.Path, hf: HfFiles, lowercase: bool | None, ending: s
               merges_ending: str) -> _Content:
   del lowercase  # GPT-2 keeps the case, GPT-1 does not.
   merges_file = file.with_name(file.name.removesuffix(ending) + merges_ending)
-  if not merges_file.is_file():
+  if not files.has_file(merges_file):
     raise DataError(f"{file}: the merges are missing. Put {merges_file.name} into the same folder")
   vocabulary = files.read_json(file, f"Give {FORMS}")
   merges = merges_lib.read(merges_file)

@@ -1,7 +1,9 @@
 """bertgpt.data.batches: BERT's algorithm against a plain copy of it, and tokens per epoch."""
 
+import contextlib
 import inspect
 import random
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.batches import pairs as pairs_lib
 from bertgpt.data.batches import parts as parts_lib
 from bertgpt.data.batches.windows import divide, ranges
-from bertgpt.errors import DataError
+from bertgpt.errors import ConfigError, DataError
 
 CORPORA = {
     "ordinary": random_corpus(40, 12, 15),
@@ -51,6 +53,18 @@ def test_only_formats_whose_rows_continue_rows_are_planned_in_streams(objective)
   plan = formats.find(make_config(objective)).plan
   assert (("num_streams" in inspect.signature(plan).parameters)
           == choices.OBJECTIVES[objective].continues_rows)
+
+
+@pytest.mark.parametrize("target_words, refused", [(0, False), (1, True), (2, False)])
+def test_the_unknown_word_is_among_those_that_are_predicted(target_words, refused):
+  """The others are predicted as it."""
+  config = make_config("bilm")
+  config.model.update(family="elmo", target_words=target_words)
+  tokenizer = types.SimpleNamespace(kind="words", has_words=True, pad_id=0, unk_id=1,
+                                    cls_id=2, sep_id=3)
+  with (pytest.raises(ConfigError, match="model.target_words=1: .* Set it to more than 1")
+        if refused else contextlib.nullcontext()):
+    formats.check_tokenizer(config, tokenizer)
 
 
 # ------------------------------------------------------ the published loop

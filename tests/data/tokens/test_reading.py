@@ -302,6 +302,28 @@ def test_a_folder_with_a_model_of_another_name_says_how_to_convert_it(tmp_path):
     tokenizers.load_tokenizer(tmp_path / "none")
 
 
+@pytest.mark.parametrize("write, name", [
+    *((write_vocabulary, name) for name in (
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+        "tokenizer.json", "tokenizer.model")),
+    (write_sentencepiece, "tokenizer.json")])
+@pytest.mark.parametrize("make", [pathlib.Path.mkdir, lambda path: path.symlink_to("../missing")])
+def test_a_link_to_a_missing_file_is_not_taken_for_no_file(write, name, make, tmp_path):
+  """Without its files, a tokenizer would give other ids."""
+  write(tmp_path)
+  tokenizers.load_tokenizer(tmp_path)
+  make(tmp_path / name)
+  message = f"{tmp_path / name}: is a folder, or a link to a missing file. Copy the folder again"
+  with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_link_that_is_given_as_the_tokenizer_is_named(tmp_path):
+  (tmp_path / "tokenizer.json").symlink_to("missing")
+  with pytest.raises(DataError, match="tokenizer.json: is a folder, or a link to a missing file"):
+    tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+
+
 def test_the_unknown_piece_of_sentencepiece_may_have_any_name(tmp_path):
   write_sentencepiece(tmp_path, unk_piece="<?>")
   ours = tokenizers.load_tokenizer(tmp_path)
