@@ -325,5 +325,5 @@ class Twin:
     self.model.load_state_dict(state["model"])
     self._optimizer.load(state["optimizer"])
     torch.set_rng_state(state["random"].cpu())
-    torch.cuda.set_rng_state_all([x.cpu() for x in state["random_of_gpus"]])
+    torch.cuda.set_rng_state_all([x.cpu() for x in state.get("random_of_gpus", ())])
     self.done, self.seconds, self.curve = (state[name] for name in ("done", "seconds", "curve"))

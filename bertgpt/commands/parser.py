@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
     unknown = self._find_unknown()
     if unknown:  # A flag that seems to be missing may be misspelled.
       message = self.describe_unknown(unknown[0])
-    raise ConfigError(f"{message}. See {self.prog} --help")
+    end = "" if message.endswith("?") else "."
+    raise ConfigError(f"{message}{end} See {self.prog} --help")
 
   def describe_unknown(self, flag: str) -> str:
     """Returns a message about an unknown flag, with the closest known one if there is any."""
@@ -49,12 +50,14 @@ class Parser(argparse.ArgumentParser):
              if name.startswith("--")]
     close = (self._find_fields(flag)
              or difflib.get_close_matches(flag.split("=")[0], known, n=1))
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    if not flag.startswith("-"):
-      hint = "Put a value with spaces in quotes. "
+    sentences = [f"unknown argument {flag}."]
+    if close:
+      sentences.append(f"Did you mean {' or '.join(close)}?")
+    elif not flag.startswith("-"):
+      sentences.append("Put a value with spaces in quotes.")
     if self.get_default("takes_fields"):
-      hint += "Config fields are given as --config.FIELD=VALUE. "
-    return f"unknown argument {flag}. {hint}".removesuffix(". ")
+      sentences.append("Config fields are given as --config.FIELD=VALUE.")
+    return " ".join(sentences).removesuffix(".")
 
   def _find_fields(self, flag: str) -> list[str]:
     """Returns --config.FIELD=VALUE for the config fields that an unknown flag may stand for."""

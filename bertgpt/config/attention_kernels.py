@@ -26,9 +26,9 @@ CAPABILITY = 8.0
 # For flash, rows are padded to a multiple of this number of tokens; see flash_attention.py.
 FLASH_TILE = 128
 
-# Bytes of a row of numbers up to which all queries and keys of a head fit the VMEM of a TPU, in the
-# backward pass too: 8,192 tokens in bfloat16, 4,096 in float32. See flash_tpu.py.
-FLASH_LONGEST_BYTES = 2**14
+# Tokens per row up to which all queries and keys of a head fit the VMEM of a TPU, in the backward
+# pass too; see flash_tpu.py.
+FLASH_LONGEST = {"float32": 4096, "bfloat16": 8192, "float16": 8192}
 
 
 class Layer(NamedTuple):
@@ -147,7 +147,7 @@ def obstacles(kernel: str, layer: Layer) -> list[str]:
     layer: the layer; without a platform, the checks of the platform are skipped.
   """
   platform, dtype, length, head_width, dropout = layer[:5]
-  longest = FLASH_LONGEST_BYTES // (4 if dtype == "float32" else 2)
+  longest = FLASH_LONGEST[dtype]
   no_dropout = (dropout == 0, f"model.attention_dropout=0.0, not {dropout}")
   new_gpu = (platform != "gpu" or not 0 < layer.capability < CAPABILITY,
              f"a GPU of compute capability {CAPABILITY}, not {layer.capability}")

@@ -350,10 +350,12 @@ def end_together() -> Iterator[None]:
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     store.client.key_value_set(f"{HOSTS}{store.index}", socket.gethostname())
   is_over = threading.Event()
-  (watcher := threading.Thread(target=_watch, args=(store, is_over), daemon=True)).start()
-  farewell = functools.partial(_announce_in_time, store)
+  watcher = threading.Thread(target=_watch, args=(store, is_over), daemon=True)
+  watcher.start()
+  farewell = lambda error, patience: _within(
+      patience + 2 * NOTICE_S, functools.partial(_announce, store, error, patience))
   try:
-    with watchdog.telling(lambda reason: farewell(RuntimeError(reason), FAREWELL_TO_LOST_S)):
+    with watchdog.telling(lambda reason: farewell(RuntimeError(reason), FAREWELL_S)):
       yield
   except BaseException as e:
     is_over.set()
@@ -416,10 +418,6 @@ def _announce(store: _Store, error: BaseException, patience: float) -> errors.Us
   _confirm(store)  # Process 0 may end now, and JAX with it.
   _wait_for_confirmations(store, patience)
   return cause
-
-
-def _announce_in_time(store: _Store, error: BaseException, patience: float) -> Any:
-  return _within(patience + 2 * NOTICE_S, functools.partial(_announce, store, error, patience))
 
 
 def _confirm(store: _Store) -> None:

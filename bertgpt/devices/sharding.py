@@ -64,9 +64,9 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
                       f"the network between {num_slices} slices. Choose values whose product "
                       "fits in one slice")
   if num_slices > 1 and not fits:
-    # `jax.make_mesh` refuses several nodes. Their devices follow each other, node by node.
+    # A hybrid mesh needs whole models in every node. The devices follow each other, node by node.
     return Mesh(np.reshape(devices, shape), MESH_AXES, axis_types=kinds)
-  # `jax.make_mesh` splits sides of a slice on v5e only: it refuses fsdp=8 on v5p:4x4x4.
+  # Without leave to split the sides of a slice, JAX refuses fsdp=8 on v5p:4x4x4, for example.
   if num_slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
         (shape[0] // num_slices, fsdp, tensor), (num_slices, 1, 1), devices,

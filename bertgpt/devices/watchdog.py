@@ -40,7 +40,7 @@ def telling(tell: Callable[[str], object]) -> Iterator[None]:
   """Calls a function before the process is ended inside the context, to tell its peers.
 
   Args:
-    tell: tell(reason) is called from another thread, and must return within seconds.
+    tell: tell(reason) is called from another thread, and must return within about a minute.
   """
   global _tell
   _tell = tell

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Sequence
 from bertgpt.errors import DataError
 from bertgpt.hub.architecture import Architecture
 
-TOKEN_TABLE = "embeddings/token/embedding"
+_TOKEN_TABLE = "embeddings/token/embedding"
 # Ends of the names of tensors that are not parameters, which some `transformers` versions stored.
-BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
+_BUFFERS = (".position_ids", ".token_type_ids", ".attn.bias", ".attn.masked_bias")
 # What PyTorch's wrappers of a layer add to the names: torch.compile, FSDP, checkpoint_wrapper.
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -48,7 +48,7 @@ def rename(own_names: Iterable[str], candidates: Sequence[Architecture], heads: 
       name = name.removeprefix(outer)
       if not (own_prefix or name in known or name.startswith(other_heads)):
         name = prefix + name  # As in the published GPT-2.
-    if name.endswith(BUFFERS):
+    if name.endswith(_BUFFERS):
       continue
     if (other := names.setdefault(name, own_name)) != own_name:
       raise DataError(f"the tensors {other} and {own_name} are the same parameter. Remove one of "
@@ -63,7 +63,7 @@ def _find_prefixes(names: Iterable[str], architecture: Architecture
   Some programs put an additional name before all names, as in 'module.bert.embeddings'. Of several
   models, such as a model and its moving average, the one without an additional name is taken.
   """
-  (table,) = {rule.theirs for rule in architecture.rules if rule.ours.endswith(TOKEN_TABLE)}
+  (table,) = {rule.theirs for rule in architecture.rules if rule.ours.endswith(_TOKEN_TABLE)}
   prefix, end = architecture.prefix, table.removeprefix(architecture.prefix)
   found = list(dict.fromkeys(
       name.removesuffix(end) for name in names if f".{name}".endswith(f".{end}")))
@@ -77,5 +77,14 @@ def _find_prefixes(names: Iterable[str], architecture: Architecture
                     "need with transformers, and save it alone with save_pretrained()")
   # If both are there, the error about a tensor without a place names one of them.
   own_prefix = plain[0] if len(plain) == 1 else prefix
-  others = tuple(other.removesuffix(prefix) for other in found if other not in plain)
-  return own_prefix, "", others
+  others = (other for other in found if other not in plain)
+  return own_prefix, "", tuple(_additional_name(other, prefix) for other in others)
+
+
+def _additional_name(own_prefix: str, prefix: str) -> str:
+  """Returns 'ema.' for 'ema.bert.': the heads of another model have it too.
+
+  A prefix such as 'cbert.' or 'bert.bert.' is returned as it is.
+  """
+  name = own_prefix.removesuffix(prefix)
+  return name if name.endswith(".") and name != prefix else own_prefix

@@ -26,6 +26,7 @@ from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import hardware, sharding
+from bertgpt.errors import ConfigError
 from bertgpt.planning import collectives, roofline, vocabulary_size
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import steps
@@ -232,6 +233,7 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
   Returns:
     The compiled step. If the program does not fit, `overflow` is set; this is not an error.
   Raises:
+    ConfigError: a kernel does not fit the fast memory of the chip.
     jax.errors.JaxRuntimeError: the compiler fails for a reason other than memory.
   """
   config, phase = lowered.config, lowered.config.phases[lowered.phase_index]
@@ -240,8 +242,10 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
   try:
     compiled = lowered.program.compile(compiler_options=COMPILER_OPTIONS[platform])
   except jax.errors.JaxRuntimeError as e:
-    # A kernel that does not fit the chip's fast memory (VMEM) is a fault, not a choice of sizes.
-    if "RESOURCE_EXHAUSTED" not in str(e) or "memory space vmem" in str(e):
+    if "memory space vmem" in str(e):  # The fast memory of a core, which a kernel fills.
+      raise ConfigError(f"model.attention={config.model.attention!r}: a kernel does not fit the "
+                        "VMEM of this chip. Set model.attention='xla', or use shorter rows") from e
+    if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     return answer(None, None, parse_overflow(str(e), sum(lowered.state_bytes)))
   # In a loop over layers, a conditional chooses between attention to all keys and to near ones.

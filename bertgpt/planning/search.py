@@ -9,6 +9,7 @@ are worth compiling; they are compiled and predicted like the plan itself.
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from bertgpt.config import (
     rematerialization,
 )
 from bertgpt.config.overrides import set_field
+from bertgpt.errors import ConfigError
 from bertgpt.models import cross_entropy
 from bertgpt.planning import aot
 from bertgpt.planning.aot import CompiledStep, PhasePlan
@@ -88,7 +90,8 @@ def search(step: CompiledStep, topology: Topology) -> list[RankedVariant]:
                  for overrides, config in choose_variants(step, topology)}
     for done in tqdm.tqdm(concurrent.futures.as_completed(compiling), "search", len(compiling),
                           file=sys.stderr):
-      ranked.append(RankedVariant(compiling[done], aot.predict(done.result(), topology)))
+      with contextlib.suppress(ConfigError):  # It has a kernel that does not fit the chip.
+        ranked.append(RankedVariant(compiling[done], aot.predict(done.result(), topology)))
   return sorted(ranked, key=lambda r: (not r.plan.fits, r.plan.step_seconds if r.plan.fits else 0,
                                        r.overrides))
 

@@ -353,7 +353,8 @@ def _committed_manifests(root: pathlib.Path) -> dict[int, dict[str, Any]]:
 
   steps = find_steps(root)
   found = files.in_parallel(read, steps) if files.is_remote(root) else map(read, steps)
-  return {step: manifest for step, manifest in zip(steps, found, strict=True) if manifest}
+  return {step: manifest for step, manifest in zip(steps, found, strict=True)
+          if manifest is not None}
 
 
 def verify(path: pathlib.Path) -> dict[str, Any]:

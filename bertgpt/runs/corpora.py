@@ -96,7 +96,7 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   if not identity or config.data.corpus:
     return None
   is_it = lambda path: is_corpus(path) and file_checks.identify(read_manifest(path)) == identity
-  reason = "has changed since the run began"
+  reason = "has changed since the run began, or an earlier version identified it in another way"
   try:
     _, path = prepare.find_prepared(config, resumes=True)
     if path and is_it(path):

@@ -59,6 +59,16 @@ def test_of_several_models_the_one_with_the_names_of_transformers_is_read(family
     assert rename(family, mixed) == (dict(zip(names, own, strict=True)), (other,))
 
 
+@pytest.mark.parametrize("other", ["c", "model."])
+def test_the_heads_of_the_model_stay_if_another_one_begins_alike(family, names, other):
+  """With 'cbert.' next to 'bert.', not all names that begin with 'c' are the other model's."""
+  prefix = TABLES[family].partition(".")[0] + "."
+  other = prefix if other == "model." else other
+  table = other + TABLES[family]
+  own, others = rename(family, [*names, table])
+  assert own == {name: name for name in names} and table.startswith(others)
+
+
 def test_several_models_with_additional_names_are_named(family, names):
   own = [f"{outer}.{name}" for outer in ("discriminator", "generator") for name in names]
   prefix = TABLES[family].partition(".")[0]

@@ -218,12 +218,13 @@ devices = topologies.open_topology("KIND:2x2").devices
 mesh = sharding.make_mesh(config, devices)
 rows = NamedSharding(mesh, P(("data", "fsdp")))
 with sharding.use_mesh(mesh, config):
-  for length, heads, causal, window, rate, dtype in (
-      (128, 12, False, None, 0.1, "bfloat16"), (1024, 2, True, 200, 0.1, "bfloat16"),
-      (555, 3, False, None, 0.0, "bfloat16"),
+  for length, heads, width, causal, window, rate, dtype in (
+      (128, 12, 64, False, None, 0.1, "bfloat16"), (1024, 2, 64, True, 200, 0.1, "bfloat16"),
+      (555, 3, 64, False, None, 0.0, "bfloat16"),
       # The longest rows that attention_kernels.py allows.
-      (8192, 1, False, None, 0.1, "bfloat16"), (4096, 1, False, None, 0.1, "float32")):
-    x = jax.ShapeDtypeStruct((8, length, heads, 64), dtype, sharding=rows)
+      (8192, 1, 128, False, None, 0.1, "bfloat16"), (4096, 1, 128, False, None, 0.1, "float32"),
+      (4096, 1, 64, False, None, 0.1, "float32")):
+    x = jax.ShapeDtypeStruct((8, length, heads, width), dtype, sharding=rows)
     ids = jax.ShapeDtypeStruct((8, length), "int32", sharding=rows)
     program = t.compute.lower(x, x, x, x, ids, "flash", causal, window, rate).compile()
     text = program.as_text()

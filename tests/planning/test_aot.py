@@ -13,6 +13,7 @@ from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import formats, parts
+from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, topologies
 from bertgpt.training import objectives, steps
 
@@ -107,6 +108,18 @@ def test_memory_adds_up_to_what_the_compiler_says():
 def test_messages_of_a_full_memory(message, needed, available):
   overflow = aot.parse_overflow(message, state_bytes=2**30)
   assert (overflow.needed, overflow.available) == (needed, available)
+
+
+def test_a_kernel_that_does_not_fit_the_fast_memory_is_named():
+  def compile(compiler_options):
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom: Ran out of memory in memory space "
+        "vmem while allocating on stack for %flash_attention_backward")
+
+  program = types.SimpleNamespace(compile=compile)
+  lowered = aot.LoweredStep(tiny.make_config(), 0, program, None, aot.StateBytes(1, 2))
+  with pytest.raises(ConfigError, match="VMEM of this chip. Set model.attention='xla'"):
+    aot.compile_step(lowered, "tpu")
 
 
 def test_equal_phases_share_a_program_and_times_add_up():

@@ -36,7 +36,7 @@ from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError, DataError
 
 # Versions of what an encoded part holds, and of samples and tokenizers.
-PART_VERSION, TRAINING_VERSION = 2, 1
+PART_VERSION, TRAINING_VERSION = 3, 1
 ENCODED, SAMPLE, TOKENIZER = "part", "sample", "tokenizer"  # What OUT.parts holds.
 INFO = "part.json"
 SAMPLE_FILE = "documents.jsonl"

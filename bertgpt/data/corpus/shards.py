@@ -21,12 +21,14 @@ from bertgpt.files import bucket
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 4096
 
-# Open files that are left for everything else: other splits, checkpoints, sockets, libraries.
+# Open files that are left for everything else: checkpoints, sockets, libraries.
 _OTHER_FILES = 512
-# array_record raises RuntimeError for every problem; its text ends with that of the system.
-_STORAGE_PROBLEMS = tuple(map(os.strerror, (
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENODEV, errno.ENOTCONN,
-    errno.EMFILE, errno.ENFILE, errno.ENOMEM)))
+# array_record raises RuntimeError for every problem; its text has that of the system. What to do.
+_REMEDIES = {os.strerror(number): "Check the storage" for number in (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENODEV, errno.ENOTCONN)}
+_REMEDIES |= dict.fromkeys(map(os.strerror, (errno.EMFILE, errno.ENFILE)),
+                           "Raise the limit of open files (ulimit -n)")
+_REMEDIES[os.strerror(errno.ENOMEM)] = "Free memory of the host"
 
 Decoded = TypeVar("Decoded")
 
@@ -80,7 +82,8 @@ class Shards:
     try:
       return self._open(shard).read(at)
     except RuntimeError:
-      self._open.cache_clear()  # A reader that has failed once fails forever.
+      # A reader that has failed once fails forever. Training ends anyway, so all may be closed.
+      self._open.cache_clear()
       raise
 
   def _read_remotely(self, shards: np.ndarray, documents: np.ndarray, decode: Callable) -> list:
@@ -139,17 +142,20 @@ def _explaining(path: pathlib.Path) -> Iterator[None]:
   except (IndexError, OSError, RuntimeError, ValueError) as e:
     files.raise_if_unanswered(e)
     if problem := _find_problem(path, str(e)):
-      raise StorageError(f"{path}: cannot be read ({problem}). Check the storage, then run the "
-                         "same command again") from e
+      remedy = _REMEDIES.get(problem, "Check the storage")
+      raise StorageError(f"{path}: cannot be read ({problem}). {remedy}, then run the same command "
+                         "again") from e
     raise DataError(f"{path}: damaged ({one_line(e)}). Delete the corpus and prepare it again"
                     ) from e
 
 
 def _find_problem(path: pathlib.Path, error: str) -> str | None:
-  """Returns what is wrong with the storage of a shard that cannot be read; None: nothing."""
+  """Returns why a shard cannot be read, if not because of its content; otherwise None."""
   if not files.is_remote(path):
     try:
       path.open("rb").close()
+    except FileNotFoundError as e:  # A single file that is missing is a damaged corpus.
+      return None if path.parent.is_dir() else e.strerror
     except OSError as e:
       return e.strerror
-  return next((text for text in _STORAGE_PROBLEMS if text in error), None)
+  return next((text for text in _REMEDIES if text in error), None)

@@ -88,7 +88,8 @@ def read_states(found: dict[str, Any]) -> dict[str, Any]:
   states: dict[str, Any] = dict.fromkeys(found)
   for path, info in found.items():
     with contextlib.suppress(FileNotFoundError):
-      states[path] = info.digest if info else _state(path)
+      # Not the inode and ctime: permissions and links may change while a part is read.
+      states[path] = info.digest if info else _state(path)[0:3:2]
   return states
 
 

@@ -25,7 +25,7 @@ _PROBE = "A z.B. B. A bzw. B. A esim. B. A κ. B."
 # many quotes that are not closed. So a longer line is given to it in windows. If it has quotes
 # whose opening and closing marks are the same, it must be much longer: sentencex counts those in
 # the whole line, so windows may give other sentences.
-_LONG_LINE, _LONG_QUOTING_LINE = 20_000, 1 << 16
+_LONG_LINE, _LONG_LINE_WITH_QUOTES = 20_000, 1 << 16
 _WINDOW, _LARGEST_WINDOW = 1 << 13, 1 << 15
 _AHEAD = 1 << 8  # Characters after a mark that decide whether it ends a sentence, and a margin.
 _SAME_QUOTES = ("'\"`\N{SINGLE LOW-9 QUOTATION MARK}\N{SINGLE HIGH-REVERSED-9 QUOTATION MARK}"
@@ -172,11 +172,11 @@ def _split(line: str, language: str) -> Iterator[int]:
   For a long line, these are the ends in windows that begin at the end of a sentence. A window is
   followed by all marks that close quotes and brackets in the rest of the line. So no sentence ends
   in a quote that is open at the end of the window; then the next window begins before the quote.
-  A quote that is longer than the largest window is no quote: sentences end in it. If a
-  mark that opens and closes quotes is in a window an odd number of times, another one follows.
+  A quote that is longer than the largest window is no quote: sentences end in it. If a mark that
+  opens and closes quotes is in a window an odd number of times, another one follows.
   """
   same = [mark for mark in _SAME_QUOTES if mark in line]
-  if len(line) <= (_LONG_QUOTING_LINE if same else _LONG_LINE):
+  if len(line) <= (_LONG_LINE_WITH_QUOTES if same else _LONG_LINE):
     yield from _split_window(line, language)
     return
   last = {mark: line.rfind(mark) for mark in _CLOSING}

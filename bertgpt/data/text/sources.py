@@ -409,7 +409,7 @@ def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
   for name, split in sorted(info.splits.items()):
     yield f"{info.full_name} {name} {split.num_examples} {split.num_bytes} {split.shard_lengths}"
   # A dataset that is prepared again may have other texts with the same sizes.
-  yield from hash_files(find_files(source)).values()
+  yield from filter(None, hash_files(find_files(source)).values())
 
 
 def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:

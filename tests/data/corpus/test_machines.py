@@ -219,6 +219,20 @@ def test_a_file_that_changes_while_a_part_reads_it_is_noticed(tmp_path, monkeypa
   assert machines.part_path(tmp_path / "c", part).exists() != is_noticed
 
 
+@pytest.mark.parametrize("act", [lambda path: path.chmod(0o600),
+                                 lambda path: os.link(path, path.with_suffix(".bak"))])
+def test_a_file_whose_text_stays_may_be_touched_while_a_part_reads_it(tmp_path, monkeypatch, act):
+  write_text(tmp_path / "a.txt", 20)
+  config, encode_source = make_config(tmp_path, f"text:{tmp_path}/a.txt"), prepare.encode_source
+
+  def act_and_encode(*args):
+    act(tmp_path / "a.txt")
+    return encode_source(*args)
+
+  monkeypatch.setattr(prepare, "encode_source", act_and_encode)
+  assert machines.prepare_part(config, tmp_path / "c", Part(0, 1)).is_dir()
+
+
 @pytest.mark.parametrize("act", [
     lambda config, out: machines.prepare_part(config, out, Part(0, 2)),
     lambda config, out: machines.merge(config, out)])

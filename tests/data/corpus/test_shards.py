@@ -1,5 +1,6 @@
 """bertgpt.data.corpus.shards: many shards under a limit of open files, storages that fail."""
 
+import concurrent.futures
 import os
 import resource
 import subprocess
@@ -54,6 +55,8 @@ print(len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFIL
 @pytest.mark.parametrize(("highest", "is_enough"), [(4096, True), (60, False)])
 def test_more_shards_than_files_may_be_open(tmp_path, highest, is_enough):
   """The limit is raised; if the system does not let it, some shards are closed and opened again."""
+  if (own := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) != -1 and own < highest:
+    pytest.skip(f"this process may open {own} files only")
   write_shards(tmp_path, 100)
   result = subprocess.run([sys.executable, "-c", READ_ALL, os.fspath(tmp_path), "100",
                            str(highest)], capture_output=True, text=True, check=True)
@@ -78,19 +81,13 @@ def test_the_limit_of_open_files(monkeypatch, limit, number, raised, num_open):
 def test_threads_share_shards(tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "allow_files", lambda number: 8)
   opened = shards.Shards(tmp_path, write_shards(tmp_path, 20), None)
-  wrong = []
 
   def read(seed):
-    for document in np.random.default_rng(seed).integers(0, 60, (40, 5)):
-      if opened.read(document, decode) != document.tolist():
-        wrong.append(document)
+    batches = np.random.default_rng(seed).integers(0, 60, (40, 5))
+    return [opened.read(batch, decode) for batch in batches] == batches.tolist()
 
-  threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert all(pool.map(read, range(4)))
 
 
 def test_a_storage_that_fails_is_not_called_damage(tmp_path):
