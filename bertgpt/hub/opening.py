@@ -24,7 +24,7 @@ from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, reading, tokenizers
 from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
+from bertgpt.hub import conversion, elmo, folder_tokenizer, same_ids, submodels, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.hub.family_tables import find_candidates
 from bertgpt.runs import corpora, folder_kinds
@@ -177,11 +177,15 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
     config = make_config(converted, tokenizer)
   template = folder_tokenizer.apply_template(folder, tokenizer)
   bos_id = folder_tokenizer.find_beginning(template, config, tokenizer)
+  can_fill = families.find(config).can("fill") and set(converted.fresh).isdisjoint(
+      families.HEADS_OF_ABILITY["fill"])
   notes = (unused, ends, *describe(converted, spare, rows),
            *describe_modules(folder, find_root(folder, source), config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
            folder_tokenizer.describe_conversion(folder, tokenizer),
-           folder_tokenizer.describe_class(folder, tokenizer), tokenizer.note)
+           folder_tokenizer.describe_class(folder, tokenizer),
+           same_ids.describe_masks(folder, tokenizer) if can_fill else "",
+           tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(filter(None, notes)), bos_id)
 
