@@ -37,8 +37,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                       help="continuations per prompt; default: 1")
   parser.add_argument("--out", type=flags.local_path, metavar="FILE",
                       help="new .jsonl file with one JSON object per continuation: prompt, sample "
-                           "(index among the continuations of the prompt, from 0) and text (which "
-                           "includes the prompt); default: the texts are printed")
+                           "(index among the continuations of the prompt, from 0), text (which "
+                           "includes the prompt as the tokenizer decodes it) and continuation "
+                           "(the text without the prompt); default: the texts are printed")
   flags.add_batch_size(parser)
   flags.add_dtype(parser)
 

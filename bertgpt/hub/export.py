@@ -66,6 +66,9 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     title = write_model(folder, trained, source, out)
     if not kind and families.find(config).can("fill"):
       note_masks(folder, tokenizer, source)
+    if find_truncation(trained) == "head_tail":
+      console.say(f"note: --workdir {source}: longer texts keep their head and tail, of which "
+                  "transformers keeps only the head. Cut them before the model gets them")
     for part in architecture.parts if not kind else ():
       (folder / part).mkdir()
       write_model(folder / part, trained, source, out, part)
@@ -110,7 +113,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
                         is_tuned=bool(kind), cls_last=family.cls_last,
                         # The classifiers of transformers read the last token of a row. Its pipeline
                         # for questions puts the context first if rows are padded on the left.
-                        pads_left=family.cls_last and kind != "spans", bos_id=trained.bos_id)
+                        pads_left=family.cls_last and kind != "spans",
+                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id)
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
@@ -122,6 +126,17 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   check_written(folder, settings, tensors, tokenizer, around,
                 tokenizer_files.mark_names(tokenizer) if is_decoder else ())
   return title
+
+
+def find_truncation(trained: Trained) -> str:
+  """Returns the part of longer texts that the task's rows keep: see `rows.TextFormat`.
+
+  Args:
+    trained: the model; one that was not fine-tuned on texts keeps the 'head'.
+  """
+  if not trained.task or trained.task["kind"] not in ("classes", "values"):
+    return "head"
+  return model_card.read_tuning(trained.task).task.truncation
 
 
 def check_finite(trained: Trained, source: pathlib.Path) -> None:

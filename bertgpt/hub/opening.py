@@ -24,7 +24,7 @@ from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, reading, tokenizers
 from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, elmo, folder_tokenizer, submodels, weights
+from bertgpt.hub import conversion, elmo, folder_tokenizer, same_ids, submodels, weights
 from bertgpt.hub.conversion import Converted
 from bertgpt.hub.family_tables import find_candidates
 from bertgpt.runs import corpora, folder_kinds
@@ -41,6 +41,8 @@ _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
+# Modules of sentence-transformers that are the model; in old versions, each family had its own.
+_ENCODERS = frozenset({"Transformer", "ALBERT", "BERT", "RoBERTa", "XLNet"})
 
 
 class Opened(NamedTuple):
@@ -175,11 +177,15 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
     config = make_config(converted, tokenizer)
   template = folder_tokenizer.apply_template(folder, tokenizer)
   bos_id = folder_tokenizer.find_beginning(template, config, tokenizer)
+  can_fill = families.find(config).can("fill") and set(converted.fresh).isdisjoint(
+      families.HEADS_OF_ABILITY["fill"])
   notes = (unused, ends, *describe(converted, spare, rows),
-           *describe_modules(folder, config, tokenizer),
+           *describe_modules(folder, find_root(folder, source), config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
            folder_tokenizer.describe_conversion(folder, tokenizer),
-           folder_tokenizer.describe_class(folder, tokenizer), tokenizer.note)
+           folder_tokenizer.describe_class(folder, tokenizer),
+           same_ids.describe_masks(folder, tokenizer) if can_fill else "",
+           tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
                 tuple(filter(None, notes)), bos_id)
 
@@ -366,12 +372,30 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
            "them")
 
 
-def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.Tokenizer
-                     ) -> Iterator[str]:
+def find_root(folder: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of a sentence encoder, which may be the parent of its model's folder.
+
+  Args:
+    folder: local folder of the model. Sentence encoders have modules.json in it, those of 2020 in
+      its parent.
+    source: the folder of which `folder` is a copy, if it is in a bucket; otherwise the same.
+  """
+  parent = source.absolute().parent
+  if not (folder / "modules.json").exists():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+      for module in files.parse_json((parent / "modules.json").read_bytes()):
+        if module["path"].strip("/") == source.absolute().name:
+          return parent
+  return folder
+
+
+def describe_modules(source: pathlib.Path, root: pathlib.Path, config: ConfigDict,
+                     tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
   """Yields what a sentence encoder does with texts and features, if `embed` does not do it.
 
   Args:
-    source: folder of the model; sentence encoders have modules.json in it.
+    source: folder of the model.
+    root: result of `find_root`, with the list of modules and their folders.
     config: config of a run that holds the model.
     tokenizer: tokenizer of the model.
   """
@@ -386,22 +410,24 @@ def describe_modules(source: pathlib.Path, config: ConfigDict, tokenizer: tokeni
     if texts.get("do_lower_case") is True and not np.array_equal(large, small):
       yield "this sentence encoder changes texts to lower case, bertgpt does not. Do it beforehand"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    prompts = _parse(source / "config_sentence_transformers.json")
+    prompts = _parse(root / "config_sentence_transformers.json")
     if prompts["default_prompt_name"]:
       prompt = prompts["prompts"][prompts["default_prompt_name"]]
       yield f"this sentence encoder puts {prompt!r} before each text, bertgpt does not"
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    for module in _parse(source / "modules.json"):
+    for module in _parse(root / "modules.json"):
       kind, path = module["type"].rpartition(".")[2], module["path"]
       if kind == "Pooling":
-        pooling = _parse(source / path / "config.json")
+        pooling = _parse(root / path / "config.json")
         modes = find_pooling(pooling)
         if modes not in ([], ["mean"]):
           advice = ". Use --layer cls of embed" if modes == ["cls"] else ""
           rest = " alone" if "mean" in modes else ""
           yield (f"this sentence encoder pools with {', '.join(modes)}, not with the mean{rest}"
                  f"{advice}")
-      elif kind not in ("Transformer", "Normalize"):
+      elif kind == "Normalize":
+        yield "this sentence encoder scales vectors to length 1, bertgpt does not. Do it afterwards"
+      elif kind not in _ENCODERS:
         yield f"left out: the module {kind} of this sentence encoder, in {path}"
 
 

@@ -5,6 +5,7 @@ names of special tokens are not compared: they are tokens in `transformers`, and
 for the mask, which is a token for `fill` too.
 """
 
+import pathlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -76,6 +77,29 @@ def find_mask_difference(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> st
     if theirs != ours:
       return _describe(tokenizer, f"the text {text!r}", theirs, ours)
   return None
+
+
+def describe_masks(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
+  """Returns a line if `fill` reads a text with masks differently than `transformers`, or ''.
+
+  In some files of byte-level BPEs, the mask does not include the space before it. `fill` always
+  reads it as if it did, because the space belongs to the hidden word.
+
+  Args:
+    folder: local folder of the model, an encoder.
+    tokenizer: its tokenizer.
+  """
+  if (isinstance(tokenizer, SentencePiece) or tokenizer.mask_id < 0
+      or not (folder / "tokenizer.json").exists()):
+    return ""
+  # Not the file itself: tokenizer_config.json may have changed it, in transformers too.
+  fast = tokenizers.Tokenizer.from_buffer(tokenizer.data)
+  if tokenizer.mask_id not in fast.get_added_tokens_decoder():
+    return ""
+  fast.no_padding()
+  fast.no_truncation()
+  line = find_mask_difference(fast, tokenizer)
+  return f"{line}, which `bertgpt fill` reads" if line else ""
 
 
 def compare_texts(fast: tokenizers.Tokenizer, tokenizer: Tokenizer) -> str | None:

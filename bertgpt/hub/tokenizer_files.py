@@ -52,7 +52,7 @@ BEGINNINGS = ("<s>",)  # The [CLS] of RoBERTa and similar models, which begins a
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
           num_segments: int, is_tuned: bool = False, cls_last: bool = False,
-          pads_left: bool = False, bos_id: int = -1) -> None:
+          pads_left: bool = False, cuts_left: bool = False, bos_id: int = -1) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
@@ -64,6 +64,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`.
     cls_last: whether the [CLS] is at the end of a row.
     pads_left: whether rows are padded on the left.
+    cuts_left: whether longer texts keep their end.
     bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
@@ -88,6 +89,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
   if pads_left:
     settings["padding_side"] = "left"
+  if cuts_left:
+    settings["truncation_side"] = "left"
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
     # In transformers, `BertTokenizer` builds its normalizer from them, or from its defaults.

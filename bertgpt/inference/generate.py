@@ -11,6 +11,7 @@ Axes: B rows, S slots of a row, V vocabulary.
 
 import functools
 import json
+import os.path
 import pathlib
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import NamedTuple
@@ -292,8 +293,9 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
     path: folder of the run, or of a model of `transformers`.
     prompts, max_tokens, sampling, seed, num_samples, batch_size, steps: see `generate`.
     dtype: see `runs.trained.make_trained`.
-    out: new .jsonl file: for every text, its prompt, the index of the sample, and the text with its
-      prompt. None: no file is written.
+    out: new .jsonl file: for every text, its prompt, the index of the sample, the text with its
+      prompt as the tokenizer decodes it, and the continuation, see `continuation_of`. None: no
+      file is written.
   Raises:
     ConfigError: there is no model in `path`; see also `streams.check_out` and `generate`.
     DataError: see `hub.opening`.
@@ -305,8 +307,26 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
                    num_samples=num_samples, batch_size=batch_size, steps=steps)
   trained_lib.note_dtype(trained.config)
   if out:
+    decode, lines = trained.tokenizer.decode, []
+    starts = [decode(ids) for ids in trained.tokenizer.encode(prompts)]
+    for i, text in enumerate(texts):
+      prompt, sample = divmod(i, num_samples)
+      record = {"prompt": prompts[prompt], "sample": sample, "text": text,
+                "continuation": continuation_of(text, starts[prompt])}
+      lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     with files.publish_when_done(out, "--out") as scratch:
-      scratch.write_text("".join(
-          json.dumps({"prompt": prompts[i // num_samples], "sample": i % num_samples, "text": text},
-                     ensure_ascii=False) + "\n" for i, text in enumerate(texts)), encoding="utf-8")
+      scratch.write_text("".join(lines), encoding="utf-8")
   return texts
+
+
+def continuation_of(text: str, start: str) -> str:
+  """Returns what a text adds to its prompt.
+
+  The text always ends with the result. It begins with the prompt, except for characters at the end
+  of the prompt that are decoded differently if other tokens follow; they are in the result too.
+
+  Args:
+    text: a prompt and its continuation, decoded together.
+    start: the prompt, decoded by itself.
+  """
+  return text[len(os.path.commonprefix([start, text])):]

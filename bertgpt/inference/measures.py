@@ -328,7 +328,7 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
   records = []
   for good, bad in zip(logp[::2], logp[1::2], strict=True):
-    add_to(totals, scored=1, correct=good > bad)
+    add_to(totals, scored=1, correct=good > bad, ties=good == bad)
     records.append({"text": totals["scored"], "good": good, "bad": bad})
   return records
 
@@ -356,6 +356,8 @@ def encode_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]
 def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
   """Returns how often the good sentence of a pair is likelier than the bad one.
 
+  A tie is not correct. In lm-evaluation-harness, it is correct if the good sentence comes first.
+
   Args:
     trained: the model.
     suite, settings: not used.
@@ -366,5 +368,7 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
   del suite, settings
   _check_scored(totals)
   protocol = f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}"
+  if ties := totals.get("ties", 0):  # Work that an earlier version began has none.
+    protocol += f", {ties} tie{'s' * (ties != 1)}, counted as wrong"
   return {"protocol": protocol + _remark(totals),
           "accuracy": totals["correct"] / totals["scored"]}

@@ -136,7 +136,8 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
     num_entries += added
     progress.add(totals["scored"] - progress.done if settings.limit else added)
     if work:
-      work.open(SCORES).writelines(json.dumps({"suite": name} | record).encode() + b"\n"
+      place = {"suite": name, "file": file}
+      work.open(SCORES).writelines(json.dumps(place | record).encode() + b"\n"
                                    for record in records)
       work.commit(suites=[*done, {"entries": num_entries, "carry": carry_of(chunk[-1]),
                                   "totals": totals}])

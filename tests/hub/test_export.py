@@ -21,11 +21,19 @@ from tokenizers import processors
 from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
+from bertgpt.config.stored import to_json
 from bertgpt.data.tokens import marks, tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
-from bertgpt.hub import conversion, export, folder_tokenizer, importing, tokenizer_files
+from bertgpt.hub import (
+    conversion,
+    export,
+    folder_tokenizer,
+    importing,
+    model_card,
+    tokenizer_files,
+)
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs import workdir
@@ -142,6 +150,22 @@ def test_of_a_whole_fine_tuning_the_best_run_is_exported(tuned, exported_tuned, 
   assert f"of {tuned / 'lr0.01-seed0'}" in capsys.readouterr().out
   for name in ENCODER_FILES - {"README.md"}:
     assert (tmp_path / "out" / name).read_bytes() == (exported_tuned / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["head", "tail", "head_tail"])
+def test_the_exported_tokenizer_cuts_where_fine_tuning_did(tuned, tmp_path, capsys, monkeypatch,
+                                                           mode):
+  trained = trained_lib.load_any(tuned / "lr0.01-seed0")
+  config = model_card.read_tuning(trained.task)
+  config.task.truncation = mode
+  trained = trained._replace(task=trained.task | {"config": to_json(config)})
+  monkeypatch.setattr(trained_lib, "load_any", lambda path: trained)
+  code, said = run(capsys, "export", f"--workdir={tuned / 'lr0.01-seed0'}",
+                   f"--out={tmp_path / 'out'}")
+  assert code == 0 and any("keep their head and tail" in line for line in said) == (
+      mode == "head_tail")
+  settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+  assert settings.get("truncation_side") == {"tail": "left"}.get(mode)
 
 
 def test_a_classifier_comes_back_without_its_head(exported_tuned, tuned, tmp_path):

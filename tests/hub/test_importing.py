@@ -196,15 +196,19 @@ OLD_MODES = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False,
              "pooling_mode_max_tokens": False, "pooling_mode_lasttoken": False}
 
 
+@pytest.mark.parametrize("is_old", [False, True])
 @pytest.mark.parametrize("pooling, modules, notes", [
-    (OLD_MODES | {"pooling_mode_mean_tokens": True}, ["Pooling", "Normalize"], []),
+    (OLD_MODES | {"pooling_mode_mean_tokens": True}, ["Pooling"], []),
+    (OLD_MODES | {"pooling_mode_mean_tokens": True}, ["Pooling", "Normalize"],
+     ["scales vectors to length 1, bertgpt does not"]),
     (OLD_MODES | {"pooling_mode_cls_token": True}, ["Pooling"],
      ["pools with cls, not with the mean. Use --layer cls of embed"]),
     (OLD_MODES | {"pooling_mode_max_tokens": True}, ["Pooling", "Dense"],
      ["pools with max, not with the mean",
       "left out: the module Dense of this sentence encoder, in"]),
     # As sentence-transformers 5.4 writes it.
-    ({"pooling_mode": "mean"}, ["Pooling", "Normalize"], []),
+    ({"pooling_mode": "mean"}, ["Pooling", "Normalize"],
+     ["scales vectors to length 1, bertgpt does not"]),
     ({"pooling_mode": ["mean"]}, ["Pooling"], []),
     ({"pooling_mode": "cls"}, ["Pooling"],
      ["pools with cls, not with the mean. Use --layer cls of embed"]),
@@ -212,17 +216,31 @@ OLD_MODES = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False,
      ["pools with mean, lasttoken, not with the mean alone"]),
 ])
 def test_a_sentence_encoder_says_what_it_computes_from_its_features(
-    exported_bert, tmp_path, pooling, modules, notes):
-  folder = shutil.copytree(exported_bert, tmp_path / "model")
-  (folder / "1_Pooling").mkdir()
-  (folder / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": True} | pooling))
-  (folder / "modules.json").write_text(json.dumps(
-      [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    exported_bert, tmp_path, pooling, modules, notes, is_old):
+  """Encoders of 2020 have their model in a subfolder."""
+  root, name = tmp_path / "model", "0_Transformer" * is_old
+  folder = shutil.copytree(exported_bert, root / name)
+  (root / "1_Pooling").mkdir()
+  (root / "1_Pooling" / "config.json").write_text(json.dumps({"include_prompt": True} | pooling))
+  (root / "modules.json").write_text(json.dumps(
+      [{"idx": 0, "name": "0", "path": name,
+        "type": f"sentence_transformers.models.{'BERT' if is_old else 'Transformer'}"}]
       + [{"idx": i, "name": str(i), "path": f"{i}_{name}",
           "type": f"sentence_transformers.models.{name}"} for i, name in enumerate(modules, 1)]))
   found = opening.open_folder(folder, "--from").notes
   assert len(found) == len(notes)
   assert all(part in note for part, note in zip(notes, found, strict=True))
+
+
+def test_a_list_of_modules_in_the_parent_may_be_of_another_folder(exported_bert, tmp_path,
+                                                                  monkeypatch):
+  folder = shutil.copytree(exported_bert, tmp_path / "model")
+  monkeypatch.chdir(folder)
+  for path, number in (("0_Transformer", 0), ("", 0), ("model", 1)):
+    (tmp_path / "modules.json").write_text(json.dumps(
+        [{"path": path, "type": "sentence_transformers.models.Transformer"},
+         {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]))
+    assert len(opening.open_folder(pathlib.Path("."), "--from").notes) == number
 
 
 @pytest.mark.parametrize("name, content, note", [

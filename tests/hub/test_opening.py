@@ -23,7 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import marks, pipelines, tokenizers
+from bertgpt.data.tokens import following, marks, pipelines, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.hub import export, folder_tokenizer, importing, opening, same_ids, weights
 from bertgpt.inference import generate, score
@@ -55,7 +55,9 @@ def make_wordpiece():
 
 def make_byte_bpe(specials=("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
   tokenizer = fast_tokenizers.ByteLevelBPETokenizer()
-  tokenizer.train_from_iterator([small_runs.make_text(30)], 300, special_tokens=list(specials))
+  tokenizer.train_from_iterator([small_runs.make_text(30)], 300, special_tokens=[
+      fast_tokenizers.AddedToken(name, normalized=False, lstrip=name == "<mask>")
+      for name in specials])
   names = {"<pad>": "pad_token", "<unk>": "unk_token", "<mask>": "mask_token"}
   return transformers.PreTrainedTokenizerFast(
       tokenizer_object=fast_tokenizers.Tokenizer.from_str(tokenizer.to_str()),
@@ -643,6 +645,23 @@ def test_a_model_without_its_pooler_comes_in(tmp_path):
   ours = opening.open_model(save(theirs, tmp_path / "model"))
   assert ours.fresh == ("mlm",) and ours.config.objective.name == "mlm"
   assert_same_features(theirs, ours)
+
+
+@pytest.mark.parametrize("lstrip, number", [(True, 0), (False, 1)])
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaModel"])
+def test_a_mask_that_does_not_include_the_space_before_it_is_noted(tmp_path, name, lstrip, number):
+  folder = save(make_theirs(name, ROBERTA), tmp_path / "model")
+  content = json.loads((folder / "tokenizer.json").read_text())
+  (mask,) = (token for token in content["added_tokens"] if token["content"] == "<mask>")
+  mask["lstrip"] = lstrip
+  (folder / "tokenizer.json").write_text(json.dumps(content))
+  opened = opening.open_folder(folder, "--workdir")
+  lines = [note for note in opened.notes if "which `bertgpt fill` reads" in note]
+  assert len(lines) == (number if name == "RobertaForMaskedLM" else 0)
+  text = "The cat is <mask>."
+  ours = following.encode_template(opened.tokenizer, text).tolist()
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  assert (theirs(text, add_special_tokens=False)["input_ids"] == ours) == lstrip
 
 
 def test_roberta_keeps_the_ids_of_its_beginning_and_end(tmp_path):

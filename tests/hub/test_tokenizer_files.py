@@ -11,8 +11,10 @@ import tokenizers as fast_tokenizers
 from tokenizers import processors
 
 from bertgpt import config as config_lib
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import marks, pipelines, tokenizers, training
 from bertgpt.errors import DataError
+from bertgpt.finetuning.tasks.rows import make_text_format
 from bertgpt.hub import same_ids, tokenizer_files
 from bertgpt.inference import fill
 
@@ -237,3 +239,19 @@ def test_transformers_reads_the_files(tokenizer, tmp_path):
   ours = [[tokenizer.cls_id, *ids.tolist(), tokenizer.sep_id] for ids in tokenizer.encode(lines)]
   assert theirs(lines)["input_ids"] == ours
   assert theirs("The cat", "sees").keys() == {"input_ids", "token_type_ids", "attention_mask"}
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("mode", ["head", "tail"])
+def test_transformers_keeps_the_same_part_of_longer_texts(tokenizer, tmp_path, mode):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  write(tokenizer, tmp_path, cuts_left=mode == "tail")
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  model, task = config_lib.base().model, finetune_config.base().task
+  task.update(max_length=12, truncation=mode)
+  texts = (" ".join(make_texts()[:2]), "The cat.")
+  text_format = make_text_format(tokenizer, model, task)
+  for row in (texts[:1], texts):
+    ours = text_format.make_row(*tokenizer.encode(row))[0].tolist()
+    assert theirs(*row, truncation=True, max_length=12)["input_ids"] == ours

@@ -280,11 +280,26 @@ def test_the_command_continues_each_prompt(capsys, finished_gpt, gpt, tmp_path):
   assert run(capsys, *flags, f"--input={prompts}", f"--out={path}")[:2] == (0, f"{path}: 4 texts\n")
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row["text"] for row in rows] == texts
+  assert ["the cat" + row["continuation"] for row in rows[:2]] == texts[:2]
+  assert ["the dog sees" + row["continuation"] for row in rows[2:]] == texts[2:]
   assert [(row["prompt"], row["sample"]) for row in rows] == [
       ("The cat", 0), ("The cat", 1), ("The dog sees", 0), ("The dog sees", 1)]
   for name, problem in ((path, "exists already"), (tmp_path / "a.txt", "name a file that ends in")):
     code, _, lines = run(capsys, *flags, f"--input={prompts}", f"--out={name}")
     assert code == 2 and f"--out {name}: {problem}" in lines[-1]
+
+
+@pytest.mark.parametrize("prompt, whole, expected", [
+    ("the cat", "the cat sat.", " sat."),
+    ("the ca", "the cat", "t"),
+    ("", "the cat", "the cat"),
+    ("the cat", "the cat", ""),
+    ("5 \ufffd", "5 \u20ac and", "\u20ac and"),  # The bytes of the euro sign are in both parts.
+    ("5 \ufffd", "5 \ufffd", ""),
+    ("don '", "don't", "'t"),
+])
+def test_the_continuation_is_the_end_of_the_text(prompt, whole, expected):
+  assert generate.continuation_of(whole, prompt) == expected
 
 
 def test_the_command_begins_documents(capsys, finished_gpt, gpt, tmp_path):

@@ -174,6 +174,17 @@ def test_pairs_by_a_gpt(gpt):
   assert found["accuracy"] == np.mean([good > bad for good, bad in scores[:-1]] + [False])
 
 
+@pytest.mark.parametrize("num_ties, expected", [(0, ""), (1, "1 tie, counted as wrong"),
+                                                (2, "2 ties, counted as wrong")])
+def test_pairs_that_are_equally_likely_are_wrong_and_counted(gpt, num_ties, expected):
+  pairs = [*PAIRS[:1], *[("the cat sees", "the cat sees")] * num_ties]
+  found = zero_shot.measure(gpt, SUITES["pairs"], pairs, Settings(64, 32, 0, 3))
+  right = zero_shot.measure(gpt, SUITES["pairs"], PAIRS[:1], Settings(64, 32, 0, 3))["accuracy"]
+  assert found["accuracy"] == right / (1 + num_ties)
+  assert found["protocol"] == ", ".join(filter(None, [
+      f"{len(pairs)} pairs, after the end of a document", expected]))
+
+
 def test_pairs_without_a_token_before_the_first_one(gpt, monkeypatch):
   """As in GPT-1: a sentence of one token has nothing to compare."""
   monkeypatch.setattr(type(gpt), "start_id", -1)

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -115,10 +116,16 @@ def test_a_row_without_room_is_refused(diffuser):
 
 
 def test_the_command_unmasks_in_steps_and_a_gpt_refuses_them(capsys, finished_diffusion,
-                                                             finished_gpt):
+                                                             finished_gpt, tmp_path):
   argv = ["generate", "--prompt=The cat", "--max_tokens=4", "--steps=2"]
   assert cli.main([*argv, f"--workdir={finished_diffusion}"]) == 0
-  assert capsys.readouterr().out.startswith("the cat")
+  text = capsys.readouterr().out.removesuffix("\n")
+  assert text.startswith("the cat")
+  out = tmp_path / "made.jsonl"
+  assert cli.main([*argv, f"--workdir={finished_diffusion}", f"--out={out}"]) == 0
+  assert json.loads(out.read_text()) == {"prompt": "The cat", "sample": 0, "text": text,
+                                         "continuation": text.removeprefix("the cat")}
+  capsys.readouterr()
   assert cli.main([*argv, f"--workdir={finished_gpt}"]) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert "--steps: the model adds one token after another" in line

@@ -178,6 +178,8 @@ def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, smal
   records = [json.loads(line) for line in (files / "scores.jsonl").read_text().splitlines()]
   suites_of = [record.pop("suite") for record in records]
   assert suites_of == ["text"] * 5 + ["pairs"] * 3 + ["lambada"] * 5
+  assert [record.pop("file") for record in records] == (
+      ["a.jsonl"] * 5 + ["a.tsv"] * 3 + ["a.jsonl"] * 5)
   score = lambda tokens: sum(after(gpt, [gpt.tokenizer.eod_id, *tokens[:i]])[token]
                              for i, token in enumerate(tokens))
   for number, (record, passage) in enumerate(zip(records[:4], PASSAGES, strict=False), 1):
@@ -188,6 +190,16 @@ def test_scores_of_every_text_are_written(capsys, finished_gpt, gpt, files, smal
     for name, sentence in zip(("good", "bad"), pair, strict=True):
       assert record[name] == pytest.approx(score(encode(gpt, sentence)), rel=1e-4)
   assert [set(record) for record in records[8:]] == [{"text", "correct", "logp"}] * 5
+
+
+def test_records_of_two_files_of_a_suite_name_them(capsys, finished_gpt, files, monkeypatch):
+  monkeypatch.chdir(files)
+  (files / "é.tsv").write_bytes((files / "a.tsv").read_bytes())
+  code, *_ = run(capsys, "evaluate", f"--workdir={finished_gpt}", "--suite=pairs=a.tsv,pairs=é.tsv",
+                 "--out=scores.jsonl")
+  records = [*map(json.loads, (files / "scores.jsonl").read_text("utf-8").splitlines())]
+  assert code == 0 and [record.pop("file") for record in records] == ["a.tsv"] * 3 + ["é.tsv"] * 3
+  assert records[:3] == records[3:]
 
 
 @pytest.mark.parametrize("limit", [0, 100])

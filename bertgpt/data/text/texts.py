@@ -120,13 +120,16 @@ def iterate_columns(path: pathlib.Path, flag: str,
     For every row, the values of `columns` in that order.
   Raises:
     ConfigError: there is no such file, or it lacks a column.
-    DataError: see `read_text`; or a line has too few values, or more than the first line.
+    DataError: see `read_text`; a column is there twice; or a line has too few values, or more than
+      the first line.
   """
   lines = (line.removesuffix("\n") for line in iterate_lines(path, flag))
   header = next(lines, "").split("\t")
   if missing := [column for column in columns if column not in header]:
     raise ConfigError(f"{flag} {path}: has no column {', '.join(missing)}. Its first line must "
                       f"name {', '.join(columns)}, separated by tabs")
+  if twice := [column for column in columns if header.count(column) > 1]:
+    raise DataError(f"{flag} {path}: has the column {twice[0]} twice. Rename one")
   places = [header.index(column) for column in columns]
   for i, line in enumerate(lines, 2):
     if not line.strip():

@@ -12,8 +12,6 @@ from bertgpt.finetuning.tasks.rows import Rows, TextFormat
 
 Prediction = dict[str, Any]  # JSON values by name.
 
-ID_KEYS = ("id", "index", "idx")  # Keys that name a record; the first that is not null is used.
-
 
 class Setting(NamedTuple):
   """Settings that rows and predictions depend on.
@@ -66,7 +64,7 @@ def short(value: float) -> float:
 
 
 def id_of(record: Any, default: str) -> str:
-  """Returns the name of a record.
+  """Returns the name of a record, from the first key of `files.ID_KEYS` that is not null.
 
   Args:
     record: JSON value.
@@ -77,7 +75,7 @@ def id_of(record: Any, default: str) -> str:
   if not isinstance(record, Mapping):
     raise ValueError("is not a JSON object")
   return files.take_id(next(
-      (record[key] for key in ID_KEYS if record.get(key) is not None), default))
+      (record[key] for key in files.ID_KEYS if record.get(key) is not None), default))
 
 
 def one_cell(text: str) -> str:

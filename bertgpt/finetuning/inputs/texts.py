@@ -21,7 +21,6 @@ from bertgpt.data.text.intake import take_text
 from bertgpt.data.text.paths import find_ending
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning.inputs.form import (
-    ID_KEYS,
     Form,
     Prediction,
     Setting,
@@ -64,9 +63,8 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
       header[task.header.index(task.label)] in task.labels):  # No header line: CoLA's train.tsv.
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
   lines = glue.check_columns(lines, path, len(header))
-  is_named = not set(ID_KEYS).isdisjoint(header)
-  for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or task.texts, task,
-                                            ID_KEYS)):
+  is_named = not set(files.ID_KEYS).isdisjoint(header)
+  for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or task.texts, task)):
     if row.values is None:
       raise DataError(f"{path}, line {row.line}: lacks columns. Repair the line or remove it")
     # Pandas writes whole numbers with a point if one of them is missing.

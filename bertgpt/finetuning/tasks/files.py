@@ -22,6 +22,7 @@ from bertgpt.errors import DataError, one_line
 from bertgpt.files import parse_json
 
 ENDINGS = ("", ".gz", ".xz", ".zst")
+ID_KEYS = ("id", "index", "idx")  # Columns and keys that name an example; the first is used.
 
 
 def find(folder: str, names: Sequence[str], *, needed: bool = True,

@@ -6,9 +6,9 @@
 | TFDS, prepared as ArrayRecord   | tfds:glue/sst2, or tfds:FOLDER of a prepared dataset       |
 
 Test sets are predicted if they exist. Predictions have the official format, `index TAB
-prediction`, and the file name of a submission. The index is that of the file, in its column
-`index` or `id` (`idx` in TFDS). If there is no such column, or a value occurs in it twice, it is
-the position of the row in the file, from 0.
+prediction`, and the file name of a submission. The index is that of the file, in its column `id`,
+`index` or `idx`, of which the first is used (`idx` in TFDS). If there is no such column, or a value
+occurs in it twice, it is the position of the row in the file, from 0.
 """
 
 import functools
@@ -81,9 +81,6 @@ TASKS = {
     "wnli": Glue("WNLI", _PAIR, "label", ("0", "1"), ("accuracy",), _PAIR,
                  names=("not_entailment", "entailment")),
 }
-
-
-INDEX_COLUMNS = ("index", "id")  # Columns that name the rows; the first is used.
 
 
 class Row(NamedTuple):
@@ -300,8 +297,7 @@ def check_columns(lines: Iterator[tuple[int, str]], path: pathlib.Path, count: i
 
 
 def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: Sequence[str],
-                 wanted: Sequence[str], glue: Glue, names: Sequence[str] = INDEX_COLUMNS
-                 ) -> Iterator[Row]:
+                 wanted: Sequence[str], glue: Glue) -> Iterator[Row]:
   """Yields the rows of a TSV file, without empty lines.
 
   Args:
@@ -310,16 +306,18 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
     header: name of every column.
     wanted: names of the columns whose values are yielded.
     glue: task of the file.
-    names: columns that name the rows; the first that is there is used.
   Raises:
-    DataError: a column is missing, or a line has too few columns.
+    DataError: a column is missing or is there twice, or a line has too few columns.
   """
   if missing := [name for name in wanted if name not in header]:
     raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has "
                     f"{', '.join(filter(None, header)) or 'none'}. Give the official {glue.folder} "
                     "file")
+  names = [name for name in files.ID_KEYS if name in header][:1]
+  if twice := [name for name in (*wanted, *names) if header.count(name) > 1]:
+    raise DataError(f"{path}: has the column {twice[0]} twice. Rename one")
   places = [header.index(name) for name in wanted]
-  named = next((header.index(name) for name in names if name in header), None)
+  named = header.index(names[0]) if names else None
   rows = ((number, line) for number, line in lines if line.strip() or "\t" in line)
   for place, (number, line) in enumerate(rows):
     cells = line.split("\t")

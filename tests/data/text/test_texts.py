@@ -98,6 +98,7 @@ def test_a_table_is_cut_only_at_tabs_and_line_feeds(tmp_path):
     ("", ConfigError, "has no column good, bad"),
     ("good\tbad\na\tb\nc\n", DataError, "line 3 has 1 values, but the first line has 2"),
     ("good\tbad\na\tb\tc\n", DataError, "line 2 has 3 values, but the first line has 2"),
+    ("good\tbad\tgood\na\tb\tc\n", DataError, "a.tsv: has the column good twice. Rename one"),
 ])
 def test_an_invalid_table_is_an_error_that_says_where(tmp_path, content, error, fragment):
   (tmp_path / "a.tsv").write_text(content)

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
 from bertgpt.errors import ConfigError, DataError
+from bertgpt.finetuning.inputs import texts as inputs_of_texts
 from bertgpt.finetuning.tasks import glue
 from bertgpt.finetuning.tasks import rows as rows_lib
 
@@ -132,7 +133,7 @@ def written_ids(folder, name):
   return [line.split("\t")[0] for line in (folder / name).read_text().splitlines()[1:]]
 
 
-@pytest.mark.parametrize("column", ["index", "id"])
+@pytest.mark.parametrize("column", ["index", "id", "idx"])
 def test_predictions_name_the_rows_of_the_file(tmp_path, text_format, column):
   """The file may be a part of the official file, in another order."""
   write_official(tmp_path, "sst2")
@@ -143,6 +144,15 @@ def test_predictions_name_the_rows_of_the_file(tmp_path, text_format, column):
     s.write(np.array([1, 0]), tmp_path)
   assert (tmp_path / "SST-2.tsv").read_text() == "index\tprediction\n812\t1\n7\t0\n"
   assert written_ids(tmp_path, "SST-2.dev.tsv") == ["812", "7"]
+
+
+def test_predictions_name_rows_by_the_column_that_predict_takes(tmp_path, text_format):
+  write_official(tmp_path, "sst2")
+  path = tmp_path / "SST-2" / "test.tsv"
+  path.write_text("idx\tindex\tsentence\tid\n1\t2\ta\t3\n")
+  open_task("sst2", tmp_path, text_format).evals[1].write(np.array([1]), tmp_path)
+  assert written_ids(tmp_path, "SST-2.tsv") == ["3"]
+  assert [example.id for example in inputs_of_texts.read(path, "sst2")] == ["3"]
 
 
 @pytest.mark.parametrize("header, lines, ids", [
@@ -227,6 +237,12 @@ def test_labels_of_a_test_set_are_noted_and_not_read(tmp_path, text_format):
   assert note.startswith("the test set has labels, but is only predicted")
 
 
+def test_a_column_that_is_not_read_may_be_there_twice(tmp_path, text_format):
+  write_official(tmp_path, "sst2")
+  (tmp_path / "SST-2" / "train.tsv").write_text("sentence\tnote\tlabel\tnote\na\tb\t1\tc\n")
+  assert open_task("sst2", tmp_path, text_format).train.labels.tolist() == [1]
+
+
 # ----------------------------------------------------------------- bad data
 
 
@@ -242,6 +258,8 @@ def test_labels_of_a_test_set_are_noted_and_not_read(tmp_path, text_format):
     ("cola", "s\t2\t*\ttext\n", "line 1: label '2' is not one of 0, 1"),
     ("sst2", "sentence\tlabel\n", "train.tsv: holds no examples"),
     ("sst2", "", "lacks the column sentence, label; it has none. Give"),
+    ("sst2", "sentence\tlabel\tsentence\na\t1\tb\n", "has the column sentence twice. Rename one"),
+    ("sst2", "id\tsentence\tlabel\tid\n1\ta\t1\t2\n", "has the column id twice. Rename one"),
 ])
 def test_wrong_files_are_named(tmp_path, text_format, name, content, message):
   write_official(tmp_path, name)
