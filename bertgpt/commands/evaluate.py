@@ -52,6 +52,8 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the scores, one per line."""
+  import jax
+
   from bertgpt.devices import watchdog
   from bertgpt.inference import zero_shot
   from bertgpt.training import evaluate_run
@@ -59,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.suite is None:
     for name, value in evaluate_run.evaluate_workdir(
         arguments.workdir, arguments.overrides, dtype).items():
-      print(f"{name} {value:.6g}")
+      if jax.process_index() == 0:
+        print(f"{name} {value:.6g}")
     return
   watchdog.disarm()  # A suite takes any time, in one process, which waits for no other.
   settings = zero_shot.Settings(arguments.window, arguments.stride, arguments.limit,

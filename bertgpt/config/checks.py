@@ -259,6 +259,11 @@ def _phase_problems(config, p, name):
   if objective and "objective.memory" in objective.reads and not 0 < reuse < p.seq_len - 3:
     yield (f"objective.permutation_block={reuse}: with objective {config.objective.name}, set it "
            f"between 1 and {name}.seq_len - 4 = {p.seq_len - 4}")
+  heads = max((config.model[f"{stack}num_heads"] for stack in _stacks(config.model)), default=0)
+  if (config.model.attention_dropout > 0 and config.model.dropout_rng == "hash"
+      and heads * p.seq_len**2 > 2**32):  # The hash numbers the weights of a row in 32 bits.
+    yield (f"{name}.seq_len={p.seq_len}: several of {heads} heads would drop the same attention "
+           "weights. Set model.attention_dropout=0.0, or model.dropout_rng='threefry'")
   if p.max_predictions > p.seq_len:
     yield f"{name}.max_predictions={p.max_predictions} exceeds {name}.seq_len={p.seq_len}"
   if p.warmup_steps and p.warmup_fraction:

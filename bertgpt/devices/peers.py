@@ -141,7 +141,7 @@ def _compare(mine: dict[str, Any], theirs: dict[str, Any], index: int) -> list[s
 def broadcast_text(answer: str) -> str:
   """Returns the answer of process 0, which may need hours for it. All processes call it.
 
-  Signals and a watchdog reach a process while it waits here.
+  Signals and a watchdog reach a process while it waits here. The devices are open.
 
   Args:
     answer: answer of this process; only that of process 0 counts.
@@ -150,7 +150,7 @@ def broadcast_text(answer: str) -> str:
   if store is None:
     return answer
   key = f"bertgpt/answer/{next(_questions)}"
-  if store.index == 0:
+  if jax.process_index() == 0:  # TPUs number hosts by their place in the slice, unlike the store.
     store.client.key_value_set(key, f"={answer}")
     return answer
   while (found := _try_read(store, key)) is None:
@@ -292,7 +292,7 @@ class Board:
       every_s: seconds between two exchanges.
     """
     store = _open_store()
-    self.index, self.count = (store.index, store.count) if store else (0, 1)
+    self.index, self.count = jax.process_index(), jax.process_count()
     self._room, self._every_s = f"bertgpt/board/{name}/", every_s
     self._mine: dict[str, float] | None = None
     self._found: dict[int, dict[str, float]] = {}
@@ -323,9 +323,9 @@ class Board:
       while not self._is_closed.wait(self._every_s):
         mine, self._mine = self._mine, None
         if mine is not None:
-          store.client.key_value_set(f"{self._room}{store.index}", json.dumps(mine),
+          store.client.key_value_set(f"{self._room}{self.index}", json.dumps(mine),
                                      allow_overwrite=True)
-        if store.index == 0:
+        if self.index == 0:
           self._found = {int(key.rpartition("/")[2]): files.parse_json(value)
                          for key, value in store.client.key_value_dir_get(self._room)}
 

@@ -20,11 +20,13 @@ def trace_steps(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable
 
   Args:
     steps: (first, last) step of the trace, counted from 1; (): no trace.
-    path: folder that the trace is written to.
+    path: folder that the trace is written to; several processes write into a folder each in it.
   Yields:
     visit(step, wait), to be called before every step. wait() must return only when the previous
     step is done.
   """
+  if jax.process_count() > 1:  # JAX names the files by the host, which may have several processes.
+    path /= f"process-{jax.process_index()}"
   is_on, is_due, local = False, bool(steps), path
 
   def start() -> None:

@@ -13,6 +13,7 @@ from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary
+from bertgpt.devices import watchdog
 from bertgpt.training import objectives
 from bertgpt.training.loop import Finished
 from bertgpt.training.objectives import masking
@@ -62,8 +63,9 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
     is_copy = copies + (1 - copies) * unigram[shown] > (1 - copies) * unigram.max()
     guesses = np.where(is_copy, shown, unigram.argmax())
     total -= (np.log(p) * weights).sum()
-    correct += ((targets == guesses) * weights).sum()
-    weight += weights.sum()
+    # float32 would lose counts beyond 2^24.
+    correct += float(((targets == guesses) * weights).sum(dtype=np.float64))
+    weight += float(weights.sum(dtype=np.float64))
   return Baseline(correct / weight, math.exp(total / weight))
 
 
@@ -209,4 +211,5 @@ def _eval_batches(run: Finished) -> Iterator[tuple[dict, np.ndarray]]:
   size, last_phase = config.eval.batch_size, len(config.phases) - 1
   batches = loader.make_eval_batches(run.held_out, config, last_phase, slice(0, size))
   for i, batch in enumerate(batches):
+    watchdog.renew()
     yield batch, np.arange(i * size, (i + 1) * size, dtype=np.int32)

@@ -98,12 +98,22 @@ def describe_scores(run: Finished, scores: Mapping[str, float]) -> Description:
     table.append((name, f"{value:.1%}" if name.endswith(shares) else f"{value:.4g}", ""))
   lines = align(table)
   if run.trained.can("generate") or run.trained.can("unmask"):
-    lines += describe_continuation(run)
+    lines += _sample(describe_continuation, run)
   if run.trained.can("fill"):
-    lines += describe_guesses(run)
+    lines += _sample(describe_guesses, run)
   panels = {name: (name, "nats" if name.endswith("loss") else "accuracy") for name in scores
             if name.endswith(("loss", "accuracy"))}
   return Description(lines, {}, panels)
+
+
+def _sample(describe: Callable[..., list[str]], run: Finished, *args: str) -> list[str]:
+  """Returns the lines of a sample, or a note if the model is too large for one device."""
+  try:
+    return describe(run, *args)
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    return ["", "  No samples: the whole model does not fit on one device."]
 
 
 def describe_masked_lm(run: Finished, scores: Mapping[str, float], title: str = "Masked",
@@ -142,7 +152,7 @@ def describe_masked_lm(run: Finished, scores: Mapping[str, float], title: str = 
   if "rtd_recall" in scores:
     table += [("", "", "", ""), *replaced_rows(scores)]
     panels["rtd_loss"] = "Replaced tokens", "loss per token, nats"
-  lines = [*align(table), "", *(f"  {note}" for note in notes), *describe_guesses(run)]
+  lines = [*align(table), "", *(f"  {note}" for note in notes), *_sample(describe_guesses, run)]
   return Description(lines, baselines, panels)
 
 
@@ -173,7 +183,7 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   lines = [
       *align(table), "",
       "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
-      *describe_continuation(run)]
+      *_sample(describe_continuation, run)]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
 
@@ -198,7 +208,7 @@ def describe_bidirectional_lm(run: Finished, scores: Mapping[str, float]) -> Des
        "words guessed right")]
   lines = [*align(table), "",
            "  unigram: knows how frequent each word is, and sees no context.",
-           *describe_guesses(run)]
+           *_sample(describe_guesses, run)]
   return Description(lines, {"bilm_loss": (math.log(unigram.perplexity), "word frequencies")},
                      {"bilm_loss": ("Next and previous word", "loss per word, nats")})
 
@@ -219,8 +229,8 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
       ("accuracy", f"{scores['diffusion_accuracy']:.1%}", f"{unigram.accuracy:.1%}",
        "masked tokens guessed right, over all rates")]
   lines = [*align(table), "", "  unigram: knows how frequent each token is, and sees no context.",
-           *describe_continuation(run, "A continuation, unmasked token by token"),
-           *describe_guesses(run)]
+           *_sample(describe_continuation, run, "A continuation, unmasked token by token"),
+           *_sample(describe_guesses, run)]
   return Description(lines, {"diffusion_loss": (math.log(unigram.perplexity),
                                                 "token frequencies, no context")},
                      {"diffusion_loss": ("Masked diffusion", "bound per token, nats")})

@@ -10,6 +10,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict
 
 SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of its points.
+MOST_SMOOTHED = 1000  # Points: the time grows with their number.
 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib.Path,
@@ -44,7 +45,8 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
       points = np.array([point for point in curves.get(tag, ()) if point[0] > first_step])
       if len(points):
         if is_share and legend == "training":
-          points = smooth(points, max(1, round(SMOOTHED_SHARE * len(points))))
+          width = max(1, round(SMOOTHED_SHARE * len(points)))
+          points = smooth(points, min(width, MOST_SMOOTHED))
         axis.plot(*points.T, label=legend, **style)
     if name in baselines:
       value, legend = baselines[name]

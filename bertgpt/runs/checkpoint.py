@@ -45,7 +45,9 @@ from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, done every 10 steps.
-BARRIER_SECONDS = 1200  # Time in which all processes must complete a save.
+# Time in which all processes must complete a save. Process 0 reads all files again, for hours if
+# they are terabytes; JAX finds a lost process within minutes.
+BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}

@@ -1,5 +1,6 @@
 """Fingerprints of arrays on devices, which show whether a restored state is the saved one."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertgpt import trees
+
+PIECE_BYTES = 2**26  # Of an array on the host, of which a sum makes copies.
 
 
 def fingerprint(state: Any) -> dict[str, int]:
@@ -28,16 +31,35 @@ def fingerprint(state: Any) -> dict[str, int]:
 
 
 def sum_leaves(leaves: list[Any]) -> jax.Array:
-  """Returns the fingerprints of arrays without waiting for them.
+  """Returns the fingerprints of arrays, of those on devices without waiting for them.
+
+  NumPy arrays are read on the host, piece by piece: a model need not fit on a device.
 
   Args:
-    leaves: N arrays, with any sharding.
+    leaves: N arrays, with any sharding, or N NumPy arrays.
   Returns:
     uint32 [N], replicated over the leaves' mesh.
   """
+  if all(isinstance(x, np.ndarray) for x in leaves):
+    with jax.default_device(_find_host()):
+      return jnp.array([_sum_on_host(x) for x in leaves], jnp.uint32)
   shardings = (getattr(x, "sharding", None) for x in leaves)
   meshes = [s.mesh for s in shardings if isinstance(s, NamedSharding)]
   return _make_sum(NamedSharding(meshes[0], PartitionSpec()) if meshes else None)(leaves)
+
+
+def _find_host() -> jax.Device | None:
+  """Returns the CPU as a device of JAX; None if JAX_PLATFORMS leaves it out."""
+  with contextlib.suppress(RuntimeError):
+    return jax.local_devices(backend="cpu")[0]
+  return None
+
+
+def _sum_on_host(x: np.ndarray) -> np.ndarray:
+  """Returns the fingerprint of an array; a large one is summed up along its first axis last."""
+  if x.ndim < 2 or x.nbytes <= PIECE_BYTES:
+    return np.asarray(_sum_leaf(x))
+  return np.asarray(_sum_leaf(np.stack([_sum_on_host(part) for part in x])))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from bertgpt import config as config_lib
@@ -28,6 +29,7 @@ from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog, is_evaluated
 
 T = TypeVar("T")
+GATHERED_BYTES = 2**28  # Of a parameter, of which every device holds a copy when it is gathered.
 
 
 class Finished(NamedTuple):
@@ -276,6 +278,23 @@ def prefetch(batches: Iterable[T], ahead: int) -> Iterator[T]:
   yield from queue
 
 
+def gather(x: jax.Array) -> np.ndarray:
+  """Returns an array whose parts are on the devices of all processes, which all call this together.
+
+  It is gathered in pieces of its first axis, because each piece is held by every device meanwhile.
+
+  Args:
+    x: any array of the train state.
+  """
+  if jax.process_count() == 1:
+    return jax.device_get(x)
+  if not x.ndim or x.nbytes <= GATHERED_BYTES:
+    return multihost_utils.process_allgather(x, tiled=True)
+  size = max(1, GATHERED_BYTES * len(x) // x.nbytes)
+  return np.concatenate([multihost_utils.process_allgather(x[i:i + size], tiled=True)
+                         for i in range(0, len(x), size)])
+
+
 @events.during("report")
 def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) -> Finished:
   """Gathers the parameters from the devices of all processes, which all call this together.
@@ -286,7 +305,7 @@ def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) ->
     params: parameters after this step, on the devices.
     scores: held-out metric -> value after this step.
   """
-  params = multihost_utils.process_allgather(params, tiled=True)
+  params = jax.tree.map(gather, params)
   trained = trained_lib.make_trained(run.config, params, run.corpus.tokenizer, step,
                                      run.corpus.identity, workdir=run.path)
   return Finished(run.path, trained, run.corpus, run.evaluator.corpus, scores)

@@ -70,6 +70,25 @@ time.sleep(600)""")
     assert (f"process {hanging} ended with exit code 1 (Timeout" in out) == (index != hanging)
 
 
+def test_the_first_process_is_that_of_the_devices():
+  """TPUs number the hosts by their place in the slice, the coordinator by their own ids."""
+  results = run_together("""
+import dataclasses, jax
+true = peers._open_store
+peers._open_store = lambda: dataclasses.replace(true(), index=1 - true().index)
+print("HEARD", peers.broadcast_text(f"from {jax.process_index()}"))
+board = peers.Board("a", 0.05)
+board.post({"x": jax.process_index()})
+while jax.process_index() == 0 and len(board.read()) < 2:
+  time.sleep(0.05)
+print("BOARD", jax.process_index() == 0 and {i: n["x"] for i, n in board.read().items()})
+peers._open_store = true
+peers.wait_for_all("end")""")
+  for code, out in results:
+    assert code == 0 and "HEARD from 0" in out, out
+  assert "BOARD {0: 0, 1: 1}" in results[0][1] and "BOARD False" in results[1][1]
+
+
 def test_every_difference_is_named_in_every_process():
   for code, out in run_together("""
 values = {"rate": (0.1, 0.2, 0.1)[index], "same": 1, "steps": [1]}

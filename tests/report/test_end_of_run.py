@@ -342,6 +342,16 @@ def test_panels_are_those_that_the_description_names(monkeypatch, tmp_path):
   assert axis.get_title() == "Masked language model"
 
 
+def test_a_model_that_is_too_large_for_one_device_has_no_samples():
+  def fail(message):
+    raise jax.errors.JaxRuntimeError(message)
+
+  lines = report._sample(lambda run: fail("RESOURCE_EXHAUSTED: Out of memory"), None)
+  assert "No samples: the whole model does not fit" in lines[-1]
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    report._sample(lambda run: fail("INTERNAL: another error"), None)
+
+
 def test_smoothing_is_the_mean_of_neighbors():
   points = np.array([[10, 1.0], [20, 4.0], [30, 1.0], [40, 7.0]])
   np.testing.assert_allclose(picture.smooth(points, 3), [[20, 2.0], [30, 4.0]])

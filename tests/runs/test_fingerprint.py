@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bertgpt.runs import fingerprint as fingerprint_lib
 from bertgpt.runs.fingerprint import fingerprint
 
 # If these numbers change, checkpoints of older versions seem damaged.
@@ -20,6 +21,17 @@ def test_fingerprints_stay_the_same_from_version_to_version():
             "float32": jnp.arange(64.0).reshape(8, 8), "int32": jnp.arange(64).reshape(8, 8),
             "key": jax.random.key(3)}
   assert fingerprint(leaves) == GOLDEN
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint32"])
+def test_arrays_on_the_host_have_the_same_fingerprints_in_pieces(dtype, monkeypatch):
+  rng = np.random.default_rng(0)
+  leaves = [jnp.asarray(rng.normal(0, 50, shape)).astype(dtype)
+            for shape in ((), (7,), (3, 5), (4, 3, 9), (2, 1, 6, 5))]
+  expected = np.asarray(fingerprint_lib.sum_leaves(leaves))
+  for size in (2**26, 100, 1):
+    monkeypatch.setattr(fingerprint_lib, "PIECE_BYTES", size)
+    np.testing.assert_array_equal(fingerprint_lib.sum_leaves(jax.device_get(leaves)), expected)
 
 
 def test_fingerprint_is_the_same_on_every_mesh():

@@ -69,6 +69,16 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
     start.check_phases(old, new, 5, pathlib.Path("run"))
 
 
+@pytest.mark.parametrize("size", [2**28, 100, 1])
+def test_parameters_are_gathered_in_pieces(size, monkeypatch):
+  """Every process calls this; here one does, so that nothing is to be exchanged."""
+  monkeypatch.setattr(train, "GATHERED_BYTES", size)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(train.multihost_utils, "process_allgather", lambda x, tiled: np.asarray(x))
+  for x in (jnp.float32(3), jnp.arange(7), jnp.arange(60.0).reshape(5, 3, 4)):
+    np.testing.assert_array_equal(train.gather(x), x)
+
+
 @pytest.mark.parametrize("new, refused", [
     (((7, 9),), False), (((7, 8), (9, 9)), False), (((7, 9), (15, 20)), False),
     (((7, 9), (14, 20)), True), (((7, 8),), True), ((), True)])
