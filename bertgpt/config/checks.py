@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
-from bertgpt.config.derived import total_steps
+from bertgpt.config.derived import max_predictions, total_steps
 from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
 from bertgpt.errors import ConfigError
 
@@ -260,8 +260,11 @@ def _phase_problems(config, p, name):
     yield (f"objective.permutation_block={reuse}: with objective {config.objective.name}, set it "
            f"between 1 and {name}.seq_len - 4 = {p.seq_len - 4}")
   heads = max((config.model[f"{stack}num_heads"] for stack in _stacks(config.model)), default=0)
+  queries = keys = p.seq_len
+  if objective and "objective.memory" in objective.reads:  # XLNet's second stream has queries too.
+    queries, keys = queries + max_predictions(config, p), keys + config.objective.memory
   if (config.model.attention_dropout > 0 and config.model.dropout_rng == "hash"
-      and heads * p.seq_len**2 > 2**32):  # The hash numbers the weights of a row in 32 bits.
+      and heads * queries * keys > 2**32):  # The hash numbers the weights of a row in 32 bits.
     yield (f"{name}.seq_len={p.seq_len}: several of {heads} heads would drop the same attention "
            "weights. Set model.attention_dropout=0.0, or model.dropout_rng='threefry'")
   if p.max_predictions > p.seq_len:

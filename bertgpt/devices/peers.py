@@ -141,7 +141,7 @@ def _compare(mine: dict[str, Any], theirs: dict[str, Any], index: int) -> list[s
 def broadcast_text(answer: str) -> str:
   """Returns the answer of process 0, which may need hours for it. All processes call it.
 
-  Signals and a watchdog reach a process while it waits here. The devices are open.
+  Signals and a watchdog reach a process while it waits here. Call it when the devices are open.
 
   Args:
     answer: answer of this process; only that of process 0 counts.

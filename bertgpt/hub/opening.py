@@ -400,7 +400,7 @@ def describe_modules(source: pathlib.Path, root: pathlib.Path, config: ConfigDic
     tokenizer: tokenizer of the model.
   """
   with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-    texts = _parse(source / "sentence_bert_config.json")
+    texts = _parse(min(source.glob("sentence_*_config.json")))  # Old ones name another family.
     settings = hf_files.read_hf_files(source / "tokenizer.json").settings
     longest = texts.get("max_seq_length") or settings.get("model_max_length")
     if longest and longest < config.model.max_positions:

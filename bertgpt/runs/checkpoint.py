@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bertgpt import console, files
-from bertgpt.devices import peers
+from bertgpt.devices import peers, watchdog
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
@@ -45,8 +45,7 @@ from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
 CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, done every 10 steps.
-# Time in which all processes must complete a save. Process 0 reads all files again, for hours if
-# they are terabytes; JAX finds a lost process within minutes.
+# Time for all processes to complete a save: process 0 reads all files again, perhaps terabytes.
 BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
@@ -229,7 +228,9 @@ class Checkpoints:
       return
     (step, future), self._pending = self._pending, None
     try:
-      future.result()
+      # Process 0, which renews its limit, tells the others if it ends.
+      with watchdog.paused() if jax.process_index() else contextlib.nullcontext():
+        future.result()
     except (jax.errors.JaxRuntimeError, PeerError):
       raise
     except Exception as e:
@@ -355,8 +356,7 @@ def _committed_manifests(root: pathlib.Path) -> dict[int, dict[str, Any]]:
 
   steps = find_steps(root)
   found = files.in_parallel(read, steps) if files.is_remote(root) else map(read, steps)
-  return {step: manifest for step, manifest in zip(steps, found, strict=True)
-          if manifest is not None}
+  return {step: each for step, each in zip(steps, found, strict=True) if each is not None}
 
 
 def verify(path: pathlib.Path) -> dict[str, Any]:

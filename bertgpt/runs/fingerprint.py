@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bertgpt import trees
 
-PIECE_BYTES = 2**26  # Of an array on the host, of which a sum makes copies.
+PIECE_BYTES = 2**26  # Largest piece of an array on the host that is summed at once, in copies.
 
 
 def fingerprint(state: Any) -> dict[str, int]:
@@ -59,6 +59,9 @@ def _sum_on_host(x: np.ndarray) -> np.ndarray:
   """Returns the fingerprint of an array; a large one is summed up along its first axis last."""
   if x.ndim < 2 or x.nbytes <= PIECE_BYTES:
     return np.asarray(_sum_leaf(x))
+  if number := PIECE_BYTES * len(x) // x.nbytes:
+    sums = [np.asarray(_sum_parts(x[i:i + number])) for i in range(0, len(x), number)]
+    return np.asarray(_sum_leaf(np.concatenate(sums)))
   return np.asarray(_sum_leaf(np.stack([_sum_on_host(part) for part in x])))
 
 
@@ -76,6 +79,9 @@ def _sum_leaf(x: jax.Array) -> jax.Array:
     position = _mix(jnp.arange(1, bits.shape[-1] + 1, dtype=jnp.uint32))
     bits = _mix(jnp.sum(_mix(bits ^ position), axis=-1, dtype=jnp.uint32))
   return bits
+
+
+_sum_parts = jax.jit(jax.vmap(_sum_leaf))  # Of every part of the first axis.
 
 
 def _to_bits(x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bertgpt import files
+from bertgpt.data.text.digests import sha256_file
 from bertgpt.errors import StorageError
 
 MANIFEST = files.MANIFEST
@@ -34,11 +35,7 @@ def _list_files(path: pathlib.Path) -> dict[str, int]:
 
 def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
   """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
-
-  def hash_file(name: str) -> tuple[str, str]:
-    with files.open_read(path / name) as f:
-      return name, hashlib.file_digest(f, "sha256").hexdigest()
-
+  hash_file = lambda name: (name, sha256_file(path / name))
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     return dict(pool.map(hash_file, names))
 

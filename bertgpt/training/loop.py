@@ -281,7 +281,8 @@ def prefetch(batches: Iterable[T], ahead: int) -> Iterator[T]:
 def gather(x: jax.Array) -> np.ndarray:
   """Returns an array whose parts are on the devices of all processes, which all call this together.
 
-  It is gathered in pieces of its first axis, because each piece is held by every device meanwhile.
+  It is gathered in pieces, because every device holds the whole piece meanwhile. They are cut along
+  an axis that is not split over devices, if there is one: XLA would gather all of another axis.
 
   Args:
     x: any array of the train state.
@@ -290,9 +291,13 @@ def gather(x: jax.Array) -> np.ndarray:
     return jax.device_get(x)
   if not x.ndim or x.nbytes <= GATHERED_BYTES:
     return multihost_utils.process_allgather(x, tiled=True)
-  size = max(1, GATHERED_BYTES * len(x) // x.nbytes)
-  return np.concatenate([multihost_utils.process_allgather(x[i:i + size], tiled=True)
-                         for i in range(0, len(x), size)])
+  local = x.sharding.shard_shape(x.shape)
+  axis = max(range(x.ndim), key=lambda a: (local[a] == x.shape[a], x.shape[a]))
+  size = max(1, GATHERED_BYTES * x.shape[axis] // x.nbytes)
+  pieces = (jax.lax.slice_in_dim(x, i, min(i + size, x.shape[axis]), axis=axis)
+            for i in range(0, x.shape[axis], size))
+  return np.concatenate([multihost_utils.process_allgather(piece, tiled=True)
+                         for piece in pieces], axis=axis)
 
 
 @events.during("report")

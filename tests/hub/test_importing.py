@@ -245,6 +245,7 @@ def test_a_list_of_modules_in_the_parent_may_be_of_another_folder(exported_bert,
 
 @pytest.mark.parametrize("name, content, note", [
     ("sentence_bert_config.json", {"max_seq_length": 8}, "cuts texts to 8 tokens, bertgpt to the"),
+    ("sentence_roberta_config.json", {"max_seq_length": 8}, "cuts texts to 8 tokens, bertgpt to"),
     ("sentence_bert_config.json", {"max_seq_length": 100_000, "do_lower_case": False}, ""),
     ("sentence_bert_config.json", {"max_seq_length": None}, ""),
     ("config_sentence_transformers.json",

@@ -71,12 +71,21 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
 
 @pytest.mark.parametrize("size", [2**28, 100, 1])
 def test_parameters_are_gathered_in_pieces(size, monkeypatch):
-  """Every process calls this; here one does, so that nothing is to be exchanged."""
+  """Every process calls this; here one does, so that nothing is to be exchanged.
+
+  The second one is split along its first axis, as a token table is.
+  """
+  pieces = []
   monkeypatch.setattr(train, "GATHERED_BYTES", size)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(train.multihost_utils, "process_allgather", lambda x, tiled: np.asarray(x))
-  for x in (jnp.float32(3), jnp.arange(7), jnp.arange(60.0).reshape(5, 3, 4)):
+  monkeypatch.setattr(train.multihost_utils, "process_allgather",
+                      lambda x, tiled: pieces.append(x.shape) or np.asarray(x))
+  rows = jax.make_mesh((8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+  table = jax.device_put(jnp.arange(96.0).reshape(24, 4), jax.sharding.NamedSharding(
+      rows, jax.sharding.PartitionSpec("a")))
+  for x in (jnp.float32(3), table, jnp.arange(7), jnp.arange(60.0).reshape(5, 3, 4)):
     np.testing.assert_array_equal(train.gather(x), x)
+  assert pieces[1] == (24, 4 if size > 384 else 1)
 
 
 @pytest.mark.parametrize("new, refused", [
