@@ -20,7 +20,7 @@ def trace_steps(steps: tuple[int, ...], path: pathlib.Path) -> Iterator[Callable
 
   Args:
     steps: (first, last) step of the trace, counted from 1; (): no trace.
-    path: folder that the trace is written to; several processes write into a folder each in it.
+    path: folder that the trace is written to; with several processes, each has its own in it.
   Yields:
     visit(step, wait), to be called before every step. wait() must return only when the previous
     step is done.

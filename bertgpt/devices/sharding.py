@@ -66,7 +66,7 @@ def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | Non
   if num_slices > 1 and not fits:
     # A hybrid mesh needs whole models in every node. The devices follow each other, node by node.
     return Mesh(np.reshape(devices, shape), MESH_AXES, axis_types=kinds)
-  # Without leave to split the sides of a slice, JAX refuses fsdp=8 on v5p:4x4x4, for example.
+  # Unless it may split the sides of a slice, JAX refuses fsdp=8 on v5p:4x4x4, for example.
   if num_slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
         (shape[0] // num_slices, fsdp, tensor), (num_slices, 1, 1), devices,

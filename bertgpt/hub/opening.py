@@ -376,7 +376,7 @@ def find_root(folder: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
   """Returns the folder of a sentence encoder, which may be the parent of its model's folder.
 
   Args:
-    folder: local folder of the model. Sentence encoders have modules.json in it, those of 2020 in
+    folder: local folder of the model. Sentence encoders have modules.json in it, old ones in
       its parent.
     source: the folder of which `folder` is a copy, if it is in a bucket; otherwise the same.
   """

@@ -1,9 +1,12 @@
 """The loop: it runs every step of every phase once, wherever a run resumes; its profile."""
 
 import contextlib
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import time
 import types
 
@@ -11,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import memory_corpus
 import numpy as np
+import program as program_lib
 import pytest
 import small_runs
 import tiny
@@ -69,23 +73,36 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
     start.check_phases(old, new, 5, pathlib.Path("run"))
 
 
-@pytest.mark.parametrize("size", [2**28, 100, 1])
-def test_parameters_are_gathered_in_pieces(size, monkeypatch):
-  """Every process calls this; here one does, so that nothing is to be exchanged.
+GATHER = """
+import os, sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from bertgpt.devices import cluster, peers
+from bertgpt.training import loop
+cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},2,{sys.argv[2]}", 200)
+loop.GATHERED_BYTES = 100
+mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+for shape, spec in (((24, 6), P(("a", "b"))), ((24, 6), P("a", "b")),
+                    ((5, 8, 6), P(None, "a", "b")), ((40,), P("a")), ((7,), P()), ((), P())):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  np.testing.assert_array_equal(loop.gather(jax.make_array_from_callback(
+      shape, NamedSharding(mesh, spec), lambda index: x[index])), x)
+peers.wait_for_all("the end")
+os._exit(0)  # JAX's exit waits for the others.
+"""
 
-  The second one is split along its first axis, as a token table is.
-  """
-  pieces = []
-  monkeypatch.setattr(train, "GATHERED_BYTES", size)
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(train.multihost_utils, "process_allgather",
-                      lambda x, tiled: pieces.append(x.shape) or np.asarray(x))
-  rows = jax.make_mesh((8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
-  table = jax.device_put(jnp.arange(96.0).reshape(24, 4), jax.sharding.NamedSharding(
-      rows, jax.sharding.PartitionSpec("a")))
-  for x in (jnp.float32(3), table, jnp.arange(7), jnp.arange(60.0).reshape(5, 3, 4)):
-    np.testing.assert_array_equal(train.gather(x), x)
-  assert pieces[1] == (24, 4 if size > 384 else 1)
+
+def test_parameters_are_gathered_in_pieces_from_two_processes():
+  """They are split in all ways, the first one as a token table is."""
+  port = program_lib.free_port()
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+  processes = [subprocess.Popen([sys.executable, "-c", GATHER, str(port), str(i)], env=env,
+                                cwd=pathlib.Path(train.__file__).parents[2]) for i in range(2)]
+  try:
+    assert [process.wait(program_lib.TIMEOUT_S) for process in processes] == [0, 0]
+  finally:
+    for process in processes:
+      process.kill()
 
 
 @pytest.mark.parametrize("new, refused", [

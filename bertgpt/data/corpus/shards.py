@@ -23,7 +23,7 @@ _READER_BUFFER_BYTES = 4096
 
 # Open files that are left for everything else: checkpoints, sockets, libraries.
 _OTHER_FILES = 512
-# array_record raises RuntimeError for every problem; its text has that of the system. What to do.
+# Error of the system -> remedy. array_record raises RuntimeError for all of them, with this text.
 _REMEDIES = {os.strerror(number): "Check the storage" for number in (
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.ENODEV, errno.ENOTCONN)}
 _REMEDIES |= dict.fromkeys(map(os.strerror, (errno.EMFILE, errno.ENFILE)),
