@@ -67,7 +67,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
       published models have 1.
     kind, part: see `find_architecture`.
   Returns:
-    Name -> float32 array, contiguous.
+    Name -> float32 array. Most are views of the parameters, with any strides.
   Raises:
     ConfigError: see `find_architecture`; or the model has a parameter that the architecture lacks,
       or lacks one of its parameters.
@@ -103,9 +103,8 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   tensors = {name: np.zeros([sizes[letter] for letter in axes], np.float32)
              for name, axes in architecture.zeros.items()}
   for (name, storage), arrays in parts.items():
-    x = np.concatenate(arrays, STORAGES[storage].joint) if len(arrays) > 1 else arrays[0]
-    # safetensors writes the memory of an array and ignores its strides.
-    tensors[name] = np.ascontiguousarray(x)
+    tensors[name] = (np.concatenate(arrays, STORAGES[storage].joint) if len(arrays) > 1
+                     else arrays[0])
   return tensors
 
 

@@ -6,21 +6,18 @@ compared, and then renamed.
 
 import importlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
 import tokenizers as fast_tokenizers
-from safetensors import numpy as safetensors_numpy
 
 from bertgpt import console, files, trees
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import tokenizers
 from bertgpt.data.tokens.marks import Marks
-from bertgpt.errors import ConfigError, DataError, StorageError, one_line
+from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import folder_kinds
@@ -106,7 +103,7 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
     console.say(f"note: --workdir {source}: transformers' {architecture.name} has fewer fields of "
                 f"dropout, so there, {', '.join(others)}. This matters only if it is trained")
   files.write_json(folder / "config.json", settings, sort_keys=True)
-  write_tensors(folder / weights.WEIGHTS, tensors)
+  weights.write(folder, tensors)
   num_segments = config.model.num_segments if "num_segments" in family.reads else 0
   tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
                         max_length=config.model.max_positions, num_segments=num_segments,
@@ -201,25 +198,6 @@ def special_ids(trained: Trained) -> dict[str, int]:
   return {name: i for name, i in zip(names, ids, strict=True) if i >= 0}
 
 
-def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a safetensors file.
-
-  Args:
-    path: path of the file.
-    tensors: name -> array.
-  Raises:
-    StorageError: the file cannot be written.
-  """
-  try:
-    # transformers before version 5 requires the format.
-    safetensors_numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
-  except safetensors.SafetensorError as e:
-    raise StorageError(f"{path}: cannot be written ({one_line(e)})") from e
-  umask = os.umask(0)  # The library makes the file readable only by its owner.
-  os.umask(umask)
-  path.chmod(0o666 & ~umask)
-
-
 def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
                   tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer, around: Marks,
                   added: Sequence[str] = ()) -> None:
@@ -240,11 +218,12 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     raise StorageError(f"{folder / name}: does not hold what was written. Check the disk, or "
                        "export to another one")
 
-  found = weights.read_tensors(folder / weights.WEIGHTS)
-  if found.keys() != tensors.keys() or any(
-      x.dtype != tensors[name].dtype or not np.array_equal(x, tensors[name])
-      for name, x in found.items()):
+  found = weights.find(folder)
+  if found.keys() != tensors.keys():
     refuse(weights.WEIGHTS)
+  for name, x in found.items():
+    if x.dtype != tensors[name].dtype or not np.array_equal(x, tensors[name]):
+      refuse(found.path_of(name).name)
   if files.read_json(folder / "config.json", weights.REMEDY) != json.loads(json.dumps(settings)):
     refuse("config.json")
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

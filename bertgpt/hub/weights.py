@@ -1,10 +1,11 @@
 """Weights in the folder of a model of `transformers`: safetensors, in one file or several.
 
 Only safetensors files are read, which cannot run code. A tensor is read when it is requested, so
-that only one tensor is in memory at a time.
+that only one tensor is in memory at a time; when tensors are written, one file is.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,12 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from bertgpt import files
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import DataError, StorageError, one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+# Most bytes of the tensors in one file: what save_pretrained() of transformers 4 writes.
+FILE_BYTES = 5 * 10**9
 ADAPTER = "adapter_config.json"
 AGAIN = "Copy the folder again"
 REMEDY = "Give a folder that save_pretrained() has written"
@@ -61,6 +64,10 @@ class Weights(Mapping[str, np.ndarray]):
         raise DataError(f"the tensor {name} is quantized, of type {dtype}. Choose the "
                         "model that was not quantized")
       return file.get_tensor(name)
+
+  def path_of(self, name: str) -> pathlib.Path:
+    """Returns the file of a tensor."""
+    return self._paths[name]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._paths)
@@ -144,16 +151,55 @@ def open_file(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
     raise DataError(f"{path}: is not a complete safetensors file ({one_line(e)}). {remedy}") from e
 
 
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns all tensors of a safetensors file, by name.
+def write(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes tensors to model.safetensors or, above `FILE_BYTES`, to several files with an index.
 
   Args:
-    path: path of the file.
+    folder: existing folder.
+    tensors: name -> array, with any strides. Those of one file are copied at a time.
   Raises:
-    DataError: the file is truncated or damaged.
+    StorageError: a file cannot be written.
   """
-  with open_file(path):
-    return safetensors_numpy.load_file(path)
+  groups = _split(tensors)
+  names = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+  if len(groups) == 1:
+    _write_file(folder / WEIGHTS, tensors)
+    return
+  for name, group in zip(names, groups, strict=True):
+    _write_file(folder / name, {tensor: tensors[tensor] for tensor in group})
+  size = sum(x.nbytes for x in tensors.values())
+  weight_map = {x: name for name, group in zip(names, groups, strict=True) for x in group}
+  files.write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _split(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
+  """Returns the names of the tensors of every file: in order, as many as fit into each."""
+  groups: list[list[str]] = [[]]
+  size = 0
+  for name, x in tensors.items():
+    if groups[-1] and size + x.nbytes > FILE_BYTES:
+      groups.append([])
+      size = 0
+    groups[-1].append(name)
+    size += x.nbytes
+  return groups
+
+
+def _write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file that whoever may read the folder can read.
+
+  The library writes the memory of an array and ignores its strides, and makes the file readable
+  only by its owner.
+  """
+  contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+  try:
+    # transformers before version 5 requires the format.
+    safetensors_numpy.save_file(contiguous, path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as e:
+    raise StorageError(f"{path}: cannot be written ({one_line(e)})") from e
+  umask = os.umask(0)
+  os.umask(umask)
+  path.chmod(0o666 & ~umask)
 
 
 def read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:

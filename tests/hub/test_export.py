@@ -33,6 +33,7 @@ from bertgpt.hub import (
     importing,
     model_card,
     tokenizer_files,
+    weights,
 )
 from bertgpt.models import Inputs
 from bertgpt.runs import trained as trained_lib
@@ -87,6 +88,24 @@ def test_an_export_imports_to_the_same_weights(both, tmp_path):
       exported / "model.safetensors").read_bytes()
   for name in ("config.json", "tokenizer_config.json"):
     assert (tmp_path / "out" / name).read_text() == (exported / name).read_text()
+
+
+def test_a_large_model_is_exported_in_several_files(both, tmp_path, monkeypatch):
+  finished, exported = both
+  monkeypatch.setattr(weights, "FILE_BYTES", 4_000)
+  several = tmp_path / "several"
+  export.export(finished, several)
+  assert (several / weights.INDEX).is_file() and not (several / weights.WEIGHTS).exists()
+  importing.import_model(several, tmp_path / "again")
+  expected = without_padding(trained_lib.load_trained(finished))
+  for name, x in without_padding(trained_lib.load_trained(tmp_path / "again")).items():
+    assert np.array_equal(x, expected.pop(name)), name
+  assert not expected
+
+  monkeypatch.setattr(weights, "FILE_BYTES", 10**9)
+  export.export(tmp_path / "again", tmp_path / "one")
+  assert (tmp_path / "one" / weights.WEIGHTS).read_bytes() == (
+      exported / weights.WEIGHTS).read_bytes()
 
 
 def test_an_imported_model_scores_as_the_one_it_comes_from(both, tmp_path, capsys):
@@ -301,7 +320,7 @@ def test_export_refuses_a_name_that_is_not_utf8(finished_bert, tmp_path):
 def test_a_disk_that_is_full_at_the_tokenizer_is_one_line(
     capsys, finished_bert, tmp_path, monkeypatch, written):
   """After a file, no other can be longer than 64 bytes: tokenizer.json or vocab.txt is the next."""
-  module, name = {"model.safetensors": (export, "write_tensors"),
+  module, name = {"model.safetensors": (weights, "_write_file"),
                   "tokenizer.json": (tokenizer_files.files, "write_atomically")}[written]
   write, (soft, hard) = getattr(module, name), resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -413,6 +432,24 @@ def test_transformers_reads_what_was_exported(both):
     expected = tiny.apply(trained.model, trained.params, inputs)
     found = output.logits
   np.testing.assert_allclose(found.numpy(), expected[..., :found.shape[-1]], rtol=0, atol=1e-4)
+
+
+@pytest.mark.hf
+def test_transformers_reads_several_files_as_one(both, tmp_path, monkeypatch):
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-hf")
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
+  finished, exported = both
+  monkeypatch.setattr(weights, "FILE_BYTES", 4_000)
+  export.export(finished, tmp_path / "several")
+  assert len(list(tmp_path.glob("several/model-*.safetensors"))) > 2
+  cls = getattr(transformers, json.loads((exported / "config.json").read_text())[
+      "architectures"][0])
+  one, several = (cls.from_pretrained(folder, output_loading_info=True)
+                  for folder in (exported, tmp_path / "several"))
+  assert not any(several[1].values()), several[1]
+  expected = one[0].state_dict()
+  assert all(torch.equal(x, expected.pop(name)) for name, x in several[0].state_dict().items())
+  assert not expected
 
 
 @pytest.mark.parametrize("objective, fields, expected", [

@@ -44,12 +44,33 @@ def test_a_shard_may_be_a_link_as_in_the_cache_of_huggingface_hub(tmp_path):
   assert np.array_equal(weights.find(folder)["y"], Y)
 
 
+def test_files_are_of_a_limited_size(tmp_path, monkeypatch):
+  """A tensor that is larger than the limit has a file of its own; strides do not matter."""
+  tensors = {"a": X, "b": Y, "large": np.arange(40, dtype=np.float32), "c": X.T, "d": X[:, 1]}
+  for limit, count in ((10**9, 1), (40, 3), (1, 5)):
+    monkeypatch.setattr(weights, "FILE_BYTES", limit)
+    folder = tmp_path / str(limit)
+    folder.mkdir()
+    weights.write(folder, tensors)
+    names = {path.name for path in folder.iterdir()}
+    assert names == ({weights.WEIGHTS} if count == 1 else {weights.INDEX} | {
+        f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)})
+    found = weights.find(folder)
+    assert found.keys() == tensors.keys()
+    assert all(np.array_equal(found[name], x) for name, x in tensors.items())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    if count == 3:
+      assert [found.path_of(name).name[6:11] for name in tensors] == [
+          "00001", "00001", "00002", "00003", "00003"]
+      assert json.loads((folder / weights.INDEX).read_text())["metadata"] == {"total_size": 220}
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_is_read(tmp_path, dtype):
   x = np.array([[1.5, -2.25]]).astype(dtype)
   save_file({"x": x}, tmp_path / weights.WEIGHTS)
-  for found in (weights.find(tmp_path), weights.read_tensors(tmp_path / weights.WEIGHTS)):
-    assert found["x"].dtype == dtype and np.array_equal(found["x"], x)
+  found = weights.find(tmp_path)["x"]
+  assert found.dtype == dtype and np.array_equal(found, x)
 
 
 def test_a_type_that_numpy_has_not_is_named(tmp_path):
