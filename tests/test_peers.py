@@ -14,8 +14,9 @@ from program import children_of, finish, wait_for, wait_for_save
 
 from bertgpt.runs import checkpoint, workdir
 
-# Without detection, processes wait 300 s, and 75 s after a kill; busy machines need some seconds.
-SOON_S, SOON_AFTER_KILL_S = 200, 70
+# Without detection, processes wait 300 s. A process that is killed while the others wait for it at
+# a barrier of a save is missed by its heartbeats, after 100 s; busy machines need some seconds more.
+SOON_S = 200
 
 
 def start_two(program, path, differing=((), ()), **how):
@@ -90,6 +91,6 @@ def test_a_peer_killed_in_a_save_is_a_lost_peer(program, tmp_path):
   finish(both[1])
   begin = time.monotonic()
   result = finish(both[0])
-  assert time.monotonic() - begin < SOON_AFTER_KILL_S
+  assert time.monotonic() - begin < SOON_S
   assert result.returncode == 69, result.stderr
   assert "could not be saved" not in result.stderr

@@ -5,6 +5,7 @@ The limits are far above the time of a step or a chunk on a busy machine.
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -113,5 +114,6 @@ def test_a_stopped_peer_is_a_lost_one(program, tmp_path):
   seconds = time.monotonic() - begin
   results = [finish(process) for process in both]
   assert [result.returncode for result in results] == [69, 69], results
-  assert "another process of the run is gone" in results[0].stderr
+  # Process 0 waits for a step or, at a barrier, for a save.
+  assert re.search("of the run (is gone|did not answer)", results[0].stderr), results[0].stderr
   assert seconds < 2 * HEARTBEATS_S  # The watchdog would take 30 minutes.
