@@ -7,7 +7,7 @@ Hardware   64 to 512 TPU v3 chips in the paper; any number of devices that divid
            with --config.eval.batch_size=4096. With little memory, use
            --config.phases[0].micro_batches=16.
 Expected   Masked-LM accuracy on held-out text about 54%; fine-tuned: SQuAD 1.1 F1 89.3, EM 82.3;
-           MNLI 81.6; SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, table 2).
+           MNLI 81.6; SST-2 90.3 (Lan et al. 2019, arXiv:1909.11942, tables 5 and 2).
 Status     Not yet run.
 
 Like the published script, the recipe predicts at most 20 tokens per row, which is 4% of 512 tokens.

@@ -7,7 +7,7 @@ Data       The One Billion Word Benchmark, 768,648,884 words, from TensorFlow Da
            of its size.
 Hardware   Three GTX 1080 for two weeks in the published run; any number of devices dividing 384.
 Expected   The mean of the perplexities of both directions is 39.7 (Peters et al. 2018,
-           arXiv:1802.05365, 3.1). Tasks, without and with ELMo: SQuAD 81.1 -> 85.8, SNLI 88.0 ->
+           arXiv:1802.05365, 3.4). Tasks, without and with ELMo: SQuAD 81.1 -> 85.8, SNLI 88.0 ->
            88.7, SRL 81.4 -> 84.6, coreference 67.2 -> 70.4, NER 90.15 -> 92.22, SST-5 51.4 -> 54.7
            (table 1).
 Status     Not yet run.

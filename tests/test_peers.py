@@ -14,8 +14,8 @@ from program import children_of, finish, wait_for, wait_for_save
 
 from bertgpt.runs import checkpoint, workdir
 
-# Without detection, processes wait 300 s. A process that is killed while the others wait for it at
-# a barrier of a save is missed by its heartbeats, after 100 s; busy machines need some seconds more.
+# Without detection, processes wait 300 s. One that is killed while the others wait for it at a
+# barrier of a save is missed by its heartbeats, after 100 s; busy machines need some seconds more.
 SOON_S = 200
 
 

@@ -8,7 +8,8 @@ def flops_per_step(config: ConfigDict, phase: ConfigDict) -> float:
   """Returns the FLOPs of a training step: multiply-adds times 2, times 3 for the backward pass.
 
   Attention is counted in full even if it is causal, and recomputation is not counted, so that MFU
-  measures useful work (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+  measures useful work (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). The backward pass of
+  layers that `optimizer.freeze` names is counted too, although a step leaves it out.
 
   Args:
     config: a whole config.

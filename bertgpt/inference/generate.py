@@ -95,8 +95,9 @@ def generate(trained: Trained, prompts: Iterable[str], *, max_tokens: int | None
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]
   # The last token that is drawn from left to right is never read; one that is unmasked is.
-  marks = generator.num_marks if generator.has_steps else 0
-  ends = [range(len(ids) + limit + marks) for ids, limit in zip(repeated, limits, strict=True)]
+  unread = 0 if generator.has_steps else 1
+  ends = [range(generator.count(ids) + limit - unread)
+          for ids, limit in zip(repeated, limits, strict=True)]
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, ends), len(ends))
   options = {"steps": steps} if generator.has_steps else {}
   added = generator.add(trained, repeated, limits, sampling, seed=seed,

@@ -238,7 +238,6 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
   """
   config, phase = lowered.config, lowered.config.phases[lowered.phase_index]
   flops = flops_per_step(config, phase)
-  answer = functools.partial(CompiledStep, config, lowered.phase_index, lowered.state_bytes, flops)
   try:
     compiled = lowered.program.compile(compiler_options=COMPILER_OPTIONS[platform])
   except jax.errors.JaxRuntimeError as e:
@@ -247,13 +246,18 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
                         "VMEM of this chip. Set model.attention='xla', or use shorter rows") from e
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
-    return answer(None, None, parse_overflow(str(e), sum(lowered.state_bytes)))
+    return CompiledStep(config, lowered.phase_index, lowered.state_bytes, flops, None, None,
+                        parse_overflow(str(e), sum(lowered.state_bytes)))
   # In a loop over layers, a conditional chooses between attention to all keys and to near ones.
   model = config.model
   true_share = num_global_layers(model) / model.num_layers if model.window else None
-  return answer(read_memory(compiled.memory_analysis(), lowered.state_bytes),
-                roofline.analyze(compiled.as_text(), lowered.network,
-                                 flops / len(lowered.network.places), true_share), None)
+  num_devices, is_frozen = len(lowered.network.places), bool(config.optimizer.freeze)
+  work = roofline.analyze(compiled.as_text(), lowered.network,
+                          0.0 if is_frozen else flops / num_devices, true_share)
+  if is_frozen:  # The formula counts a backward pass of frozen layers, which the program lacks.
+    flops = min(flops, work.matmul_flops * num_devices)
+  return CompiledStep(config, lowered.phase_index, lowered.state_bytes, flops,
+                      read_memory(compiled.memory_analysis(), lowered.state_bytes), work, None)
 
 
 def read_memory(stats: Any, state_bytes: StateBytes) -> Memory:

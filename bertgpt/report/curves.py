@@ -94,7 +94,7 @@ def read_run(path: pathlib.Path) -> Compared:
   curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
                                            strict=True))), MAX_POINTS)
             for tag, points in found.items()}
-  scores = {tag.split("/")[-1]: points[-1][1] for tag, points in found.items()
+  scores = {tag.split("/")[-1]: value for tag, value in metrics_file.last_scores(found).items()
             if tag.startswith("eval/validation/")}
   report = path / "report.md"
   text = report.read_text("utf-8", "replace") if report.is_file() else ""

@@ -10,7 +10,7 @@ Lines that a crash has damaged are left out.
 
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bertgpt import console, files
@@ -31,6 +31,17 @@ def read_curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     for tag, value in point.items():
       curves.setdefault(tag, []).append((step, value))
   return curves
+
+
+def last_scores(curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, float]:
+  """Returns the results of the last evaluation, by tag; one that it did not have is left out.
+
+  Args:
+    curves: result of `read_curves`.
+  """
+  lasts = {tag: points[-1] for tag, points in curves.items() if tag.startswith("eval/")}
+  last = max((step for step, _ in lasts.values()), default=0)
+  return {tag: value for tag, (step, value) in lasts.items() if step == last}
 
 
 def last_step(workdir: pathlib.Path) -> int:

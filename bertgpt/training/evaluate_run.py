@@ -58,6 +58,7 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   config = override(trained.config, overrides)
   phase_index = _find_phase(trained, config)
   check_same_model(trained.config, config, phase_index, MASKING if not trained.step else ())
+  keep_masked_share(trained.config, config, phase_index)
   check_text_is_read(trained.config, config)
   if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
     config.tokenizer.path = str(path / "tokenizer")  # A newly trained one would differ.
@@ -155,6 +156,19 @@ def _other_text(trained, config):
   """Returns the fields by which a config selects another text than the run's."""
   old, new = dict(config_lib.leaves(trained)), dict(config_lib.leaves(config))
   return [field for field in corpora.TEXT_FIELDS if old[field] != new[field]]
+
+
+def keep_masked_share(trained: ConfigDict, config: ConfigDict, phase_index: int) -> None:
+  """Lets rows of another length than the run's have the run's share of masked tokens.
+
+  Args:
+    trained: config of the run.
+    config: config of the evaluation, which is changed.
+    phase_index: index of the phase that is evaluated.
+  """
+  phase = config.phases[phase_index]
+  if phase.seq_len != trained.phases[phase_index].seq_len:
+    phase.max_predictions = 0  # The number belongs to the length; 0: as many as the share gives.
 
 
 def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int,

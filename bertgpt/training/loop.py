@@ -339,6 +339,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     return None
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_applied:
-    checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
-                             run.metadata)
+    with log.untimed(), events.during("saving"):
+      checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
+                               run.metadata)
   return results

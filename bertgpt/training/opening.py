@@ -71,9 +71,10 @@ def write_first_files(run: Run, first_step: int) -> None:
   # The report of an earlier start: steps may have been added, and an evaluation is made again.
   for name in ("report.md", "report.html"):
     (run.path / name).unlink(missing_ok=True)
+  if not first_step:
+    workdir.forget_id(run.path)  # Of an attempt that was killed before its first checkpoint, too.
   if not first_step and not folder_kinds.is_run(run.path):
     history.add(run.path, "start")
-    workdir.forget_id(run.path)
     for file in (run.path / events.FILE, run.path / skipped_steps.FILE):
       if file.is_file():  # Of another run, which began here before config.json was deleted.
         metrics_file.set_aside(file)

@@ -176,7 +176,7 @@ class StepLog:
                 "perf/tokens_per_second": sums.total("tokens") / sums.steps / seconds,
                 **self.pace.scalars(seconds, sums.steps)}
     chip = hardware.find_chip(jax.devices()[0].device_kind)
-    if chip and self._is_static:
+    if chip and self._is_static and not config.optimizer.freeze:  # See `flops_per_step`.
       flops = flops_until(config, step) - flops_until(config, step - sums.steps)
       scalars["perf/mfu"] = (self._num_runs * flops / sums.steps / seconds
                              / (chip.peak_flops * jax.device_count()))

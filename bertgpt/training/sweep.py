@@ -320,10 +320,9 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
 
 
 def final_scores(folder: pathlib.Path) -> dict[str, float]:
-  """Returns the last value of every held-out metric of a run, by its tag.
+  """Returns the results of the last evaluation of a run, by their tags.
 
   Args:
     folder: workdir of the run.
   """
-  return {tag: points[-1][1] for tag, points in metrics_file.read_curves(folder).items()
-          if tag.startswith("eval/")}
+  return metrics_file.last_scores(metrics_file.read_curves(folder))

@@ -235,9 +235,10 @@ def test_tokens_added_by_default_stay_in_the_rows_of_the_training(gpt, length, e
 
 
 @pytest.mark.parametrize("prompts, max_tokens, noted", [
-    (["The cat"], 30, ""), (["The cat"], 31, "1 of 1"), (["The", "The cat sees"], 30, "1 of 2")])
+    (["The cat"], 31, ""), (["The cat"], 32, "1 of 1"), (["The", "The cat sees"], 31, "1 of 2")])
 def test_texts_that_become_longer_than_the_rows_of_the_training_are_noted(
     gpt, capsys, prompts, max_tokens, noted):
+  """The last token that is drawn is not read."""
   generate.generate(gpt, prompts, max_tokens=max_tokens, sampling=GREEDY)
   error = capsys.readouterr().err
   assert bool(error) == bool(noted)

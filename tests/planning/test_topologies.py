@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import SingleDeviceSharding
 
-from bertgpt.devices import sharding
+from bertgpt.devices import hardware, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.planning import collectives, roofline, topologies
 from bertgpt.planning.collectives import Place
@@ -140,6 +140,12 @@ def test_what_is_no_machine_is_one_line(name, fragment):
     topologies.open_topology(name)
   assert str(error.value).startswith(f"--topology={name}: ") and fragment in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_a_gpu_that_the_compiler_does_not_know_is_named(monkeypatch):
+  monkeypatch.setitem(hardware.CHIPS, "l40s", hardware.CHIPS["h100"])
+  with pytest.raises(ConfigError, match="l40s:8: there is no description of this GPU"):
+    topologies.open_topology("l40s:8")
 
 
 @pytest.mark.parametrize("name, package, remedy", [

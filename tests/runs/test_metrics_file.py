@@ -20,6 +20,14 @@ def test_a_damaged_line_costs_no_other_line(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_scores_are_those_of_one_evaluation():
+  """The last one had no precision, because no token was called replaced."""
+  curves = {"train/loss": [(1, 3.0), (3, 1.0)], "eval/validation/loss": [(1, 3.0), (2, 2.0)],
+            "eval/validation/precision": [(1, 0.5)]}
+  assert metrics_file.last_scores(curves) == {"eval/validation/loss": 2.0}
+  assert metrics_file.last_scores({"train/loss": [(1, 3.0)]}) == {}
+
+
 @pytest.mark.parametrize("is_evaluated, kept", [(True, [1, 2]), (False, [1, 2, 2])])
 def test_only_an_evaluation_that_is_made_again_is_dropped(tmp_path, is_evaluated, kept):
   points = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 1.0},

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import time
 
 import pytest
 
+from bertgpt import cli
 from bertgpt.config import base, choices
 from bertgpt.errors import ConfigError, DivergedError
-from bertgpt.runs import metrics_file, workdir
+from bertgpt.runs import history, metrics_file, workdir
 from bertgpt.training import trackers
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.writer import Writer
@@ -92,6 +94,17 @@ def test_every_point_arrives_and_attempts_are_one_run(tmp_path, package):
                        ["finish", 0]]
   assert second[0] == first[0] and second[1] == ["log", 3, {"train/loss": 1.5}]
   assert metrics_file.read_curves(tmp_path)["train/loss"] == [(i, i / 2) for i in (1, 2, 3, 4)]
+
+
+def test_a_start_from_step_0_is_another_run_of_the_tracker(recipe, finished_bert, tmp_path):
+  """The first attempt was killed before its first checkpoint, so that its points are repeated."""
+  path = shutil.copytree(finished_bert, tmp_path / "run")
+  shutil.rmtree(path / "checkpoints")
+  (path / "history.jsonl").unlink()
+  history.add(path, "start")
+  (path / "run_id").write_text("first\n")
+  assert cli.main(["train", f"--config={recipe}:mlm_nsp", f"--workdir={path}"]) == 0
+  assert not (path / "run_id").exists()
 
 
 def test_the_exit_code_of_the_training_arrives(tmp_path, package):
