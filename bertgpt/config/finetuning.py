@@ -110,10 +110,10 @@ def find_problems(config: ConfigDict) -> list[str]:
   if not config.seeds or not all(type(seed) is int and 0 <= seed < 2**31 for seed in config.seeds):
     problems.append(f"seeds={config.seeds}: give numbers from 0 to 2**31 - 1, such as 0,1,2")
   rates = config.learning_rates
-  if not rates or not all(isinstance(r, (int, float)) and type(r) is not bool and 0 < r < math.inf
-                          for r in rates):
-    problems.append(f"learning_rates={config.learning_rates}: give numbers above 0, such as "
-                    "2e-5,5e-5")
+  if not rates or not all(isinstance(r, (int, float)) and type(r) is not bool
+                          and checks.MIN_FLOAT <= r <= checks.MAX_FLOAT for r in rates):
+    problems.append(f"learning_rates={config.learning_rates}: give numbers above 0 that float32 "
+                    "can hold, such as 2e-5,5e-5")
   for field in ("seeds", "learning_rates"):
     if len(set(map(repr, config[field]))) < len(config[field]):
       problems.append(f"{field}={config[field]} names a run twice")

@@ -43,6 +43,8 @@ def make_run(config, steps=40, **pretrained):
     ({"learning_rates": (0.0,)}, "learning_rates=(0.0,): give numbers above 0"),
     ({"learning_rates": ("a", 1e-5)}, "give numbers above 0"),
     ({"learning_rates": (float("nan"),)}, "give numbers above 0"),
+    ({"learning_rates": (5e-5, 1e39)}, "give numbers above 0 that float32 can hold"),
+    ({"learning_rates": (5e-5, 1e-40)}, "give numbers above 0 that float32 can hold"),
     ({"epochs": 0}, "epochs=0: must be at least 1"),
     ({"epochs": 99999999999}, "epochs=99999999999: must be at most 2147483647"),
     ({"task__lm_weight": float("inf")}, "task.lm_weight=inf: must be at most 3.4e+38"),
