@@ -118,13 +118,7 @@ def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (line, its content) for every line that is not damaged; nothing if there is no file."""
-  if not path.is_file():
-    return
-  for line in path.read_text("utf-8", "replace").split("\n"):
-    try:
-      point = files.parse_json(line)
-    except ValueError:
-      continue
+  for line, point in files.read_json_lines(path):
     if (isinstance(point, dict) and type(point.get("step")) is int
         and all(type(value) in (int, float) for value in point.values())):
       yield line, point

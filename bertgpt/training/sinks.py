@@ -33,9 +33,7 @@ class Sink:
     try:
       if self._file is None:
         self._file = self._open()
-      record = self._encode(step, scalars)
-      while record:  # A disk that fills up takes only a part. The next write raises the error.
-        record = record[self._file.write(record):]
+      files.write_all(self._file.fileno(), self._encode(step, scalars))
     except OSError as e:
       self._fail(e)
 
