@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import files
 from bertgpt.devices import peers
-from bertgpt.runs import step_folders
+from bertgpt.runs import metrics_file, step_folders
 
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
@@ -130,7 +130,7 @@ class Best:
     """
     if not self.metric or not math.isfinite(value):
       return False
-    sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
+    sign = -1 if metrics_file.is_share(self.metric) else 1
     best = self._best
     # A record of an earlier version may lack some conditions.
     is_other = any(conditions.get(name) != x for name, x in (best.conditions or {}).items())
