@@ -12,7 +12,7 @@ from bertgpt import console, files
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
-from bertgpt.runs import metrics_file
+from bertgpt.runs import folder_kinds, metrics_file
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
@@ -24,12 +24,7 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   Args:
     paths: workdirs of runs, and folders of sweeps.
   """
-  found = []
-  for path in paths:
-    of_sweep = sorted(file.parent for file in path.glob("[0-9][0-9][0-9]*/config.json")
-                      if file.parent.name.isdigit())  # 001-cola is what was made of a run.
-    found += of_sweep if of_sweep and not (path / "config.json").exists() else [path]
-  return found
+  return [run for path in paths for run in folder_kinds.runs_of_sweep(path) or [path]]
 
 
 def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[Compared]:
