@@ -110,7 +110,7 @@ def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
   try:
     try:
       path.write_text(key)
-    except OSError as e:  # That of a full disk does not name the file.
+    except OSError as e:  # The error of a full disk does not name the file.
       raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
     yield key
   finally:
