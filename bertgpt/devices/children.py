@@ -51,7 +51,7 @@ def _without_signals() -> Iterator[None]:
   The parent still gets its signals: at once if it has another thread, otherwise at the end of the
   context.
   """
-  resource_tracker.ensure_running()  # Else the first child starts it, which unblocks SIGINT.
+  resource_tracker.ensure_running()  # Otherwise the first child starts it, which unblocks SIGINT.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_PARENT)
   try:
     yield

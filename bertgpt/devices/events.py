@@ -164,9 +164,7 @@ class Recorder:
                            "seconds": seconds, **details})
         try:
           self._files[path] = file = file or files.open_growing(path)
-          left = f"{line}\n".encode()
-          while left:  # A disk that fills up takes only a part. The next write raises the error.
-            left = left[file.write(left):]
+          files.write_all(file.fileno(), f"{line}\n".encode())
           if event == "end":
             file.close()
           elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
@@ -281,18 +279,9 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     [] if there is no file of events, or it cannot be read.
   """
   try:
-    if not (workdir / FILE).is_file():  # A device, such as /dev/full, may have no end.
-      return []
-    lines = (workdir / FILE).read_text("utf-8", "replace").split("\n")
+    return [event for _, event in files.read_json_lines(workdir / FILE) if _is_event(event)]
   except OSError:
     return []
-  events = []
-  for line in lines:
-    with contextlib.suppress(ValueError):
-      event = files.parse_json(line)
-      if _is_event(event):
-        events.append(event)
-  return events
 
 
 def _is_event(value: Any) -> bool:

@@ -8,6 +8,7 @@ The child's stderr passes through the parent, which also writes it to a file onc
 named one (`keep_log`). The file has all of it, even what C++ code wrote, however the child ends.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -18,12 +19,13 @@ import sys
 import threading
 import time
 
+from bertgpt import files
 from bertgpt.devices import lost
 from bertgpt.errors import PeerError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHUNK = 2**16
-KEPT_CHARS = 2**18  # Of the output before the log is named, and of the end of the output.
+KEPT_CHARS = 2**18  # Kept of the output before the log has a name, and of its last part.
 DRAIN_S = 2.0  # Time for processes that outlive the child to finish their lines.
 _notes: int | None = None  # In the child: the pipe to the parent; JSON lines, (kind, *values).
 
@@ -182,11 +184,9 @@ class _Log:
 
 def _write(descriptor: int | None, content: bytes) -> None:
   """Writes to a file if there is one; what cannot be written is lost."""
-  try:
-    while descriptor is not None and content:
-      content = content[os.write(descriptor, content):]
-  except OSError:
-    pass
+  if descriptor is not None:
+    with contextlib.suppress(OSError):
+      files.write_all(descriptor, content)
 
 
 def _end_with_parent(life: int) -> None:

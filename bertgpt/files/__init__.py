@@ -12,10 +12,16 @@
 """
 
 from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
-from bertgpt.files.growing import append, open_growing, upload, upload_all
+from bertgpt.files.growing import append, open_growing, upload, upload_all, write_all
 from bertgpt.files.lease import Holder
 from bertgpt.files.locking import check_lock, lock
-from bertgpt.files.parsing import LFS_POINTER, parse_json, read_json, without_nonfinite
+from bertgpt.files.parsing import (
+    LFS_POINTER,
+    parse_json,
+    read_json,
+    read_json_lines,
+    without_nonfinite,
+)
 from bertgpt.files.paths import (
     copy_locally,
     download_tree,
@@ -54,7 +60,8 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "copy_locally", "download_tree", "expand", "find_problem", "has_file", "in_parallel",
            "is_matched", "is_remote", "is_unfinished", "lock", "make_path", "match_objects",
            "naming", "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
-           "raise_if_unanswered", "read_json", "refuse_dangling", "refuse_existing",
-           "remove_copies", "remove_leftovers", "remove_tree", "rename_new", "require_file",
-           "require_parent", "require_utf8", "size_of", "sync", "unfinished_path", "upload",
-           "upload_all", "without_nonfinite", "write_atomically", "write_json"]
+           "raise_if_unanswered", "read_json", "read_json_lines", "refuse_dangling",
+           "refuse_existing", "remove_copies", "remove_leftovers", "remove_tree", "rename_new",
+           "require_file", "require_parent", "require_utf8", "size_of", "sync", "unfinished_path",
+           "upload", "upload_all", "without_nonfinite", "write_all", "write_atomically",
+           "write_json"]

@@ -53,6 +53,19 @@ def upload(file: io.FileIO) -> None:
       file.upload()
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+  """Writes to an open file. If the disk fills up, a part of the content may have been written.
+
+  Args:
+    descriptor: descriptor of the file.
+    content: bytes of any length.
+  Raises:
+    OSError: they cannot be written.
+  """
+  while content:  # A disk that fills up takes only a part. The next write raises the error.
+    content = content[os.write(descriptor, content):]
+
+
 def append(path: pathlib.Path, line: str) -> None:
   """Adds a line to a small file, and waits until it is stored.
 

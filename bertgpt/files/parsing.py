@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from bertgpt.errors import DataError, one_line
@@ -56,6 +57,26 @@ def parse_json(text: str | bytes, *, is_strict: bool = False) -> Any:
       raise ValueError("is not usable JSON (a number has more than "
                        f"{sys.get_int_max_str_digits():,} digits)") from None
     raise ValueError(f"is not valid JSON ({one_line(e)})") from e
+
+
+def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """Yields (line, its JSON value) for every line of a file that is valid JSON.
+
+  A crash, or a full disk, may have damaged the others.
+
+  Args:
+    path: file in UTF-8; without a file, there are no lines.
+  Raises:
+    OSError: the file cannot be read.
+  """
+  if not path.is_file():  # A device, such as /dev/full, may have no end.
+    return
+  for line in path.read_text("utf-8", "replace").split("\n"):
+    try:
+      value = parse_json(line)
+    except ValueError:
+      continue
+    yield line, value
 
 
 def without_nonfinite(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from bertgpt.errors import ConfigError
 from bertgpt.report import curves
 from bertgpt.report.curves import Compared, Curve
+from bertgpt.runs import metrics_file
 
 # Half the width of the band, in sample standard deviations of the seeds. With three seeds, a new
 # seed is outside at one point in thirteen (Student's t with 2 degrees of freedom, beyond
@@ -72,9 +73,9 @@ def average(runs: Sequence[Compared]) -> Compared:
       continue
     step, tokens, seconds, _ = ([values[i] for i in kept] for values in grid)
     means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
-    if len(runs) > 1 and is_loss(tag):
+    if len(runs) > 1 and metrics_file.is_loss(tag):
       spread[tag] = [statistics.stdev(points[i]) for i in kept]
-  if not any(map(is_loss, means)):
+  if not any(map(metrics_file.is_loss, means)):
     raise ConfigError("--save_reference: the runs have no finite loss in common. Give runs that "
                       "are trained further")
   found = {name: [_score(run, name, min(run.steps for run in runs)) for run in runs]
@@ -102,11 +103,6 @@ def _score(run: Compared, name: str, last: int) -> float | None:
 
 def _are_finite(values: Sequence[float | None]) -> bool:
   return all(value is not None and math.isfinite(value) for value in values)
-
-
-def is_loss(tag: str) -> bool:
-  """Returns whether a curve is a loss; only losses have a band."""
-  return tag.endswith("loss")
 
 
 def values_at(curve: Curve, steps: Sequence[int], tag: str) -> list[float | None]:
@@ -195,7 +191,7 @@ def course(run: Compared, reference: Compared) -> Course:
   """
   seeds = "1 seed" if reference.seeds == 1 else f"{reference.seeds} seeds"
   name = f"the band of reference {reference.name} ({seeds})"
-  tags = [tag for tag in reference.curves if is_loss(tag) and tag in run.curves]
+  tags = [tag for tag in reference.curves if metrics_file.is_loss(tag) and tag in run.curves]
   last, summary, left = 0, "", []
   for tag in sorted(tags):  # Held-out losses come first.
     steps = reference.curves[tag].step

@@ -12,6 +12,7 @@ from bertgpt import console, files
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
+from bertgpt.runs import folder_kinds, metrics_file
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
@@ -23,12 +24,7 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
   Args:
     paths: workdirs of runs, and folders of sweeps.
   """
-  found = []
-  for path in paths:
-    of_sweep = sorted(file.parent for file in path.glob("[0-9][0-9][0-9]*/config.json")
-                      if file.parent.name.isdigit())  # 001-cola is what was made of a run.
-    found += of_sweep if of_sweep and not (path / "config.json").exists() else [path]
-  return found
+  return [run for path in paths for run in folder_kinds.runs_of_sweep(path) or [path]]
 
 
 def read(paths: Sequence[pathlib.Path], references: Sequence[str] = ()) -> list[Compared]:
@@ -115,7 +111,7 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
   check_replaceable(path)
   data = [{"label": label(run), "is_reference": run.is_reference,
            "bands": {tag: bands.limits(run, tag) for tag in run.curves
-                     if run.is_reference and bands.is_loss(tag)},
+                     if run.is_reference and metrics_file.is_loss(tag)},
            "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
   # In a script element, only '<' could be taken for HTML.
   content = json.dumps(files.without_nonfinite(data)).replace("<", "\\u003c")

@@ -249,7 +249,7 @@ def find_reference(run: Compared) -> Compared | None:
 
 def is_kept(tag: str) -> bool:
   """Returns whether a reference has this curve: losses of the training and all held-out scores."""
-  return tag.startswith("eval/") or tag.startswith("train/") and tag.endswith("_loss")
+  return tag.startswith("eval/") or tag.startswith("train/") and metrics_file.is_loss(tag)
 
 
 def save_reference(mean: Compared, path: pathlib.Path, about: str = "") -> None:

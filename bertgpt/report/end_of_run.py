@@ -92,17 +92,16 @@ def describe_scores(run: Finished, scores: Mapping[str, float]) -> Description:
     run: a finished run whose language-model loss has no line in DESCRIPTIONS.
     scores: name of a held-out metric -> its value at the end of the run.
   """
-  shares = ("accuracy", "precision", "recall")
   table = [("", "model", "")]
   for name, value in scores.items():
-    table.append((name, f"{value:.1%}" if name.endswith(shares) else f"{value:.4g}", ""))
+    table.append((name, f"{value:.1%}" if metrics_file.is_share(name) else f"{value:.4g}", ""))
   lines = align(table)
   if run.trained.can("generate") or run.trained.can("unmask"):
     lines += _sample(describe_continuation, run)
   if run.trained.can("fill"):
     lines += _sample(describe_guesses, run)
-  panels = {name: (name, "nats" if name.endswith("loss") else "accuracy") for name in scores
-            if name.endswith(("loss", "accuracy"))}
+  panels = {name: (name, "nats") for name in scores if metrics_file.is_loss(name)}
+  panels |= {name: (name, "accuracy") for name in scores if name.endswith("_accuracy")}
   return Description(lines, {}, panels)
 
 

@@ -39,6 +39,7 @@ from bertgpt.runs.manifest import (
     MERGED,
     Damaged,
     check_files,
+    format_type,
     read_manifest,
 )
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
@@ -153,7 +154,7 @@ class Checkpoints:
       raise  # Caused by a device or a lost process, not by the storage.
     except Exception as e:
       raise _save_failed(self._root, step, e) from e
-    types = {name: _type(leaf) for name, leaf in leaves.items()}
+    types = {name: format_type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
     self._last_save, self.last_step = time.monotonic(), step
     if wait:
@@ -386,11 +387,6 @@ def _split(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   return parts
 
 
-def _type(leaf: Any) -> str:
-  """Returns dtype and shape, 'float32[2,3]'."""
-  return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
 # -------------------------------------------------------------- reading
 
 
@@ -408,7 +404,8 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
     Damaged: a leaf differs from the saved one.
     StorageError: it is in a bucket that does not answer.
   """
-  types = {name: saved[name][0] if leaf is None else _type(leaf) for name, leaf in wanted.items()}
+  types = {name: saved[name][0] if leaf is None else format_type(leaf)
+           for name, leaf in wanted.items()}
   for name in sorted(saved.keys() | wanted.keys()):
     saved_type, wanted_type = saved.get(name, ["nothing"])[0], types.get(name, "nothing")
     if saved_type != wanted_type:  # Orbax would cast to another dtype silently.

@@ -81,7 +81,7 @@ def _sum_leaf(x: jax.Array) -> jax.Array:
   return bits
 
 
-_sum_parts = jax.jit(jax.vmap(_sum_leaf))  # Of every part of the first axis.
+_sum_parts = jax.jit(jax.vmap(_sum_leaf))  # Fingerprints of the parts along the first axis.
 
 
 def _to_bits(x: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ TRANSFORMERS = ("{flag} {path}: holds a model of transformers. Turn it into a ru
 
 # What a run has written before its config.json, or leaves if that is deleted.
 RUN_FILES = re.compile(r"checkpoints|(events|history|metrics)\.jsonl")
+# Runs of a sweep, and its table. A folder with another name, such as 001-cola, was made of a run.
+SWEEP_FILES = re.compile(r"\d{3,}|sweep\.json")
 # What launchers and file systems put into the folder of a run before it begins.
 BEFORE_A_RUN = re.compile(r"\..*|__pycache__|lost\+found|logs?|(log|stdout|stderr)\b.*"
                           r"|.*\.(log|out|err|py|sh|sbatch)")
@@ -90,7 +92,7 @@ def runs_of_sweep(workdir: pathlib.Path) -> list[pathlib.Path]:
     workdir: a folder.
   """
   return sorted(path.parent for path in workdir.glob("*/config.json")
-                if path.parent.name.isdecimal() and not is_run(workdir))
+                if SWEEP_FILES.fullmatch(path.parent.name) and not is_run(workdir))
 
 
 def is_in_tuning(workdir: pathlib.Path) -> bool:

@@ -18,7 +18,7 @@ import pathlib
 from bertgpt import files
 from bertgpt.config import ConfigDict, base, leaves, stored
 from bertgpt.config.overrides import set_field
-from bertgpt.runs import history
+from bertgpt.runs import folder_kinds, history
 
 EVENT, FORMER_EVENT = "ignored", "former"
 
@@ -63,7 +63,7 @@ def as_begun(path: pathlib.Path, config: ConfigDict) -> ConfigDict:
     path: workdir of the run; without a run in it, the config stays as it is.
     config: a whole config.
   """
-  if not (path / "config.json").is_file():  # The history may be that of a run before.
+  if not folder_kinds.is_run(path):  # The history may be that of a run before.
     return config
   defaults = dict(leaves(base()))
   values = {field: defaults[field] for field in find_ignored(path) if field in defaults}

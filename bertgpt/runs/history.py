@@ -38,19 +38,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   Args:
     path: workdir of the run.
   """
-  try:
-    lines = (path / FILE).read_text("utf-8", "replace").split("\n")
-  except FileNotFoundError:
-    return []
-  events = []
-  for line in lines:
-    try:
-      event = files.parse_json(line)
-    except ValueError:
-      continue
-    if isinstance(event, dict) and "event" in event:
-      events.append(event)
-  return events
+  return [event for _, event in files.read_json_lines(path / FILE)
+          if isinstance(event, dict) and "event" in event]
 
 
 def note_checkpoint(path: pathlib.Path, step: int) -> None:

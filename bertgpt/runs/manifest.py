@@ -40,6 +40,17 @@ def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
     return dict(pool.map(hash_file, names))
 
 
+def format_type(leaf: Any) -> str:
+  """Returns shape and dtype of an array as text, such as 'float32[2,3]'."""
+  return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def parse_type(text: str) -> tuple[tuple[int, ...], str]:
+  """Returns (shape, dtype) of the array that `format_type` describes."""
+  dtype, _, sizes = text.removesuffix("]").partition("[")
+  return tuple(int(size) for size in sizes.split(",") if size), dtype
+
+
 def encode(content: Mapping[str, Any]) -> str:
   """Returns the manifest as text, with its own SHA-256.
 

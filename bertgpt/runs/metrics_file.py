@@ -121,6 +121,16 @@ def cut(workdir: pathlib.Path, last_step: int) -> list[str]:
   return [target.name]
 
 
+def is_loss(tag: str) -> bool:
+  """Returns whether a metric, or a curve, is a loss: in nats, and better if it is low."""
+  return tag.endswith("_loss")
+
+
+def is_share(tag: str) -> bool:
+  """Returns whether a metric, or a curve, is a share: from 0 to 1, and better if it is high."""
+  return tag.endswith(("_accuracy", "_precision", "_recall"))
+
+
 def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
   """Returns the first of metrics-SUFFIX-1.jsonl, metrics-SUFFIX-2.jsonl, ... that is free."""
   names = (path.with_name(f"{path.stem}-{suffix}-{n}{path.suffix}") for n in itertools.count(1))
@@ -129,13 +139,7 @@ def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
 
 def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (line, its content) for every line that is not damaged; nothing if there is no file."""
-  if not path.is_file():
-    return
-  for line in path.read_text("utf-8", "replace").split("\n"):
-    try:
-      point = files.parse_json(line)
-    except ValueError:
-      continue
+  for line, point in files.read_json_lines(path):
     if (isinstance(point, dict) and type(point.get("step")) is int
         and all(type(value) in (int, float) for value in point.values())):
       yield line, point

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import files
 from bertgpt.devices import peers
+from bertgpt.runs import metrics_file, step_folders
 
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
@@ -21,7 +22,7 @@ def choose_old(manifests: Mapping[int, Mapping[str, Any]], keep: int, keep_every
     manifests: manifest of every step with a good checkpoint, by ascending step.
     keep: number of newest checkpoints that are kept.
     keep_every: the first one at or after every N steps is kept too; 0: none. A checkpoint is saved
-      later if its step was not applied. Those that were saved with another N are kept by theirs.
+      later if its step was not applied. A checkpoint saved under another N is kept by that N.
     best: step that is kept too; None: none.
   """
   is_first = lambda step, before, every: every > 0 and step // every > before // every
@@ -55,7 +56,7 @@ def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
     count += total_steps // options["keep_every_steps"]
   if files.is_remote(root):
     return f"bucket: up to {count} checkpoints of {_show(state_bytes)}"
-  present = sum(path.name.isdecimal() for path in root.iterdir())
+  present = len(step_folders.named_like_steps(root))
   needed, free = max(0, count - present) * state_bytes, shutil.disk_usage(root).free
   line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them present; "
           f"{_show(needed)} needed, {_show(free)} free")
@@ -107,17 +108,15 @@ class Best:
     try:
       found = files.parse_json(self._path.read_bytes())
       step, value = int(found["step"]), float(found["value"])
-      if math.isfinite(value) and self._is_there(step):
+      if math.isfinite(value) and self._is_saved(step):
         return str(found["metric"]), step, value, found.get("conditions")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
       files.raise_if_unanswered(e)
       # There is no record, or it is not readable: the next evaluation is the best so far.
     return "", *_Record()
 
-  def _is_there(self, step: int | None) -> bool:
-    """Returns whether a step is complete; in a bucket, it then has a manifest."""
-    path = self._path.parent / str(step)
-    return (path / files.MANIFEST).is_file() if files.is_remote(path) else path.is_dir()
+  def _is_saved(self, step: int) -> bool:
+    return step_folders.is_saved(self._path.with_name(str(step)))
 
   def is_beaten_by(self, value: float, conditions: Mapping[str, Any]) -> bool:
     """Returns whether a value of the metric is better than the best one so far.
@@ -131,7 +130,7 @@ class Best:
     """
     if not self.metric or not math.isfinite(value):
       return False
-    sign = -1 if self.metric.endswith(("_accuracy", "_precision", "_recall")) else 1
+    sign = -1 if metrics_file.is_share(self.metric) else 1
     best = self._best
     # A record of an earlier version may lack some conditions.
     is_other = any(conditions.get(name) != x for name, x in (best.conditions or {}).items())
@@ -154,7 +153,7 @@ class Best:
       The step that the file names, whose checkpoint must be kept; None: none.
     """
     best = self._best
-    if best.step is not None and best != self._recorded and self._is_there(best.step):
+    if best.step is not None and best != self._recorded and self._is_saved(best.step):
       files.write_json(self._path, {"metric": self.metric, **best._asdict()})
       self._recorded = best
     return self._recorded.step

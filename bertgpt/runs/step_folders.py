@@ -59,9 +59,8 @@ def find_steps(root: pathlib.Path) -> list[int]:
       a bucket, those without a manifest.
   """
   paths = named_like_steps(root)
-  are_there = files.in_parallel(_has_content, paths) if files.is_remote(root) else map(
-      _has_content, paths)
-  return [int(path.name) for path, is_there in zip(paths, are_there, strict=True) if is_there]
+  are_saved = files.in_parallel(is_saved, paths) if files.is_remote(root) else map(is_saved, paths)
+  return [int(path.name) for path, is_one in zip(paths, are_saved, strict=True) if is_one]
 
 
 def find_newest(root: pathlib.Path) -> int | None:
@@ -71,10 +70,11 @@ def find_newest(root: pathlib.Path) -> int | None:
     root: folder of the checkpoints, which may be absent.
   """
   newest_first = reversed(named_like_steps(root))
-  return next((int(path.name) for path in newest_first if _has_content(path)), None)
+  return next((int(path.name) for path in newest_first if is_saved(path)), None)
 
 
-def _has_content(path: pathlib.Path) -> bool:
+def is_saved(path: pathlib.Path) -> bool:
+  """Returns whether a folder that is named like a step is complete: see the table above."""
   if files.is_remote(path):
     return (path / MANIFEST).is_file()
   try:

@@ -79,7 +79,7 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
         yield
       except BaseException:
         # In a bucket, there are no folders, and the lock is deleted by its holder.
-        if not files.is_remote(workdir) and not (workdir / "config.json").exists():
+        if not files.is_remote(workdir) and not folder_kinds.is_run(workdir):
           (workdir / ".lock").unlink(missing_ok=True)
           with contextlib.suppress(OSError):
             (workdir / "checkpoints" / "unfinished").rmdir()
@@ -110,7 +110,7 @@ def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
   try:
     try:
       path.write_text(key)
-    except OSError as e:  # That of a full disk does not name the file.
+    except OSError as e:  # The error of a full disk does not name the file.
       raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
     yield key
   finally:
@@ -239,7 +239,7 @@ def check_unchanged(workdir: pathlib.Path, config: ConfigDict, allowed: Sequence
   Raises:
     ConfigError: fields differ, one line per field, or config.json is missing.
   """
-  if not (workdir / "config.json").exists():
+  if not folder_kinds.is_run(workdir):
     # In a bucket, a folder without a manifest would be deleted as the remains of a save.
     if checkpoint.committed_steps(workdir) or (
         files.is_remote(workdir)
@@ -283,7 +283,7 @@ def write_run(workdir: pathlib.Path, config: ConfigDict, tokenizer: tokenizers.T
     OSError: a file cannot be written.
   """
   target = workdir / "tokenizer"
-  if not (target.exists() and (workdir / "config.json").exists()):
+  if not (target.exists() and folder_kinds.is_run(workdir)):
     if not files.is_remote(target):
       shutil.rmtree(target, ignore_errors=True)  # Left by a start that was killed here.
     with files.publish_when_done(target) as scratch:

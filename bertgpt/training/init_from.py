@@ -17,6 +17,7 @@ from bertgpt.devices import cluster, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, word_tables, workdir
 from bertgpt.runs import trained as trained_lib
+from bertgpt.runs.manifest import parse_type
 from bertgpt.training import steps
 
 # Fields of the model that may differ from the run whose parameters are used: dropout, initial
@@ -64,7 +65,7 @@ def check(config: ConfigDict) -> None:
   mesh = sharding.make_mesh(config)
   with sharding.use_mesh(mesh, config):
     abstract = steps.make_abstract_state(steps.make_setup(config, mesh, make_vocabulary(tokenizer)))
-  saved = {name.removeprefix("params/"): _shape_of(kind)
+  saved = {name.removeprefix("params/"): parse_type(kind)[0]
            for name, (kind, *_) in newest["leaves"].items() if name.startswith("params/")}
   trained = config_lib.with_model_at(from_json(metadata["config"]), metadata["step"])
   check_shapes(config, abstract.params, trained, saved)
@@ -81,11 +82,6 @@ def _has_tokenizer(config: ConfigDict, found: ConfigDict, fingerprint: str) -> b
   if config.tokenizer.path:
     return prepare.load_tokenizer(config).fingerprint() == fingerprint
   return corpora.is_same_text(found, config)
-
-
-def _shape_of(kind: str) -> tuple[int, ...]:
-  """Returns the shape of a leaf that a checkpoint describes as, for example, 'float32[2,3]'."""
-  return tuple(int(size) for size in kind.partition("[")[2].removesuffix("]").split(",") if size)
 
 
 def check_shapes(config: ConfigDict, params: Any, trained: ConfigDict,

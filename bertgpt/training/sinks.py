@@ -1,7 +1,7 @@
-"""Files that the scalars of a run are written to. None of them can stop or end the training.
+"""Places that the scalars of a run are written to. None of them can stop or end the training.
 
-A sink writes in the thread of the training loop, without a queue that could fill up. If a file
-cannot be written, the sink says so once, and the training continues without the lost points.
+If a place cannot be written to, its sink says so once, and the training continues without the lost
+points. Files are written in the thread of the training loop, without a queue that could fill up.
 """
 
 import io
@@ -17,11 +17,11 @@ from bertgpt.training import event_records
 
 
 class Sink:
-  """A file that is opened when its first record is written; records are appended."""
+  """A place that gets every point of the curves of a run."""
 
-  def __init__(self, path: pathlib.Path):
-    self._path, self._has_failed = path, False
-    self._file: io.FileIO | None = None
+  def __init__(self, name: str):
+    """Keeps the name of the place, for the message about lost points."""
+    self._name, self._has_failed = name, False
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes one point of every curve.
@@ -30,17 +30,38 @@ class Sink:
       step: steps done.
       scalars: tag -> value.
     """
-    try:
-      if self._file is None:
-        self._file = self._open()
-      record = self._encode(step, scalars)
-      while record:  # A disk that fills up takes only a part. The next write raises the error.
-        record = record[self._file.write(record):]
-    except OSError as e:
-      self._fail(e)
+    raise NotImplementedError
 
   def end(self) -> None:
     """Begins what `close` waits for, if that takes long. No point is written afterwards."""
+
+  def close(self) -> None:
+    """Waits until the place has all points, and releases it."""
+    raise NotImplementedError
+
+  def _fail(self, reason: object) -> None:
+    if not self._has_failed:
+      console.say(f"WARNING: {self._name}: cannot be written ({reason}). The training continues, "
+                  "but points of its curves are missing there")
+    self._has_failed = True
+
+
+class FileSink(Sink):
+  """A file that is opened when its first record is written; records are appended."""
+
+  def __init__(self, path: pathlib.Path):
+    super().__init__(str(path))
+    self._path = path
+    self._file: io.FileIO | None = None
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """See `Sink`."""
+    try:
+      if self._file is None:
+        self._file = self._open()
+      files.write_all(self._file.fileno(), self._encode(step, scalars))
+    except OSError as e:
+      self._fail(e.strerror or e)
 
   def close(self) -> None:
     """Closes the file."""
@@ -48,13 +69,7 @@ class Sink:
       try:
         self._file.close()
       except OSError as e:
-        self._fail(e)
-
-  def _fail(self, error: OSError) -> None:
-    if not self._has_failed:
-      console.say(f"WARNING: {self._path}: cannot be written ({error.strerror or error}). The "
-                  "training continues, but points of its curves are missing there")
-    self._has_failed = True
+        self._fail(e.strerror or e)
 
   def _open(self):
     raise NotImplementedError
@@ -63,7 +78,7 @@ class Sink:
     raise NotImplementedError
 
 
-class JsonLines(Sink):
+class JsonLines(FileSink):
   """metrics.jsonl: a line per logged step. After an error, it resumes when it can write again."""
 
   def _open(self):
@@ -75,7 +90,7 @@ class JsonLines(Sink):
     return (b"\n" if self._has_failed else b"") + line.encode()
 
 
-class EventFile(Sink):
+class EventFile(FileSink):
   """A file of TensorBoard events."""
 
   def __init__(self, folder: pathlib.Path, purge_step: int):

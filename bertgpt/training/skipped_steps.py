@@ -70,10 +70,8 @@ class SkippedSteps:
   def _drop_after(self, step: int) -> None:
     if not self._path.is_file():
       return
-    lines = self._path.read_text("utf-8", "replace").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if kept != lines:
-      files.write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
+    kept = [line for line, value in files.read_json_lines(self._path) if _step_of(value) <= step]
+    files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
   def _describe(self, step: int) -> dict[str, Any]:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
@@ -89,8 +87,8 @@ class SkippedSteps:
             "sha256": loader.batch_sha256(rows.read(numbers))}
 
 
-def _step_of(line: str) -> float:
-  """Returns the step of a line of skipped.jsonl; infinity if a crash cut the line off."""
+def _step_of(value: Any) -> float:
+  """Returns the step of a line of skipped.jsonl; infinity if the line is damaged."""
   with contextlib.suppress(ValueError, KeyError, TypeError):
-    return int(files.parse_json(line)["step"])
+    return int(value["step"])
   return math.inf

@@ -18,6 +18,7 @@ from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import cluster, events
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, word_tables, workdir
+from bertgpt.runs.manifest import parse_type
 from bertgpt.training import init_from, schedules, steps
 from bertgpt.training.run import Run
 from bertgpt.training.steps import TrainState
@@ -94,10 +95,8 @@ def with_saved_guard(abstract_state: TrainState, types: Mapping[str, str]) -> Tr
   guard = {}
   for name, kind in types.items():
     if name.startswith("spike_guard/"):
-      dtype, shape = kind.removesuffix("]").split("[")
       guard[name.removeprefix("spike_guard/")] = jax.ShapeDtypeStruct(
-          tuple(int(size) for size in shape.split(",") if size), dtype,
-          sharding=abstract_state.step.sharding)
+          *parse_type(kind), sharding=abstract_state.step.sharding)
   return dataclasses.replace(abstract_state, spike_guard=guard or ())
 
 

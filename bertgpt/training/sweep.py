@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +14,6 @@ from bertgpt.config.overrides import try_override
 from bertgpt.errors import ConfigError, DivergedError, UserError
 from bertgpt.runs import folder_kinds, former, metrics_file, step_folders, workdir
 from bertgpt.training import mapped_fields, sweep_processes
-
-# Names by which the folder of a sweep is known.
-SWEEP_FILES = re.compile(r"\d{3,}|sweep\.json")
 
 TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
@@ -61,7 +57,7 @@ def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   folders = [path / f"{i:03d}" for i in range(len(runs))]
   chosen = range(share[0], len(runs), share[1])
   configs = check_runs(recipes.load(recipe), folders, flags, chosen)
-  folder_kinds.check_unused(path, SWEEP_FILES)
+  folder_kinds.check_unused(path, folder_kinds.SWEEP_FILES)
   check_table(path / "sweep.json")
   if is_mapped and chosen:
     mapped_fields.find([configs[i] for i in chosen])
@@ -312,7 +308,7 @@ def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:
     folder: workdir of the run; it need not exist.
     config: config of the run.
   """
-  if not (folder / "report.md").is_file() or not (folder / "config.json").is_file():
+  if not (folder / "report.md").is_file() or not folder_kinds.is_run(folder):
     return False
   stored, config = workdir.read_config(folder), former.as_begun(folder, config)
   return (not resuming.differences(stored, config, ["model.vocab_size"])

@@ -147,6 +147,12 @@ def test_round_trip_keeps_every_bit_of_every_kind_of_leaf(saved):
   assert_restores(saved, 20)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_the_type_of_a_leaf_is_read_back(shape):
+  leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  assert jax.ShapeDtypeStruct(*manifest_lib.parse_type(manifest_lib.format_type(leaf))) == leaf
+
+
 def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
   assert restore(tmp_path) is None
   assert checkpoint.committed_steps(tmp_path / "missing") == []

@@ -120,7 +120,7 @@ def test_a_best_is_recorded_only_when_its_checkpoint_is_complete(tmp_path):
     best.replace(step, loss, {})
     assert best.record() == (10 if step == 20 else None)
     assert retention.Best(tmp_path, "mlm_loss").record() == (10 if step == 20 else None)
-    (tmp_path / str(step)).mkdir()
+    (tmp_path / str(step) / "params").mkdir(parents=True)
     assert best.record() == step == retention.Best(tmp_path, "mlm_loss").record()
 
 

@@ -109,10 +109,10 @@ class Tracker(sinks.Sink):
       name: key of `choices.TRACKERS`.
       run: the run.
     """
-    super().__init__(pathlib.Path(f"log.trackers={name}"))
+    super().__init__(f"log.trackers={name}")
     self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
     self._child: subprocess.Popen | None = None
-    self._deadline: float | None = None  # Of its end, once its last message is on its way.
+    self._deadline: float | None = None  # When it is killed, once it has been told to end.
     self._is_closed = False
     try:
       # In a session of its own: Ctrl-C is meant for the training.
@@ -120,7 +120,7 @@ class Tracker(sinks.Sink):
           [sys.executable, "-m", "bertgpt.training.trackers.child", name], stdin=subprocess.PIPE,
           stdout=subprocess.DEVNULL, start_new_session=True)
     except OSError as e:
-      self._fail(e)
+      self._fail(e.strerror or e)
       return
     self._put(run._asdict())
     self._thread = threading.Thread(target=self._send, daemon=True)
@@ -151,14 +151,14 @@ class Tracker(sinks.Sink):
       self._child.wait(max(0.0, self._deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
       self._child.kill()
-      self._fail(OSError(0, f"it had not sent its last points after {CLOSE_S} s"))
+      self._fail(f"it had not sent its last points after {CLOSE_S} s")
 
   def _put(self, message: dict[str, Any] | None) -> None:
     line = None if message is None else f"{json.dumps(message)}\n".encode()
     try:
       self._queue.put_nowait(line)
     except queue.Full:
-      self._fail(OSError(0, "it is slow, or blocked"))
+      self._fail("it is slow, or blocked")
 
   def _send(self) -> None:
     """Runs in a thread: hands the points to the process, however long it takes to read them."""
@@ -170,4 +170,4 @@ class Tracker(sinks.Sink):
       pipe.close()
     except OSError:
       code = self._child.wait()
-      self._fail(OSError(0, f"its process has ended with exit code {code}"))
+      self._fail(f"its process has ended with exit code {code}")
