@@ -5,7 +5,8 @@ lists the parts of every row. It is made only from the lengths of documents and 
 operations on whole arrays: there is no loop over documents, sentences or rows. The text is then
 put into rows, all tokens of a batch at once.
 
-Axes: D documents, S sentences, N parts, R rows, B rows of a batch, L tokens of a row.
+Axes: D documents, S sentences, C sequences of P parts, N parts, R rows, B rows of a batch,
+L tokens of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,22 +103,22 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
   return Texts(documents, offsets_of(counts), bounds)
 
 
-def place_in_rows(parts: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-  """Writes 'origin' and 'sequence' of parts whose sequences follow one another in rows.
+def place(parts_CP: np.ndarray, offsets: np.ndarray) -> Plan:
+  """Returns the plan of rows in which sequences follow one another.
 
   Args:
-    parts: PART [C, P], the P parts of every sequence, in the order of the rows; changed in place.
-    sizes: tokens of every sequence with its special tokens, integers [C].
+    parts_CP: PART [C, P], the P parts of every sequence from left to right, in the order of the
+      rows; changed in place. Parts without tokens are left out.
     offsets: integers [R+1]; row r holds the sequences offsets[r]..offsets[r + 1].
-  Returns:
-    int64 [C], the column in which every sequence begins.
   """
-  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
-  before = offsets_of(sizes)
-  origin = before[:-1] - before[row_starts]
-  parts["origin"] = origin[:, None]
-  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
-  return origin
+  sizes_CP = token_sizes(parts_CP)
+  before_C = offsets_of(sizes_CP.sum(axis=1))[:-1]
+  first_C = np.repeat(offsets[:-1], np.diff(offsets))  # The first sequence of the same row.
+  parts_CP["origin"] = (before_C - before_C[first_C])[:, None]
+  parts_CP["column"] = parts_CP["origin"] + np.cumsum(sizes_CP, axis=1) - sizes_CP
+  parts_CP["sequence"] = (np.arange(len(parts_CP)) - first_C + 1)[:, None]
+  is_there_CP = sizes_CP > 0
+  return Plan(parts_CP[is_there_CP], offsets_of(is_there_CP.sum(axis=1))[offsets])
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from bertgpt.data.batches.parts import (
     Specs,
     Texts,
     cut_stream,
-    offsets_of,
+    place,
     sequence_arrays,
     sequence_specs,
     stream_starts,
@@ -59,17 +59,10 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   parts["column"] = cuts.column + ~parts["opens"]  # [CLS] takes no place of the stream.
   parts["sequence"] = 1
   parts["label"] = NO_LABEL
-  return Plan(parts, cuts.offsets) if has_one_sequence(config) else _pack(parts, seq_len, rng)
-
-
-def _pack(parts: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns rows of several sequences, each of which is one part."""
+  if has_one_sequence(config):
+    return Plan(parts, cuts.offsets)
   members, offsets = packing.pack(token_sizes(parts), seq_len, seq_len, rng)
-  parts = parts[members]
-  before, first = offsets_of(token_sizes(parts))[:-1], np.repeat(offsets[:-1], np.diff(offsets))
-  parts["column"] = parts["origin"] = before - before[first]
-  parts["sequence"] = np.arange(len(parts)) - first + 1
-  return Plan(parts, offsets)
+  return place(parts[members, None], offsets)
 
 
 def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: int,
