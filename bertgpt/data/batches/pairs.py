@@ -21,14 +21,16 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
     PairTexts,
+    Placed,
     Plan,
     RowFormat,
     Specs,
     Texts,
+    fill_tokens,
     sequence_arrays,
     sequence_specs,
+    spread,
 )
 from bertgpt.data.batches.windows import ranges
 
@@ -252,22 +254,23 @@ def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
           f"{name}_weights": (shape, np.float32)}
 
 
-def assemble_pairs(canvas: Canvas, *, name: str) -> Batch:
+def assemble_pairs(placed: Placed, *, name: str) -> Batch:
   """Returns the batch of some rows of pairs.
 
   Args:
-    canvas: the rows.
+    placed: the parts of the rows.
     name: prefix of the names of the label arrays.
   """
-  parts, opens = canvas.parts, canvas.parts["opens"]
-  pairs, slots = parts[opens], (canvas.rows[opens], parts["sequence"][opens] - 1)
-  batch = {array: np.zeros((len(canvas.tokens), *shape), dtype) for array, (shape, dtype)
-           in label_specs(name, (canvas.layout.max_sequences,)).items()}
+  opens = placed.parts["opens"]
+  pairs = placed.parts[opens]
+  slots = placed.rows[opens], pairs["sequence"] - 1
+  batch = {array: np.zeros((placed.num_rows, *shape), dtype) for array, (shape, dtype)
+           in label_specs(name, (placed.layout.max_sequences,)).items()}
   batch[f"{name}_positions"][slots] = pairs["column"]
   batch[f"{name}_labels"][slots] = np.maximum(pairs["label"], 0)
   batch[f"{name}_weights"][slots] = pairs["label"] != NO_LABEL
-  return batch | {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
-                  **sequence_arrays(canvas)}
+  return batch | {"tokens": fill_tokens(placed), "segment_ids": spread(placed, "segment"),
+                  **sequence_arrays(placed)}
 
 
 def make_format(plan: Callable[..., Plan], pair: PairTexts) -> RowFormat:

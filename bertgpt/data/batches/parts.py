@@ -197,25 +197,22 @@ class Layout(NamedTuple):
   has_target: bool
 
 
-class Canvas(NamedTuple):
-  """Parts in their rows, from which a row format assembles its batch.
+class Placed(NamedTuple):
+  """Parts in the rows of a batch, with their text.
 
   Attributes:
     parts: PART [N].
     rows: integers [N], row of every part in [0, B).
+    texts: N arrays of token ids, the tokens of every part that `RowFormat.spans` asks for.
+    num_rows: rows of the batch, B; those without parts are empty.
     layout: shape and special tokens of the rows.
-    tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
-    spread: values of the parts [N] -> int32 [B, L] with each value at all inputs of its part; 0 at
-      padding.
-    others: more arrays, from a row format that has its own `paint`.
   """
 
   parts: np.ndarray
   rows: np.ndarray
+  texts: Sequence[np.ndarray]
+  num_rows: int
   layout: Layout
-  tokens: np.ndarray
-  spread: Callable[[np.ndarray], np.ndarray]
-  others: np.ndarray | None = None
 
 
 def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,41 +229,35 @@ def token_sizes(parts: np.ndarray) -> np.ndarray:
   return parts["opens"] + parts["length"] + parts["closes"]
 
 
-def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_rows: int,
-          layout: Layout) -> Canvas:
-  """Puts parts into rows.
-
-  Args:
-    parts: PART [N].
-    rows: integers [N], row of every part in [0, B).
-    texts: N arrays of part["length"] token ids each.
-    num_rows: rows of the batch, B; those without parts are empty.
-    layout: shape and special tokens of the rows; a last target has a column after the inputs.
-  """
+def fill_tokens(placed: Placed) -> np.ndarray:
+  """Returns the tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target."""
+  parts, layout = placed.parts, placed.layout
   width = layout.seq_len + layout.has_target
-  first = rows * width + parts["column"]
+  first = placed.rows * width + parts["column"]
   first_text = first + parts["opens"]
-  tokens = np.full(num_rows * width, layout.pad_id, np.int32)
+  tokens = np.full(placed.num_rows * width, layout.pad_id, np.int32)
   tokens[first[parts["opens"]]] = layout.opening_id
   tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
-  if texts:
-    tokens[ranges(first_text, parts["length"])] = np.concatenate(texts)
-  sizes = token_sizes(parts) - layout.has_target
-  places = ranges(first, sizes)
-
-  def spread(values: np.ndarray) -> np.ndarray:
-    array = np.zeros((num_rows, width), np.int32)
-    array.ravel()[places] = np.repeat(values, sizes)
-    return array[:, :layout.seq_len]
-
-  return Canvas(parts, rows, layout, tokens.reshape(num_rows, width), spread)
+  if placed.texts:
+    tokens[ranges(first_text, parts["length"])] = np.concatenate(placed.texts)
+  return tokens.reshape(placed.num_rows, width)
 
 
-def sequence_arrays(canvas: Canvas) -> Batch:
+def spread(placed: Placed, name: str) -> np.ndarray:
+  """Returns a field of PART at all inputs of every part, and 0 at padding: int32 [B, L]."""
+  seq_len = placed.layout.seq_len
+  sizes = token_sizes(placed.parts) - placed.layout.has_target
+  array = np.zeros((placed.num_rows, seq_len), np.int32)
+  places = ranges(placed.rows * seq_len + placed.parts["column"], sizes)
+  array.ravel()[places] = np.repeat(placed.parts[name], sizes)
+  return array
+
+
+def sequence_arrays(placed: Placed) -> Batch:
   """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has."""
-  sequence_ids = canvas.spread(canvas.parts["sequence"])
+  sequence_ids = spread(placed, "sequence")
   columns = np.arange(sequence_ids.shape[1], dtype=np.int32)
-  positions = np.where(sequence_ids > 0, columns - canvas.spread(canvas.parts["origin"]), 0)
+  positions = np.where(sequence_ids > 0, columns - spread(placed, "origin"), 0)
   return {"sequence_ids": sequence_ids, "positions": positions.astype(np.int32)}
 
 
@@ -302,22 +293,20 @@ class RowFormat(NamedTuple):
     plan: (texts, config, seq_len, rng) -> the parts of the rows of an epoch. If rows continue the
       rows of the previous step, it also takes `num_streams`, and its rows are in order.
     specs: (config, phase) -> name -> (shape of a row, dtype), the only schema of a batch.
-    assemble: canvas -> the batch.
+    assemble: placed parts -> the batch.
     has_target: whether a row is followed by one more token, which is only a target.
     pair: about the label of every pair; None if nothing is predicted about pairs.
     spans: parts -> (starts, stops), the tokens that every part needs of its document.
-    paint: (parts, rows, texts, num_rows, layout) -> the canvas.
   """
 
   specials: tuple[str, str]
   has_one_sequence: Callable[[ConfigDict], bool]
   plan: Callable[..., Plan]
   specs: Callable[[ConfigDict, ConfigDict], Specs]
-  assemble: Callable[[Canvas], Batch]
+  assemble: Callable[[Placed], Batch]
   has_target: bool = False
   pair: PairTexts | None = None
   spans: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = spans
-  paint: Callable[..., Canvas] = paint
 
   @property
   def pair_name(self) -> str:

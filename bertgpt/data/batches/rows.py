@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import PART, Batch, Plan
+from bertgpt.data.batches.parts import PART, Batch, Placed, Plan
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
 from bertgpt.devices import children
@@ -71,8 +71,7 @@ class Rows(abc.ABC):
     num_rows = len(row_numbers) if num_rows is None else num_rows
     row_format = formats.find(self._config)
     texts = self._read_texts(parts, *row_format.spans(parts))
-    canvas = row_format.paint(parts, rows, texts, num_rows, self._layout)
-    batch = row_format.assemble(canvas)
+    batch = row_format.assemble(Placed(parts, rows, texts, num_rows, self._layout))
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

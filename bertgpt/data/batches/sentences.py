@@ -12,15 +12,17 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
+    Placed,
     Plan,
     RowFormat,
     Specs,
     Texts,
     cut_stream,
+    fill_tokens,
     place,
     sequence_arrays,
     sequence_specs,
+    spread,
     stream_starts,
     token_sizes,
 )
@@ -103,10 +105,10 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
 
-def assemble(canvas: Canvas) -> Batch:
+def assemble(placed: Placed) -> Batch:
   """Returns the batch of some rows."""
-  return {"tokens": canvas.tokens, "segment_ids": canvas.spread(canvas.parts["segment"]),
-          **sequence_arrays(canvas)}
+  return {"tokens": fill_tokens(placed), "segment_ids": spread(placed, "segment"),
+          **sequence_arrays(placed)}
 
 
 FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)
