@@ -19,7 +19,6 @@ from typing import Any
 
 PIPE = "BERTGPT_PARENT_PIPE"  # Variable with a file descriptor that is closed when the parent ends.
 OF_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # See `leave_signals_to_parent`.
-_watched = False
 
 
 @contextlib.contextmanager
@@ -60,12 +59,8 @@ def _without_signals() -> Iterator[None]:
 
 
 def exit_with_parent() -> None:
-  """Ends this process when its parent is gone, if it is a child of `multiprocessing`."""
-  global _watched
+  """Ends this process, a child of `multiprocessing`, when its parent is gone."""
   parent = multiprocessing.parent_process()
-  if parent is None or _watched:
-    return
-  _watched = True
 
   def wait() -> None:
     parent.join()
@@ -77,12 +72,10 @@ def exit_with_parent() -> None:
 def leave_signals_to_parent() -> None:
   """Ignores signals that a terminal or a scheduler sends to all processes of a group.
 
-  They are meant for the parent, which saves its work, and needs this child until then. A process
-  that is no child of `multiprocessing` is left as it is.
+  They are meant for the parent, which saves its work, and needs this child until then.
   """
-  if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
-    for number in OF_PARENT:
-      signal.signal(number, signal.SIG_IGN)
+  for number in OF_PARENT:
+    signal.signal(number, signal.SIG_IGN)
 
 
 def kill_spawned() -> None:

@@ -20,7 +20,6 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.following import MASK, encode_template
 from bertgpt.data.tokens.tokenizers import Tokenizer
-from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.inference import arguments
@@ -141,11 +140,8 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
   Returns:
     int64 [top] ids.
   """
-  shown = np.setdiff1d(np.arange(tokenizer.vocab_size), list(_hidden(tokenizer)))
+  shown = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.hidden_ids))
   return shown[np.argsort(-p_V[shown], kind="stable")[:top]]
-
-
-_hidden = functools.lru_cache(maxsize=1)(find_hidden)  # Looked up for every mask.
 
 
 @functools.partial(jax.jit, static_argnums=0)

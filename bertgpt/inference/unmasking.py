@@ -25,7 +25,6 @@ import numpy as np
 
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
-from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.inference.draws import UNRESTRICTED, Sampling, draw
 from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
@@ -91,7 +90,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   if lengths.max() > most:
     raise ValueError(f"a prompt, its continuation and two marks are {lengths.max()} tokens, which "
                      f"exceed the model's {most} positions")
-  banned_V = np.isin(np.arange(trained.config.model.vocab_size), list(find_hidden(tokenizer)))
+  banned_V = np.isin(np.arange(trained.config.model.vocab_size), list(tokenizer.hidden_ids))
   params, added = jax.device_put(trained.params), [np.zeros(0, np.int32)] * len(prompts)
   for which, size in buckets.batches(lengths, batch_size, most):
     tokens_BL = buckets.pad([whole[i] for i in which], size, batch_size)

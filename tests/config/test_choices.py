@@ -69,7 +69,7 @@ def test_specs_say_what_the_row_format_makes(name, packing):
   layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2,
                         row_format.has_target)
   nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
-  made = row_format.assemble(row_format.paint(*nothing, 5, layout))
+  made = row_format.assemble(parts.Placed(*nothing, 5, layout))
   zeros = formats.make_zeros(formats.specs(config, phase), 5)
   assert {n: (x.shape, x.dtype) for n, x in zeros.items()} == {
       n: (x.shape, x.dtype) for n, x in made.items()}

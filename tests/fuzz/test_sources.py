@@ -35,7 +35,7 @@ def test_any_source_is_parsed_or_refused(prefix):
     parsed = attempt(sources.parse, prefix + spec.replace("\n", " "))
     if parsed is not FAILED:
       for source in parsed:
-        assert source.kind in sources.READERS
+        assert source.kind in sources.SOURCE_KINDS
         assert 0 < source.weight < float("inf")
   fuzzing.run(check, 150, spec=specs)
 

@@ -10,7 +10,6 @@ import pytest
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import marks
-from bertgpt.data.tokens.vocabulary import find_hidden
 from bertgpt.errors import ConfigError
 from bertgpt.inference import fill, generate, unmasking
 from bertgpt.inference.generate import GREEDY, Sampling
@@ -26,7 +25,7 @@ def encode(trained, *texts):
 @pytest.fixture(scope="module")
 def predict(diffuser):
   """Returns (prompt, added tokens or None) -> float64 [masks, V], by the code of `fill`."""
-  hidden = list(find_hidden(diffuser.tokenizer))
+  hidden = list(diffuser.tokenizer.hidden_ids)
 
   @functools.cache
   def predict(prompt, added):
@@ -82,7 +81,7 @@ def test_prompts_are_continued_together_as_each_by_itself(diffuser, sampling):
   prompts, counts = encode(diffuser, *PROMPTS), [7, 3, 12, 5, 1]
   together = unmasking.continue_prompts(diffuser, prompts, counts, sampling, seed=5, batch_size=4)
   assert [len(x) for x in together] == counts
-  hidden = find_hidden(diffuser.tokenizer)
+  hidden = diffuser.tokenizer.hidden_ids
   assert not hidden & {int(token) for x in together for token in x}
   for i, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
     alone, = unmasking.continue_prompts(diffuser, [prompt], count, sampling, seed=5, rows=[i])

@@ -28,7 +28,7 @@ def test_the_batch_is_the_loaders(objective, packing):
   layout = parts.Layout(phase.seq_len, config_lib.max_sequences(config, phase.seq_len), 0, 1, 2,
                         row_format.has_target)
   nothing = np.zeros(0, parts.PART), np.zeros(0, np.int64), []
-  made = row_format.assemble(parts.paint(*nothing, phase.batch_size, layout))
+  made = row_format.assemble(parts.Placed(*nothing, phase.batch_size, layout))
   with tiny.Setup(config) as setup:
     planned = aot.abstract_batch(config, phase, setup.mesh)
   assert {n: (x.shape, x.dtype) for n, x in planned.items()} == {

@@ -12,12 +12,13 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
+    Placed,
     Plan,
     RowFormat,
     Specs,
     Texts,
     cut_stream,
+    fill_tokens,
     sequence_arrays,
     sequence_specs,
     stream_starts,
@@ -78,10 +79,10 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
       "targets": (row, np.int32), "loss_weights": (row, np.float32)}
 
 
-def assemble(canvas: Canvas) -> Batch:
+def assemble(placed: Placed) -> Batch:
   """Returns the batch of some rows."""
-  batch = sequence_arrays(canvas)
-  return batch | {"tokens": canvas.tokens[:, :-1], "targets": canvas.tokens[:, 1:],
+  tokens, batch = fill_tokens(placed), sequence_arrays(placed)
+  return batch | {"tokens": tokens[:, :-1], "targets": tokens[:, 1:],
                   "loss_weights": (batch["sequence_ids"] > 0).astype(np.float32)}
 
 

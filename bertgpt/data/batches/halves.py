@@ -9,17 +9,9 @@ Axes: C chunks, each of which makes a sequence.
 import numpy as np
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import packing
+from bertgpt.data.batches.packing import pack_sequences
 from bertgpt.data.batches.pairs import gather_sentences, has_one_sequence, segments_of
-from bertgpt.data.batches.parts import (
-    NO_LABEL,
-    PART,
-    Plan,
-    RowFormat,
-    Texts,
-    offsets_of,
-    place_in_rows,
-)
+from bertgpt.data.batches.parts import NO_LABEL, PART, Plan, RowFormat, Texts
 from bertgpt.data.batches.sentences import assemble, specs
 
 # build_pretraining_dataset.py, google-research/electra, 2020.
@@ -49,16 +41,15 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   length_a = np.minimum(whole_a, seq_len - 2)
   length_b = np.minimum(texts.bounds[last] - texts.bounds[cut],
                         np.maximum(seq_len - 3 - length_a, 0))
-  sizes = length_a + 2 + np.where(length_b > 0, length_b + 1, 0)
-  members, offsets = packing.assign_rows(sizes, config, seq_len, rng)
-  parts = np.zeros((len(sizes), 2), PART)
+  parts = np.zeros((len(first), 2), PART)
   parts["document"] = texts.documents[document][:, None]
   parts["start"] = np.stack([start, start + whole_a], axis=1)
   parts["length"] = np.stack([length_a, length_b], axis=1)
   parts["segment"] = [0, 1]
-  parts["opens"][:, 0] = parts["closes"] = True
+  parts["opens"][:, 0] = parts["closes"][:, 0] = True
+  parts["closes"][:, 1] = length_b > 0  # An empty B takes no place.
   parts["label"] = NO_LABEL
-  return _place(parts[members], sizes[members], offsets)
+  return pack_sequences(parts, config, seq_len, rng)
 
 
 def _draw_chunks(texts, short_prob, seq_len, rng):
@@ -80,20 +71,6 @@ def _draw_chunks(texts, short_prob, seq_len, rng):
     remains = last < end
     document, first, end = document[remains], last[remains], end[remains]
   return map(np.concatenate, zip(*chunks, strict=True))
-
-
-def _place(parts, sizes, offsets):
-  """Returns the plan of rows; row r holds the sequences offsets[r]..offsets[r + 1].
-
-  Args:
-    parts: PART [C, 2], in the order of the rows; changed in place.
-    sizes: tokens of every sequence with special tokens, int64 [C].
-    offsets: number of the first sequence of every row, and C, int64 [R + 1].
-  """
-  origin = place_in_rows(parts, sizes, offsets)
-  parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
-  is_there = (parts["length"] > 0) | (parts["segment"] == 0)
-  return Plan(parts[is_there], offsets_of(is_there.sum(axis=1))[offsets])
 
 
 # B always follows A: nothing is predicted about the pair.

@@ -110,9 +110,16 @@ def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, fir
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=data.reader_workers, per_worker_buffer_size=1))
+        num_workers=data.reader_workers, per_worker_buffer_size=1), _start_reader)
   starting = children.spawning if data.reader_workers else contextlib.nullcontext
   return TrainBatches(batches, starting)
+
+
+def _start_reader(index: int, count: int) -> None:
+  """Runs in a reader process before it gets its rows."""
+  del index, count
+  children.exit_with_parent()
+  children.leave_signals_to_parent()
 
 
 class TrainBatches:

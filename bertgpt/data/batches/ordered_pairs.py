@@ -8,6 +8,7 @@ import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import pairs
+from bertgpt.data.batches.packing import pack_sequences
 from bertgpt.data.batches.parts import NO_LABEL, PairTexts, Plan, Texts
 
 # Share of swapped pairs (create_pretraining_data.py, google-research/albert, 2019).
@@ -42,7 +43,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
       first_b=np.where(is_swapped, drawn.first, drawn.first_b),
       last_b=np.where(is_swapped, drawn.cut, drawn.last_b))
   parts = pairs.make_parts(texts, drawn, max_tokens, rng)
-  return pairs.place(parts, config, seq_len, rng)
+  return pack_sequences(parts, config, seq_len, rng)
 
 
 FORMAT = pairs.make_format(plan, PairTexts(

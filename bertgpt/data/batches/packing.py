@@ -7,23 +7,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from bertgpt.config import ConfigDict, max_sequences
+from bertgpt.data.batches.parts import Plan, place, token_sizes
 
 
-def assign_rows(lengths: np.ndarray, config: ConfigDict, seq_len: int,
-                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which sequences each row holds: one, or several if `data.packing` is set.
+def pack_sequences(parts_CP: np.ndarray, config: ConfigDict, seq_len: int,
+                   rng: np.random.Generator) -> Plan:
+  """Returns rows of one sequence each, or of several if `data.packing` is set.
 
   Args:
-    lengths: integers [N], tokens of every sequence, 1 to `seq_len`.
+    parts_CP: PART [C, P], the parts of every sequence from left to right, at most `seq_len` tokens
+      in total; changed in place. Parts without tokens are left out.
     config: whole config, of which `data` is read.
     seq_len: tokens per row.
     rng: decides which sequences share a row.
-  Returns:
-    (members, offsets), as those of `pack`.
   """
-  if config.data.packing:
-    return pack(lengths, seq_len, max_sequences(config, seq_len), rng)
-  return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+  if not config.data.packing:
+    return place(parts_CP, np.arange(len(parts_CP) + 1))
+  sizes_C = token_sizes(parts_CP).sum(axis=1)
+  members, offsets = pack(sizes_C, seq_len, max_sequences(config, seq_len), rng)
+  return place(parts_CP[members], offsets)
 
 
 def pack(lengths: np.ndarray, row_length: int, max_per_row: int,

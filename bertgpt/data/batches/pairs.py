@@ -16,20 +16,21 @@ from typing import NamedTuple
 import numpy as np
 
 from bertgpt.config import ConfigDict, max_sequences
-from bertgpt.data.batches import packing
+from bertgpt.data.batches.packing import pack_sequences
 from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
     PairTexts,
+    Placed,
     Plan,
     RowFormat,
     Specs,
     Texts,
-    place_in_rows,
+    fill_tokens,
     sequence_arrays,
     sequence_specs,
+    spread,
 )
 from bertgpt.data.batches.windows import ranges
 
@@ -74,21 +75,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   """
   max_tokens = seq_len - 3
   pairs = draw_pairs(texts, config.data, max_tokens, rng)
-  return place(make_parts(texts, pairs, max_tokens, rng), config, seq_len, rng)
-
-
-def place(parts: np.ndarray, config: ConfigDict, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns rows of one pair each, or of several if they are packed.
-
-  Args:
-    parts: PART [C, 2], as `make_parts` returns them.
-    config: whole config, of which `data` is read.
-    seq_len: tokens per row.
-    rng: decides which pairs share a row.
-  """
-  lengths = parts["length"].sum(axis=1) + 3
-  members, offsets = packing.assign_rows(lengths, config, seq_len, rng)
-  return place_pairs(parts[members], offsets)
+  return pack_sequences(make_parts(texts, pairs, max_tokens, rng), config, seq_len, rng)
 
 
 def draw_pairs(texts: Texts, data: ConfigDict, max_tokens: int, rng: np.random.Generator, *,
@@ -191,10 +178,20 @@ def truncate(length_a: np.ndarray, length_b: np.ndarray, max_tokens: int,
     (skip_a, keep_a, skip_b, keep_b), int64 [C] each: tokens to skip at the front of a part, and
     tokens to keep after them.
   """
-  keep_b = np.minimum(length_b, np.maximum(max_tokens - length_a, max_tokens // 2))
-  keep_a = np.minimum(length_a, max_tokens - keep_b)
+  keep_a, keep_b = keep_lengths(length_a, length_b, max_tokens)
   return (rng.binomial(length_a - keep_a, 0.5), keep_a,
           rng.binomial(length_b - keep_b, 0.5), keep_b)
+
+
+def keep_lengths(length_a: np.ndarray, length_b: np.ndarray,
+                 max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how many tokens of A and of B remain if the longer part is shortened, int64 [C] each.
+
+  Args:
+    length_a, length_b, max_tokens: see `truncate`.
+  """
+  keep_b = np.minimum(length_b, np.maximum(max_tokens - length_a, max_tokens // 2))
+  return np.minimum(length_a, max_tokens - keep_b), keep_b
 
 
 def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
@@ -223,18 +220,6 @@ def make_parts(texts: Texts, pairs: Pairs, max_tokens: int,
   parts["opens"][:, 0] = parts["closes"] = True
   parts["label"] = np.stack([pairs.label, np.full_like(pairs.label, NO_LABEL)], axis=1)
   return parts
-
-
-def place_pairs(parts: np.ndarray, offsets: np.ndarray) -> Plan:
-  """Places pairs in rows.
-
-  Args:
-    parts: PART [C, 2], both parts of every pair, in the order of the rows; changed in place.
-    offsets: integers [R+1]; row r holds the pairs offsets[r]..offsets[r + 1].
-  """
-  origin = place_in_rows(parts, parts["length"].sum(axis=1) + 3, offsets)
-  parts["column"] = np.stack([origin, origin + parts["length"][:, 0] + 2], axis=1)
-  return Plan(parts.ravel(), 2 * offsets)
 
 
 # ---------------------------------------------------------------- assembly
@@ -269,22 +254,23 @@ def label_specs(name: str, shape: tuple[int, ...]) -> Specs:
           f"{name}_weights": (shape, np.float32)}
 
 
-def assemble_pairs(canvas: Canvas, *, name: str) -> Batch:
+def assemble_pairs(placed: Placed, *, name: str) -> Batch:
   """Returns the batch of some rows of pairs.
 
   Args:
-    canvas: the rows.
+    placed: the parts of the rows.
     name: prefix of the names of the label arrays.
   """
-  parts, opens = canvas.parts, canvas.parts["opens"]
-  pairs, slots = parts[opens], (canvas.rows[opens], parts["sequence"][opens] - 1)
-  batch = {array: np.zeros((len(canvas.tokens), *shape), dtype) for array, (shape, dtype)
-           in label_specs(name, (canvas.layout.max_sequences,)).items()}
+  opens = placed.parts["opens"]
+  pairs = placed.parts[opens]
+  slots = placed.rows[opens], pairs["sequence"] - 1
+  batch = {array: np.zeros((placed.num_rows, *shape), dtype) for array, (shape, dtype)
+           in label_specs(name, (placed.layout.max_sequences,)).items()}
   batch[f"{name}_positions"][slots] = pairs["column"]
   batch[f"{name}_labels"][slots] = np.maximum(pairs["label"], 0)
   batch[f"{name}_weights"][slots] = pairs["label"] != NO_LABEL
-  return batch | {"tokens": canvas.tokens, "segment_ids": canvas.spread(parts["segment"]),
-                  **sequence_arrays(canvas)}
+  return batch | {"tokens": fill_tokens(placed), "segment_ids": spread(placed, "segment"),
+                  **sequence_arrays(placed)}
 
 
 def make_format(plan: Callable[..., Plan], pair: PairTexts) -> RowFormat:

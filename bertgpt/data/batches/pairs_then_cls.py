@@ -9,9 +9,10 @@ Axes: C chunks, each of which makes a pair.
 import numpy as np
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import packing, pairs
+from bertgpt.data.batches import pairs
+from bertgpt.data.batches.packing import pack_sequences
 from bertgpt.data.batches.pairs import has_one_sequence
-from bertgpt.data.batches.parts import NO_LABEL, Plan, RowFormat, Texts, place_in_rows
+from bertgpt.data.batches.parts import NO_LABEL, Plan, RowFormat, Texts
 from bertgpt.data.batches.sentences import assemble, specs
 
 
@@ -36,23 +37,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   cls_C1["opens"], cls_C1["closes"] = True, False
   parts = np.concatenate([texts_C2, cls_C1], axis=1)
   parts["label"] = NO_LABEL
-  sizes = parts["length"].sum(axis=1) + 3
-  members, offsets = packing.assign_rows(sizes, config, seq_len, rng)
-  return _place(parts[members], sizes[members], offsets)
-
-
-def _place(parts, sizes, offsets):
-  """Returns the plan of rows; row r holds the sequences offsets[r]..offsets[r + 1].
-
-  Args:
-    parts: PART [C, 3], in the order of the rows; changed in place.
-    sizes: tokens of every sequence with special tokens, int64 [C].
-    offsets: number of the first sequence of every row, and C, int64 [R + 1].
-  """
-  origin = place_in_rows(parts, sizes, offsets)
-  after_a = origin + parts["length"][:, 0] + 1
-  parts["column"] = np.stack([origin, after_a, origin + sizes - 1], axis=1)
-  return Plan(parts.ravel(), 3 * offsets)
+  return pack_sequences(parts, config, seq_len, rng)
 
 
 # [CLS] is a part without text. Nothing is predicted about the pair.

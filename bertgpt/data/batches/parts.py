@@ -5,7 +5,8 @@ lists the parts of every row. It is made only from the lengths of documents and 
 operations on whole arrays: there is no loop over documents, sentences or rows. The text is then
 put into rows, all tokens of a batch at once.
 
-Axes: D documents, S sentences, N parts, R rows, B rows of a batch, L tokens of a row.
+Axes: D documents, S sentences, C sequences of P parts, N parts, R rows, B rows of a batch,
+L tokens of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,22 +103,22 @@ def select(corpus: Corpus, documents: np.ndarray) -> Texts:
   return Texts(documents, offsets_of(counts), bounds)
 
 
-def place_in_rows(parts: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-  """Writes 'origin' and 'sequence' of parts whose sequences follow one another in rows.
+def place(parts_CP: np.ndarray, offsets: np.ndarray) -> Plan:
+  """Returns the plan of rows in which sequences follow one another.
 
   Args:
-    parts: PART [C, P], the P parts of every sequence, in the order of the rows; changed in place.
-    sizes: tokens of every sequence with its special tokens, integers [C].
+    parts_CP: PART [C, P], the P parts of every sequence from left to right, in the order of the
+      rows; changed in place. Parts without tokens are left out.
     offsets: integers [R+1]; row r holds the sequences offsets[r]..offsets[r + 1].
-  Returns:
-    int64 [C], the column in which every sequence begins.
   """
-  row_starts = np.repeat(offsets[:-1], np.diff(offsets))
-  before = offsets_of(sizes)
-  origin = before[:-1] - before[row_starts]
-  parts["origin"] = origin[:, None]
-  parts["sequence"] = (np.arange(len(parts)) - row_starts + 1)[:, None]
-  return origin
+  sizes_CP = token_sizes(parts_CP)
+  before_C = offsets_of(sizes_CP.sum(axis=1))[:-1]
+  first_C = np.repeat(offsets[:-1], np.diff(offsets))  # The first sequence of the same row.
+  parts_CP["origin"] = (before_C - before_C[first_C])[:, None]
+  parts_CP["column"] = parts_CP["origin"] + np.cumsum(sizes_CP, axis=1) - sizes_CP
+  parts_CP["sequence"] = (np.arange(len(parts_CP)) - first_C + 1)[:, None]
+  is_there_CP = sizes_CP > 0
+  return Plan(parts_CP[is_there_CP], offsets_of(is_there_CP.sum(axis=1))[offsets])
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:
@@ -196,25 +197,22 @@ class Layout(NamedTuple):
   has_target: bool
 
 
-class Canvas(NamedTuple):
-  """Parts in their rows, from which a row format assembles its batch.
+class Placed(NamedTuple):
+  """Parts in the rows of a batch, with their text.
 
   Attributes:
     parts: PART [N].
     rows: integers [N], row of every part in [0, B).
+    texts: N arrays of token ids, the tokens of every part that `RowFormat.spans` asks for.
+    num_rows: rows of the batch, B; those without parts are empty.
     layout: shape and special tokens of the rows.
-    tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target.
-    spread: values of the parts [N] -> int32 [B, L] with each value at all inputs of its part; 0 at
-      padding.
-    others: more arrays, from a row format that has its own `paint`.
   """
 
   parts: np.ndarray
   rows: np.ndarray
+  texts: Sequence[np.ndarray]
+  num_rows: int
   layout: Layout
-  tokens: np.ndarray
-  spread: Callable[[np.ndarray], np.ndarray]
-  others: np.ndarray | None = None
 
 
 def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,41 +229,35 @@ def token_sizes(parts: np.ndarray) -> np.ndarray:
   return parts["opens"] + parts["length"] + parts["closes"]
 
 
-def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_rows: int,
-          layout: Layout) -> Canvas:
-  """Puts parts into rows.
-
-  Args:
-    parts: PART [N].
-    rows: integers [N], row of every part in [0, B).
-    texts: N arrays of part["length"] token ids each.
-    num_rows: rows of the batch, B; those without parts are empty.
-    layout: shape and special tokens of the rows; a last target has a column after the inputs.
-  """
+def fill_tokens(placed: Placed) -> np.ndarray:
+  """Returns the tokens: int32 [B, L], or [B, L + 1] if every row is followed by its last target."""
+  parts, layout = placed.parts, placed.layout
   width = layout.seq_len + layout.has_target
-  first = rows * width + parts["column"]
+  first = placed.rows * width + parts["column"]
   first_text = first + parts["opens"]
-  tokens = np.full(num_rows * width, layout.pad_id, np.int32)
+  tokens = np.full(placed.num_rows * width, layout.pad_id, np.int32)
   tokens[first[parts["opens"]]] = layout.opening_id
   tokens[(first_text + parts["length"])[parts["closes"]]] = layout.closing_id
-  if texts:
-    tokens[ranges(first_text, parts["length"])] = np.concatenate(texts)
-  sizes = token_sizes(parts) - layout.has_target
-  places = ranges(first, sizes)
-
-  def spread(values: np.ndarray) -> np.ndarray:
-    array = np.zeros((num_rows, width), np.int32)
-    array.ravel()[places] = np.repeat(values, sizes)
-    return array[:, :layout.seq_len]
-
-  return Canvas(parts, rows, layout, tokens.reshape(num_rows, width), spread)
+  if placed.texts:
+    tokens[ranges(first_text, parts["length"])] = np.concatenate(placed.texts)
+  return tokens.reshape(placed.num_rows, width)
 
 
-def sequence_arrays(canvas: Canvas) -> Batch:
+def spread(placed: Placed, name: str) -> np.ndarray:
+  """Returns a field of PART at all inputs of every part, and 0 at padding: int32 [B, L]."""
+  seq_len = placed.layout.seq_len
+  sizes = token_sizes(placed.parts) - placed.layout.has_target
+  array = np.zeros((placed.num_rows, seq_len), np.int32)
+  places = ranges(placed.rows * seq_len + placed.parts["column"], sizes)
+  array.ravel()[places] = np.repeat(placed.parts[name], sizes)
+  return array
+
+
+def sequence_arrays(placed: Placed) -> Batch:
   """Returns `sequence_ids` and `positions`, int32 [B, L] each, which every format has."""
-  sequence_ids = canvas.spread(canvas.parts["sequence"])
+  sequence_ids = spread(placed, "sequence")
   columns = np.arange(sequence_ids.shape[1], dtype=np.int32)
-  positions = np.where(sequence_ids > 0, columns - canvas.spread(canvas.parts["origin"]), 0)
+  positions = np.where(sequence_ids > 0, columns - spread(placed, "origin"), 0)
   return {"sequence_ids": sequence_ids, "positions": positions.astype(np.int32)}
 
 
@@ -301,22 +293,20 @@ class RowFormat(NamedTuple):
     plan: (texts, config, seq_len, rng) -> the parts of the rows of an epoch. If rows continue the
       rows of the previous step, it also takes `num_streams`, and its rows are in order.
     specs: (config, phase) -> name -> (shape of a row, dtype), the only schema of a batch.
-    assemble: canvas -> the batch.
+    assemble: placed parts -> the batch.
     has_target: whether a row is followed by one more token, which is only a target.
     pair: about the label of every pair; None if nothing is predicted about pairs.
     spans: parts -> (starts, stops), the tokens that every part needs of its document.
-    paint: (parts, rows, texts, num_rows, layout) -> the canvas.
   """
 
   specials: tuple[str, str]
   has_one_sequence: Callable[[ConfigDict], bool]
   plan: Callable[..., Plan]
   specs: Callable[[ConfigDict, ConfigDict], Specs]
-  assemble: Callable[[Canvas], Batch]
+  assemble: Callable[[Placed], Batch]
   has_target: bool = False
   pair: PairTexts | None = None
   spans: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = spans
-  paint: Callable[..., Canvas] = paint
 
   @property
   def pair_name(self) -> str:

@@ -12,6 +12,7 @@ Axes: R rows, N pieces of documents.
 import numpy as np
 
 from bertgpt.config import ConfigDict
+from bertgpt.data.batches.pairs import keep_lengths
 from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
@@ -54,7 +55,7 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   edges = texts.bounds + np.repeat(np.arange(len(texts.documents) + 1),
                                    np.diff(texts.offsets, append=texts.offsets[-1] + 1))
   end_a, first_b, end_b = _draw_pairs(edges, first_a, room, config.data.random_next_prob, rng)
-  length_a, length_b = _share(end_a - first_a, end_b - first_b, room)
+  length_a, length_b = keep_lengths(end_a - first_a, end_b - first_b, room)
   pieces = [_make_pieces(texts, starts, at, at + length, segment, column)
             for at, length, segment, column in (
                 (begin, first_a - begin, 0, np.zeros_like(row)),
@@ -100,13 +101,6 @@ def _draw_pairs(edges, first, room, random_prob, rng):
   first_b = np.where(is_random, edges[np.searchsorted(edges, at, side="right") - 1], end_a)
   whole = np.where(is_random, np.searchsorted(edges, at + wanted), high)  # The end of a sentence.
   return end_a, first_b, np.maximum(edges[np.minimum(whole, last)], first_b)
-
-
-def _share(length_a, length_b, room):
-  """Returns the lengths after shortening the longer part from its end, [R] each."""
-  keep_b = np.minimum(length_b, np.maximum(room - length_a, room // 2))
-  keep_a = np.minimum(length_a, room - keep_b)
-  return keep_a, keep_b
 
 
 def _make_pieces(texts, starts, begins, ends, segment, column):

@@ -12,10 +12,9 @@ import numpy as np
 
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
-from bertgpt.data.batches.parts import PART, Batch, Plan
+from bertgpt.data.batches.parts import PART, Batch, Placed, Plan
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
-from bertgpt.devices import children
 
 # Larger epochs are planned in several windows, which bounds the memory and the time before the
 # first batch: some seconds and half a GiB for the 1.5 million pairs of 128 tokens in a window.
@@ -33,7 +32,7 @@ EVAL_SEED = 0
 class Rows(abc.ABC):
   """The rows of a phase by index, with the plans of the windows that were read last.
 
-  `TrainRows` and `EvalRows` say which rows a window gets, and which window holds a row.
+  `TrainRows` and `EvalRows` say which window holds a row.
 
   Args:
     corpus: split to read.
@@ -46,7 +45,10 @@ class Rows(abc.ABC):
 
   Attributes:
     seq_len: tokens per row.
+    rows_per_window: rows that every window gets; None: as many as its text makes.
   """
+
+  rows_per_window: int | None = None
 
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, key: tuple[int, int],
                num_windows: int | None, num_streams: int):
@@ -71,8 +73,7 @@ class Rows(abc.ABC):
     num_rows = len(row_numbers) if num_rows is None else num_rows
     row_format = formats.find(self._config)
     texts = self._read_texts(parts, *row_format.spans(parts))
-    canvas = row_format.paint(parts, rows, texts, num_rows, self._layout)
-    batch = row_format.assemble(canvas)
+    batch = row_format.assemble(Placed(parts, rows, texts, num_rows, self._layout))
     return {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
   def plan(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +88,7 @@ class Rows(abc.ABC):
     parts, rows = [np.zeros(0, PART)], [row[:0]]
     for w in np.unique(window).tolist():
       index = np.flatnonzero(window == w)
-      plan = self._plan(w).take(row[index])
+      plan = self._plan(w, self.rows_per_window).take(row[index])
       parts.append(plan.parts)
       rows.append(np.repeat(index, np.diff(plan.offsets)))
     return np.concatenate(parts), np.concatenate(rows)
@@ -96,12 +97,11 @@ class Rows(abc.ABC):
   def _find(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the windows of rows, and the indices of the rows in them."""
 
-  @abc.abstractmethod
-  def _count_in_window(self) -> int | None:
-    """Returns the number of rows that a window gets; None: as many as its text makes."""
+  def _plan(self, number: int, num_rows: int | None) -> Plan:
+    """Returns the plan of a window, with `num_rows` rows or, if that is None, all that it makes.
 
-  def _plan(self, number: int) -> Plan:
-    """Returns the plan of a window; windows are numbered through all epochs."""
+    Windows are numbered through all epochs.
+    """
     with self._lock:  # One reader thread makes a new plan, while the others that need it wait.
       if number not in self._plans:
         while len(self._plans) >= KEPT_PLANS:
@@ -109,8 +109,7 @@ class Rows(abc.ABC):
         epoch, window = divmod(number, self._windows.count)
         self._plans[number] = formats.make_plan(
             self._corpus, self._config, self.seq_len, (*self._key, epoch), window=window,
-            windows=self._windows, num_rows=self._count_in_window(),
-            num_streams=self._num_streams)
+            windows=self._windows, num_rows=num_rows, num_streams=self._num_streams)
       return self._plans[number]
 
   def _read_texts(self, parts: np.ndarray, starts: np.ndarray,
@@ -127,8 +126,6 @@ class Rows(abc.ABC):
 
   def __setstate__(self, state):
     self.__dict__.update(state, _lock=threading.Lock())
-    children.exit_with_parent()  # This runs in a reader process, which gets the rows by pickling.
-    children.leave_signals_to_parent()
 
 
 class TrainRows(Rows):
@@ -150,19 +147,17 @@ class TrainRows(Rows):
     rows_per_epoch: rows after which a new epoch begins.
   """
 
+  rows_per_window: int
+
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int, seed: int,
                num_windows: int | None = None):
     super().__init__(corpus, config, phase_index, (seed, phase_index), num_windows,
                      config.phases[phase_index].batch_size)
-    self.rows_per_window = None  # The first plan has all its rows, and sets this number.
-    self.rows_per_window = self._plan(0).num_rows
+    self.rows_per_window = self._plan(0, None).num_rows
     self.rows_per_epoch = self.rows_per_window * self._windows.count
 
   def _find(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.divmod(row_numbers, self.rows_per_window)
-
-  def _count_in_window(self) -> int | None:
-    return self.rows_per_window
 
 
 class EvalRows(Rows):
@@ -179,7 +174,7 @@ class EvalRows(Rows):
   def __init__(self, corpus: Corpus, config: ConfigDict, phase_index: int):
     index = phase_index if config.eval.rows_by == "phase" else 0  # 0: as in a run of one phase.
     super().__init__(corpus, config, phase_index, (EVAL_SEED, index), None, config.eval.batch_size)
-    self._ends = [self._plan(0).num_rows]  # Rows up to the end of each window that was planned.
+    self._ends = [self._plan(0, None).num_rows]  # Rows up to the end of each planned window.
 
   def count(self, most: int) -> int:
     """Returns the number of rows, but no more than `most`.
@@ -188,13 +183,10 @@ class EvalRows(Rows):
       most: number of rows beyond which no window is planned.
     """
     while self._ends[-1] < most and len(self._ends) < self._windows.count:
-      self._ends.append(self._ends[-1] + self._plan(len(self._ends)).num_rows)
+      self._ends.append(self._ends[-1] + self._plan(len(self._ends), None).num_rows)
     return min(most, self._ends[-1])
 
   def _find(self, row_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the windows of rows, which `count` must have reached."""
     window = np.searchsorted(self._ends, row_numbers, side="right")
     return window, row_numbers - np.array([0, *self._ends])[window]
-
-  def _count_in_window(self) -> None:
-    return None

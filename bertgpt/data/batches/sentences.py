@@ -12,15 +12,17 @@ from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
+    Placed,
     Plan,
     RowFormat,
     Specs,
     Texts,
     cut_stream,
-    offsets_of,
+    fill_tokens,
+    place,
     sequence_arrays,
     sequence_specs,
+    spread,
     stream_starts,
     token_sizes,
 )
@@ -59,17 +61,10 @@ def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generato
   parts["column"] = cuts.column + ~parts["opens"]  # [CLS] takes no place of the stream.
   parts["sequence"] = 1
   parts["label"] = NO_LABEL
-  return Plan(parts, cuts.offsets) if has_one_sequence(config) else _pack(parts, seq_len, rng)
-
-
-def _pack(parts: np.ndarray, seq_len: int, rng: np.random.Generator) -> Plan:
-  """Returns rows of several sequences, each of which is one part."""
+  if has_one_sequence(config):
+    return Plan(parts, cuts.offsets)
   members, offsets = packing.pack(token_sizes(parts), seq_len, seq_len, rng)
-  parts = parts[members]
-  before, first = offsets_of(token_sizes(parts))[:-1], np.repeat(offsets[:-1], np.diff(offsets))
-  parts["column"] = parts["origin"] = before - before[first]
-  parts["sequence"] = np.arange(len(parts)) - first + 1
-  return Plan(parts, offsets)
+  return place(parts[members, None], offsets)
 
 
 def _walk_sentences(texts: Texts, starts: np.ndarray, seq_len: int, max_unused: int,
@@ -110,10 +105,10 @@ def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
 
 
-def assemble(canvas: Canvas) -> Batch:
+def assemble(placed: Placed) -> Batch:
   """Returns the batch of some rows."""
-  return {"tokens": canvas.tokens, "segment_ids": canvas.spread(canvas.parts["segment"]),
-          **sequence_arrays(canvas)}
+  return {"tokens": fill_tokens(placed), "segment_ids": spread(placed, "segment"),
+          **sequence_arrays(placed)}
 
 
 FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble)

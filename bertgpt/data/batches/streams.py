@@ -16,18 +16,14 @@ Source: allenai/bilm-tf, `bilm/data.py` (2018), where the two directions read th
 different orders.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from bertgpt.config import ConfigDict
-from bertgpt.data.batches import parts as parts_lib
 from bertgpt.data.batches.parts import (
     NO_LABEL,
     PART,
     Batch,
-    Canvas,
-    Layout,
+    Placed,
     Plan,
     RowFormat,
     Specs,
@@ -35,8 +31,11 @@ from bertgpt.data.batches.parts import (
     offsets_of,
     sequence_arrays,
     sequence_specs,
+    token_sizes,
 )
 from bertgpt.data.batches.windows import ranges
+
+ARRAYS = ("tokens", "targets", "backward_tokens", "backward_targets")
 
 
 def plan(texts: Texts, config: ConfigDict, seq_len: int, rng: np.random.Generator,
@@ -100,8 +99,7 @@ def has_one_sequence(config: ConfigDict) -> bool:
 def specs(config: ConfigDict, phase: ConfigDict) -> Specs:
   """Returns the schema of a batch of the phase."""
   del config
-  names = ("targets", "backward_tokens", "backward_targets")
-  return sequence_specs(phase.seq_len) | {name: ((phase.seq_len,), np.int32) for name in names}
+  return sequence_specs(phase.seq_len) | {name: ((phase.seq_len,), np.int32) for name in ARRAYS}
 
 
 def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,51 +110,30 @@ def spans(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   Args:
     parts: PART [N].
   """
-  return parts["start"] - _words_before(parts), parts["start"] + parts["length"] + parts["rest"]
+  words_before = np.maximum(parts["column"] - parts["origin"] - 1, 0)
+  return parts["start"] - words_before, parts["start"] + parts["length"] + parts["rest"]
 
 
-def _words_before(parts):
-  return np.maximum(parts["column"] - parts["origin"] - 1, 0)
-
-
-def paint(parts: np.ndarray, rows: np.ndarray, texts: Sequence[np.ndarray], num_rows: int,
-          layout: Layout) -> Canvas:
-  """Puts parts into rows, for all four arrays.
-
-  Args:
-    parts: PART [N].
-    rows: integers [N], row of every part in [0, B).
-    texts: N whole sentences.
-    num_rows: rows of the batch, B.
-    layout: shape and special tokens of the rows.
-  """
-  words = np.array([len(text) for text in texts], np.int64)
+def assemble(placed: Placed) -> Batch:
+  """Returns the batch of some rows, from the whole sentences of their parts."""
+  parts, layout = placed.parts, placed.layout
+  words = np.array([len(text) for text in placed.texts], np.int64)
   opening, closing = np.array([layout.opening_id]), np.array([layout.closing_id])
   pieces = [np.zeros(0, np.int32)]  # Every sentence between its marks.
-  for text in texts:
+  for text in placed.texts:
     pieces += [opening, text, closing]
   whole = np.concatenate(pieces).astype(np.int32)
   start = np.cumsum(words + 2) - (words + 2)
-  skipped, sizes = parts["column"] - parts["origin"], parts_lib.token_sizes(parts)
+  skipped, sizes = parts["column"] - parts["origin"], token_sizes(parts)
   ahead = ranges(start + skipped, sizes)
   # In the backward direction, position k of a sentence is the k-th token from its end.
   behind = np.repeat(2 * start + words + 1, sizes) - ahead
-  to = ranges(rows * layout.seq_len + parts["column"], sizes)
-  arrays = np.full((4, num_rows * layout.seq_len), layout.pad_id, np.int32)
-  arrays[:, to] = whole[ahead], whole[ahead + 1], whole[behind], whole[behind - 1]
-  before = _words_before(parts)
-  canvas = parts_lib.paint(parts, rows, [text[b:b + n] for text, b, n in zip(
-      texts, before.tolist(), parts["length"].tolist(), strict=True)], num_rows, layout)
-  return canvas._replace(others=arrays.reshape(4, num_rows, layout.seq_len))
-
-
-def assemble(canvas: Canvas) -> Batch:
-  """Returns the batch of some rows."""
-  tokens, targets, backward_tokens, backward_targets = canvas.others
-  return {"tokens": tokens, "targets": targets, "backward_tokens": backward_tokens,
-          "backward_targets": backward_targets, **sequence_arrays(canvas)}
+  to = ranges(placed.rows * layout.seq_len + parts["column"], sizes)
+  arrays = np.full((len(ARRAYS), placed.num_rows, layout.seq_len), layout.pad_id, np.int32)
+  arrays.reshape(len(ARRAYS), -1)[:, to] = (
+      whole[ahead], whole[ahead + 1], whole[behind], whole[behind - 1])
+  return dict(zip(ARRAYS, arrays, strict=True)) | sequence_arrays(placed)
 
 
 # The targets have arrays of their own.
-FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble, spans=spans,
-                   paint=paint)
+FORMAT = RowFormat(("cls_id", "sep_id"), has_one_sequence, plan, specs, assemble, spans=spans)

@@ -245,8 +245,8 @@ def check_endings(spec: str) -> None:
   """
   known = {**paths.KINDS, **paths.UNREAD}
   for source in sources.parse(spec):
-    found = paths.find_files(source.target) if source.kind.startswith("text") else ()
-    for i, path in enumerate(found):
+    is_plain_text = sources.SOURCE_KINDS[source.kind].is_plain_text
+    for i, path in enumerate(sources.find_files(source) if is_plain_text else ()):
       ending = paths.find_ending(path)
       if i < OPENED_FILES and ending not in known and paths.holds_json_lines(path):
         ending = ".jsonl"
@@ -270,8 +270,8 @@ def check_own_files(config: ConfigDict, folder: pathlib.Path) -> None:
       (files.make_path(config.data.cache_dir), _IN_CACHE, "set data.cache_dir to a folder"),
       (folder, re.compile(".*"), "give an --out")) if not files.is_remote(place)]
   matched = (path for source in sources.parse(config.data.source)
-             if sources.READERS[source.kind].has_files and not files.is_remote(source.target)
-             for path in paths.find_files(source.target))
+             if sources.SOURCE_KINDS[source.kind].is_glob and not files.is_remote(source.target)
+             for path in sources.find_files(source))
   for path in matched:
     real = pathlib.Path(os.path.realpath(path))
     for place, names, remedy in places:

@@ -102,6 +102,25 @@ def read_dataset(records: Any, name: str) -> Iterator[tuple[int, dict]]:
     yield from zip(batch, values, strict=True)
 
 
+def find_value(record: Any, feature: str, name: str) -> Any:
+  """Returns the value of a feature.
+
+  Args:
+    record: one record.
+    feature: name of the feature; 'a/b' is the feature b of the feature a.
+    name: name of the dataset, for messages.
+  Raises:
+    DataError: the record has no such feature.
+  """
+  for key in feature.split("/"):
+    if not isinstance(record, dict) or key not in record:
+      raise DataError(f"{name}: no feature {feature!r}. " + (
+          f"Choose one of {', '.join(record)}" if isinstance(record, dict)
+          else "Leave out what follows the name of a feature that holds no others"))
+    record = record[key]
+  return record
+
+
 def take_text(value: Any, feature: str, place: str, cleaner: TextCleaner) -> str | None:
   """Returns the clean text of a feature; None if it must be skipped.
 

@@ -65,7 +65,9 @@ from bertgpt.data.text.intake import (
 )
 from bertgpt.data.text.pieces import DOCUMENT, FILE, LINE, SOURCE, WHOLE, Part, Piece, Pieces, Span
 from bertgpt.devices import watchdog
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError
+
+Place = tuple[str, str, str]  # Target, split and field of a `Source`.
 
 MAX_WEIGHT = 1e6
 WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
@@ -77,7 +79,7 @@ class Source:
   """One parsed source.
 
   Attributes:
-    kind: key of `READERS`.
+    kind: key of `SOURCE_KINDS`.
     target: glob, dataset name or folder; '' for pydocs.
     split: split of a dataset; '' for other kinds.
     field: field of the JSON objects, or feature of the dataset.
@@ -120,7 +122,7 @@ def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None
 
 
 def _open(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
-  return _watched(READERS[source.kind].open(source, cleaner, spans))
+  return _watched(SOURCE_KINDS[source.kind].open(source, cleaner, spans))
 
 
 def _watched(documents: Iterable[Document]) -> Iterator[Document]:
@@ -139,9 +141,8 @@ def list_pieces(parsed: Iterable[Source]) -> list[Pieces]:
   Raises:
     DataError: a source has no files.
   """
-  return [pieces.cut_files({path: _size(path, info) for path, info
-                            in paths.find_files(s.target).items()},
-                           READERS[s.kind].unit) if READERS[s.kind].has_files
+  return [pieces.cut_files({path: _size(path, info) for path, info in find_files(s).items()},
+                           SOURCE_KINDS[s.kind].unit) if SOURCE_KINDS[s.kind].is_glob
           else Pieces(SOURCE, [Piece("", 0, 1)]) for s in parsed]
 
 
@@ -153,9 +154,7 @@ def find_files(source: Source) -> dict[str, Any]:
   Raises:
     DataError: a source has no files, or TFDS cannot read the dataset.
   """
-  if READERS[source.kind].has_files:
-    return paths.find_files(source.target)
-  return dict.fromkeys(datasets.list_shards(source.target, source.split) if source.split else ())
+  return SOURCE_KINDS[source.kind].list_files(source)
 
 
 def identity(spec: str, cache_dir: str, known: dict[str, str] | None = None) -> str:
@@ -198,7 +197,7 @@ def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]])
     about = f"{source.kind} {source.split} {source.field} {source.weight}\n"
     # A command line in another encoding leaves surrogates.
     digest.update(about.encode(errors="surrogateescape"))
-    for line in READERS[source.kind].identify(source, hash_files):
+    for line in SOURCE_KINDS[source.kind].identify(source, hash_files):
       digest.update(line.encode(errors="surrogateescape") + b"\n")
   return digest.hexdigest()
 
@@ -243,35 +242,40 @@ def _is_file(part: str) -> bool:
 
 def _parse_one(part: str) -> Source:
   match = _WEIGHTED.fullmatch(part)
-  kind, rest = match["kind"], match["rest"]
+  name, rest = match["kind"], match["rest"]
   weight = float(match["weight"] or 1)
-  if kind not in READERS:
+  if name not in SOURCE_KINDS:
     raise ConfigError(f"data.source: {part!r} is not a valid source. {_correct(part)}")
   if not 0 < weight <= MAX_WEIGHT:
     raise ConfigError(f"data.source: {part!r}: the weight must be greater than 0 and at most "
                       f"{MAX_WEIGHT:.0f}")
-  if bool(rest) != bool(READERS[kind].form):
-    raise ConfigError(f"data.source: {part!r} is malformed. Write {kind}{READERS[kind].form}")
-  is_file = kind not in ("tfds", "pydocs")
-  if problem := (files.find_problem(rest) if is_file else remote_problem(part)):
+  kind = SOURCE_KINDS[name]
+  malformed = ConfigError(f"data.source: {part!r} is malformed. Write {name}{kind.form}")
+  if bool(rest) != bool(kind.form):
+    raise malformed
+  if problem := (files.find_problem(rest) if kind.is_glob else remote_problem(part)):
     raise ConfigError(f"data.source={problem}")
-  if kind != "tfds":
-    target, field = os.path.expanduser(rest), "text"
-    if "#" in READERS[kind].form:
-      target, field = paths.split_field(target, field)
-    return Source(kind, target, "", field, weight)
+  if (place := kind.parse(rest)) is None:
+    raise malformed
+  return Source(name, *place, weight)
+
+
+def _parse_glob_and_field(rest: str) -> Place:
+  target, field = paths.split_field(os.path.expanduser(rest), "text")
+  return target, "", field
+
+
+def _parse_tfds(rest: str) -> Place | None:
   target, _, field = rest.rpartition("#") if "#" in rest else (rest, "", "text")
-  name = _TFDS.fullmatch(target)
-  if name is None:
-    raise ConfigError(f"data.source: {part!r} is malformed. Write tfds{READERS[kind].form}")
-  return Source(kind, name["target"], name["split"], field, weight)
+  match = _TFDS.fullmatch(target)
+  return (match["target"], match["split"], field) if match else None
 
 
 def _correct(part: str) -> str:
   """Returns the end of a message: what to write instead of a part without a valid kind."""
   match = _WEIGHTED.fullmatch(part)
   weight, star, kind = match["kind"].rpartition("*")
-  if star and kind.strip() in READERS:
+  if star and kind.strip() in SOURCE_KINDS:
     return f"Its weight is {weight.strip()!r}. Write a number such as 2 or 0.5"
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
@@ -280,7 +284,7 @@ def _correct(part: str) -> str:
     if ending in paths.UNREAD or paths.exists(file):
       return paths.correct(ending, part[:match.start("kind")], name)
   return ("Start it with one of "
-          + ", ".join(kind + reader.form for kind, reader in READERS.items()))
+          + ", ".join(name + kind.form for name, kind in SOURCE_KINDS.items()))
 
 
 def _weigh(documents: Iterable[Document], weight: float,
@@ -303,7 +307,7 @@ def _weigh(documents: Iterable[Document], weight: float,
 
 
 def _identify_files(source: Source, hash_files: Callable) -> Iterator[str]:
-  found = paths.find_files(source.target)
+  found = find_files(source)
   for path, digest in hash_files(found).items():
     yield f"{_size(path, found[path])} {digest}"
 
@@ -389,19 +393,10 @@ def _read_records(records, source: Source, cleaner: TextCleaner) -> Iterator[Doc
   name = f"tfds:{source.target}:{source.split}"
   for i, record in datasets.read_dataset(records, name):
     path = f"{name} record {i}"
-    text = datasets.take_text(_feature(record, source, name), source.field, path, cleaner)
+    value = datasets.find_value(record, source.field, name)
+    text = datasets.take_text(value, source.field, path, cleaner)
     if text is not None:
       yield from make_documents(Document(text, False, path), cleaner.counts)
-
-
-def _feature(record, source: Source, name: str) -> Any:
-  for key in source.field.split("/"):
-    if not isinstance(record, dict) or key not in record:
-      raise DataError(f"{name}: no feature {source.field!r}. " + (
-          f"Choose one of {', '.join(record)}" if isinstance(record, dict)
-          else "Leave out what follows the name of a feature that holds no others"))
-    record = record[key]
-  return record
 
 
 def _identify_tfds(source: Source, hash_files: Callable) -> Iterator[str]:
@@ -419,29 +414,36 @@ def _open_pydocs(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Ite
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
-  """One kind of source: the form of its target, and how it is opened, divided and identified.
+class SourceKind:
+  """One kind of source: the form of its target, how it is opened, cut, parsed and identified.
 
-  With one sentence per row, documents continue from file to file, so such a source is not divided.
+  With one sentence per row, documents continue from file to file, so such a source is not cut.
   """
   form: str
   open: Callable[[Source, TextCleaner, list[Span]], Iterator[Document]]
   unit: str = SOURCE
+  parse: Callable[[str], Place | None] = lambda rest: (os.path.expanduser(rest), "", "text")
+  list_files: Callable[[Source], dict[str, Any]] = lambda source: paths.find_files(source.target)
   identify: Callable[[Source, Callable], Iterable[str]] = _identify_files
-
-  @property
-  def has_files(self) -> bool:
-    return self.identify is _identify_files
+  is_glob: bool = True
+  is_plain_text: bool = False
 
 
-READERS = {
-    "pydocs": _Kind("", _open_pydocs, identify=lambda source, hash_files: pydocs.identify()),
-    "text": _Kind(":GLOB", functools.partial(_open_text, sentences_given=True), DOCUMENT),
-    "text+paragraphs": _Kind(":GLOB", functools.partial(_open_text, sentences_given=False),
-                             DOCUMENT),
-    "jsonl": _Kind(":GLOB#field", _open_jsonl, LINE),
-    "parquet": _Kind(":GLOB#column", functools.partial(_open_parquet, sentences_given=False), FILE),
-    "parquet+sentences": _Kind(":GLOB#column",
-                               functools.partial(_open_parquet, sentences_given=True)),
-    "tfds": _Kind(":name/config:split#feature", _open_tfds, identify=_identify_tfds),
+SOURCE_KINDS = {
+    "pydocs": SourceKind("", _open_pydocs, list_files=lambda source: {},
+                         identify=lambda source, hash_files: pydocs.identify(), is_glob=False),
+    "text": SourceKind(":GLOB", functools.partial(_open_text, sentences_given=True), DOCUMENT,
+                       is_plain_text=True),
+    "text+paragraphs": SourceKind(":GLOB", functools.partial(_open_text, sentences_given=False),
+                                  DOCUMENT, is_plain_text=True),
+    "jsonl": SourceKind(":GLOB#field", _open_jsonl, LINE, _parse_glob_and_field),
+    "parquet": SourceKind(":GLOB#column", functools.partial(_open_parquet, sentences_given=False),
+                          FILE, _parse_glob_and_field),
+    "parquet+sentences": SourceKind(
+        ":GLOB#column", functools.partial(_open_parquet, sentences_given=True),
+        parse=_parse_glob_and_field),
+    "tfds": SourceKind(":name/config:split#feature", _open_tfds, parse=_parse_tfds,
+                       list_files=lambda source: dict.fromkeys(
+                           datasets.list_shards(source.target, source.split)),
+                       identify=_identify_tfds, is_glob=False),
 }

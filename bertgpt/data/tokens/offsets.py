@@ -1,14 +1,10 @@
 """Positions of tokens in the text that they come from."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from sentencepiece import sentencepiece_pb2
 
-from bertgpt.data.tokens.tokenizers import SentencePiece, Tokenizer
-
-_protos: Any = sentencepiece_pb2  # Its classes are made when it is imported.
+from bertgpt.data.tokens.tokenizer import Tokenizer
 
 
 def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
@@ -25,21 +21,8 @@ def encode_with_offsets(tokenizer: Tokenizer, texts: Sequence[str]
     Characters that the tokenizer drops, such as accents, belong to the token before them, or after
     white space to the token that follows them. White space that it drops belongs to none.
   """
-  encoded = encode_with_spans(tokenizer, texts)
-  return [(ids, _extend(spans, text)) for text, (ids, spans) in zip(texts, encoded, strict=True)]
-
-
-def encode_with_spans(tokenizer: Tokenizer, texts: Sequence[str]
-                      ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Returns what `encode_with_offsets` does, but dropped characters belong to no token.
-
-  Args:
-    tokenizer, texts: see there.
-  """
-  tokenizer.record_texts(texts)
-  if isinstance(tokenizer, SentencePiece):
-    return _encode_sentencepiece(tokenizer, texts)
-  return _encode_json(tokenizer, texts)
+  return [(ids, _extend(spans, text)) for text, (ids, spans)
+          in zip(texts, tokenizer.encode_with_spans(texts), strict=True)]
 
 
 def _extend(spans: np.ndarray, text: str) -> np.ndarray:
@@ -71,28 +54,3 @@ def _find_free(spans: np.ndarray, is_space: np.ndarray) -> np.ndarray:
   for start, end in spans:
     is_free[start:end] = False
   return is_free
-
-
-def _encode_json(tokenizer: Tokenizer, texts: Sequence[str]
-                 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
-          for e in tokenizer.library.encode_batch(list(texts), add_special_tokens=False)]
-
-
-def _encode_sentencepiece(tokenizer: SentencePiece, texts: Sequence[str]
-                          ) -> list[tuple[np.ndarray, np.ndarray]]:
-  encoded = []
-  for text, data in zip(texts, tokenizer.library.encode(list(texts), out_type="serialized_proto"),
-                        strict=True):
-    pieces = _protos.SentencePieceText.FromString(data).pieces
-    ids = np.array([piece.id for piece in pieces], np.int32)
-    ends = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
-    encoded.append((ids, _characters_of_bytes(text)[ends]))
-  return encoded
-
-
-def _characters_of_bytes(text: str) -> np.ndarray:
-  """Returns, for every byte of the UTF-8, the index of its character: int32 [bytes + 1]."""
-  data = np.frombuffer(text.encode(), np.uint8)
-  starts = np.cumsum((data & 0xC0) != 0x80, dtype=np.int32)
-  return np.append(starts - 1, len(text)).astype(np.int32)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from bertgpt.data.tokens.offsets import encode_with_spans
 from bertgpt.data.tokens.tokenizers import ByteBPE, SentencePiece, Tokenizer
 from bertgpt.data.tokens.words import BYTE_OF_CHAR
 
@@ -123,7 +122,7 @@ def _assign(tokenizer: Tokenizer, measure: Callable | None, ids: np.ndarray,
 def _encode_by_offsets(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Encoded]:
   results = []
   for parts in texts:  # One by one, because the offsets need much memory.
-    (ids, offsets), = encode_with_spans(tokenizer, ["".join(parts)])
+    (ids, offsets), = tokenizer.encode_with_spans(["".join(parts)])
     ends = np.cumsum([len(part) for part in parts])
     results.append((ids, _count(np.maximum.accumulate(offsets[:, 0]), ends)))
   return results

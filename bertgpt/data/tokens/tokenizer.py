@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ SPECIAL_PIECES = {
     "eod": ("<|endoftext|>", "<eod>", "</s>", "[SEP]"),
 }
 NEW_SPECIALS = [names[0] for names in SPECIAL_PIECES.values()]
+_UNUSED = re.compile(r"\[unused\d+\]")  # Spare pieces in vocabularies of google-research/bert.
 _ENCODE_CHARS = 1 << 20  # Characters per call: `tokenizers` needs about 200 bytes per token.
 
 
@@ -66,8 +68,8 @@ class Tokenizer(abc.ABC):
     for role, common in SPECIAL_PIECES.items():
       candidates = [self.names[role]] if role in self.names else common
       self.roles[role] = next((id_of[name] for name in candidates if name in id_of), -1)
-    if "unk" not in self.names and self._unknown_piece in id_of:
-      self.roles["unk"] = id_of[self._unknown_piece]
+    if "unk" not in self.names and self.unknown_piece in id_of:
+      self.roles["unk"] = id_of[self.unknown_piece]
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = (
         self.roles.values())
     self.special_ids = tuple(sorted({*self.roles.values()} - {-1, self.unk_id}))
@@ -93,7 +95,7 @@ class Tokenizer(abc.ABC):
 
   @property
   @abc.abstractmethod
-  def _unknown_piece(self) -> str | None:
+  def unknown_piece(self) -> str | None:
     """The piece for what the vocabulary lacks; None: there is none."""
 
   @abc.abstractmethod
@@ -133,7 +135,6 @@ class Tokenizer(abc.ABC):
     Args:
       texts: any texts; lone surrogates are encoded as '?'.
     """
-    self.record_texts(texts)
     arrays = []
     for batch in batching.batches(texts, _ENCODE_CHARS):
       try:
@@ -143,6 +144,18 @@ class Tokenizer(abc.ABC):
       arrays.extend(np.array(i, np.int32) for i in ids)
     return arrays
 
+  @abc.abstractmethod
+  def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the token ids of every text, and where each token is in the text.
+
+    Args:
+      texts: any texts.
+    Returns:
+      For every text, ids int32 [N], which are those of `encode`, and characters int32 [N, 2]: the
+      first character of a token and the one after its last. Characters that the tokenizer drops
+      belong to no token; `offsets.encode_with_offsets` assigns them too.
+    """
+
   def apply_template(self, text: str) -> list[int]:
     """Returns the ids of a text with the special ids that the file's own template puts around it.
 
@@ -150,14 +163,6 @@ class Tokenizer(abc.ABC):
       text: any text.
     """
     return self.encode([text])[0].tolist()
-
-  def record_texts(self, texts: Sequence[str]) -> None:
-    """Records texts that are encoded; only `tokenizers.RecordingWords` does so.
-
-    Args:
-      texts: any texts.
-    """
-    del texts
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of token ids.
@@ -171,6 +176,19 @@ class Tokenizer(abc.ABC):
       run = list(group)
       parts += [self.pieces[i] for i in run] if is_special else [self._decode(run)]
     return self._between_specials.join(parts)
+
+  @functools.cached_property
+  def hidden_ids(self) -> frozenset[int]:
+    """Ids that do not stand for text: special, unknown and unused pieces.
+
+    In addition to `special_ids`, they include pieces that only the file calls special.
+    """
+    unused = (i for i, piece in enumerate(self.pieces) if _UNUSED.fullmatch(piece))
+    return frozenset({*self.special_ids, self.unk_id, *self._marked_ids(), *unused} - {-1})
+
+  @abc.abstractmethod
+  def _marked_ids(self) -> Iterable[int]:
+    """Returns the ids that the library's tokenizer calls special, unknown or unused."""
 
   def continues_word(self, rule: Callable[[bytes], bool] = words.is_continuation) -> np.ndarray:
     """Returns which pieces continue the word before them, bool [vocab_size].

@@ -30,9 +30,12 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_pb2
 
 from bertgpt import files
 from bertgpt.data.tokens import batching, pipelines, promises, reading
@@ -47,6 +50,7 @@ from bertgpt.errors import DataError, one_line, without_panics
 __all__ = ["KINDS", "NEW_SPECIALS", "SPECIAL_PIECES", "ByteBPE", "Gpt1BPE", "SentencePiece",
            "Tokenizer", "Unigram", "WordPiece", "Words", "load_tokenizer"]
 
+_protos: Any = sentencepiece_pb2  # Its classes are made when it is imported.
 _UNKNOWN = "\ua66e" * 300  # A word that no vocabulary has; with some files, libraries fail on it.
 
 
@@ -97,21 +101,42 @@ class SentencePiece(Tokenizer):
     return tuple(processor.id_to_piece(list(range(processor.vocab_size()))))
 
   @property
-  def _unknown_piece(self):
+  def unknown_piece(self):
     return self.pieces[self._file_processor.unk_id()]
 
   def _encode(self, texts):
     threads = 1 if batching.is_worker() else os.cpu_count()
     return self.library.encode(texts, num_threads=threads)
 
+  def encode_with_spans(self, texts):
+    encoded = []
+    for text, data in zip(texts, self.library.encode(list(texts), out_type="serialized_proto"),
+                          strict=True):
+      pieces = _protos.SentencePieceText.FromString(data).pieces
+      ids = np.array([piece.id for piece in pieces], np.int32)
+      ends = np.array([(piece.begin, piece.end) for piece in pieces], np.int32).reshape(-1, 2)
+      encoded.append((ids, _characters_of_bytes(text)[ends]))
+    return encoded
+
   def _decode(self, ids):
     return self.library.decode(ids)
+
+  def _marked_ids(self):
+    tests = (self.library.is_control, self.library.is_unused, self.library.is_unknown)
+    return [i for i in range(self.vocab_size) if any(test(i) for test in tests)]
 
   def spell(self, text):
     return self.library.normalize(text)
 
   def piece_bytes(self, piece):
     return bytes_of_sentencepiece(piece)
+
+
+def _characters_of_bytes(text: str) -> np.ndarray:
+  """Returns, for every byte of the UTF-8, the index of its character: int32 [bytes + 1]."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  starts = np.cumsum((data & 0xC0) != 0x80, dtype=np.int32)
+  return np.append(starts - 1, len(text)).astype(np.int32)
 
 
 class _Json(Tokenizer):
@@ -170,7 +195,7 @@ class _Json(Tokenizer):
     return tuple(sorted(ids, key=ids.get))
 
   @property
-  def _unknown_piece(self):
+  def unknown_piece(self):
     return self._file_library.model.unk_token
 
   def _encode(self, texts):
@@ -178,8 +203,15 @@ class _Json(Tokenizer):
       os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return pipelines.ids_of(self.library, texts)
 
+  def encode_with_spans(self, texts):
+    return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
+            for e in self.library.encode_batch(list(texts), add_special_tokens=False)]
+
   def _decode(self, ids):
     return self.library.decode(ids, skip_special_tokens=False)
+
+  def _marked_ids(self):
+    return [i for i, token in self.library.get_added_tokens_decoder().items() if token.special]
 
   def spell(self, text):
     normalizer, splitter = self.library.normalizer, self.library.pre_tokenizer
@@ -234,7 +266,7 @@ class Unigram(_Json):
   kind = "unigram"
 
   @property
-  def _unknown_piece(self):
+  def unknown_piece(self):
     return self.pieces[json.loads(self.data)["model"]["unk_id"]]
 
   piece_bytes = SentencePiece.piece_bytes
@@ -278,7 +310,7 @@ class Words(_Json):
 
 
 class RecordingWords(Words):
-  """`Words` that records the words of texts that it cannot encode.
+  """`Words` that records the words that it lacks, in the order in which texts are encoded.
 
   Attributes:
     recorded: the words recorded so far, as keys.
@@ -288,8 +320,13 @@ class RecordingWords(Words):
     super().__init__(data, names)
     self.recorded: dict[str, None] = {}
 
-  def record_texts(self, texts):
+  def encode(self, texts):
     self.recorded |= dict.fromkeys(self.unknown_words(texts))
+    return super().encode(texts)
+
+  def encode_with_spans(self, texts):
+    self.recorded |= dict.fromkeys(self.unknown_words(texts))
+    return super().encode_with_spans(texts)
 
 
 # ----------------------------------------------------------------- loading
@@ -339,7 +376,7 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
     with without_panics():
       tokenizer = KINDS[kind](data)
       found = {role: tokenizer.pieces[i] for role, i in tokenizer.roles.items() if i >= 0}
-      others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer._unknown_piece)
+      others = reading.choose_names(hf.names, tokenizer.pieces, found, tokenizer.unknown_piece)
       if others:
         tokenizer = KINDS[kind](data, others)
       # `Tokenizer.save` writes special_tokens_map.json alone, with the roles of this program.

@@ -37,13 +37,11 @@ def count_bytes(tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[np
     texts: the texts.
     encoded: token ids of every text; a text without unknown ones is not encoded again.
   """
-  from bertgpt.data.tokens.offsets import encode_with_spans
-
   total = 0
   for text, known_ids in zip(texts, encoded, strict=True):
     if tokenizer.unk_id in known_ids:
       # One by one, because the offsets need much memory.
-      (ids, spans), = encode_with_spans(tokenizer, [text])
+      (ids, spans), = tokenizer.encode_with_spans([text])
       total += sum(len(text[start:end].strip().encode(errors="replace"))
                    for start, end in spans[ids == tokenizer.unk_id])
   return total

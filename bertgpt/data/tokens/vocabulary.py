@@ -1,15 +1,11 @@
-"""The part of a tokenizer that objectives and guesses of words need."""
+"""The part of a tokenizer that objectives need."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
-import sentencepiece
 
 from bertgpt.data.tokens import words
 from bertgpt.data.tokens.tokenizers import Tokenizer
-
-_UNUSED = re.compile(r"\[unused\d+\]")  # Spare pieces in vocabularies of google-research/bert.
 
 
 class Vocabulary(NamedTuple):
@@ -45,21 +41,3 @@ def make_vocabulary(tokenizer: Tokenizer, has_former_words: bool = False) -> Voc
   return Vocabulary(tokenizer.vocab_size, tokenizer.mask_id, tuple(sorted(ids - {-1})),
                     tokenizer.continues_word(rule),
                     tokenizer.ends_word() & (not has_former_words), tokenizer.unk_id)
-
-
-def find_hidden(tokenizer: Tokenizer) -> frozenset[int]:
-  """Returns the ids that do not stand for text: special, unknown and unused pieces.
-
-  In addition to `Tokenizer.special_ids`, they include pieces that only the file calls special.
-
-  Args:
-    tokenizer: any tokenizer.
-  """
-  library, pieces = tokenizer.library, tokenizer.pieces
-  if isinstance(library, sentencepiece.SentencePieceProcessor):
-    tests = (library.is_control, library.is_unused, library.is_unknown)
-    marks = [i for i in range(len(pieces)) if any(test(i) for test in tests)]
-  else:
-    marks = [i for i, token in library.get_added_tokens_decoder().items() if token.special]
-  unused = (i for i, piece in enumerate(pieces) if _UNUSED.fullmatch(piece))
-  return frozenset({*tokenizer.special_ids, tokenizer.unk_id, *marks, *unused} - {-1})

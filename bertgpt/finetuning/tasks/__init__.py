@@ -13,7 +13,8 @@ class Entry(NamedTuple):
   """A task that --task can name.
 
   Attributes:
-    open: (config.task, format) -> task.
+    open: (config.task, format) -> task. It encodes the training set first, and sets without labels
+      last: an ELMo learns the words that it lacks in the order in which they are encoded.
     kind: kind of its outputs, one of `families.ABILITIES`.
     reads: fields of a fine-tuning's config that this task reads, but some other task does not.
     columns: for tasks of texts, the columns and keys from which `bertgpt predict` reads them.

@@ -140,7 +140,6 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   chosen = files.choose_examples(len(table.texts[0]), config.max_train_examples, is_random=True)
   train = make_rows(_take(table, chosen), glue, text_format)
   evals, baseline, skipped, notes = [], {}, table.skipped, []
-  # An ELMo learns words in the order of these sets; those of sets without labels come last.
   for name in ("dev", "test"):
     for set_suffix, file_suffix, submission_suffix in glue.splits:
       table = read(config.data, glue, name, file_suffix, needed=name == "dev")

@@ -61,7 +61,6 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   sets["dev"] = sets["dev"][:config.max_dev_examples or None]
   # O is class 0, because missing labels are 0 and must not be an entity.
   tags = ["O", *sorted({tag for s in train for tag in s.tags} - {"O"})]
-  # An ELMo learns words in the order of these calls; those of a set without tags come last.
   train_rows = make_rows([train[i] for i in chosen], tags, text_format).rows
   evals, baseline, unknown = [], {}, 0
   for name, sentences in sets.items():

@@ -43,7 +43,6 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   train = _read_set(config, "train", version)
   train = [train[i] for i in
            files.choose_examples(len(train), config.max_train_examples, is_random=True)]
-  # An ELMo learns words in the order of these calls; those of a set without answers come last.
   train_rows = make_rows(train, config, text_format)[0]
   evals, baseline = [], {}
   for name in ("dev", "test"):

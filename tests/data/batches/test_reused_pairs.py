@@ -22,8 +22,8 @@ def rows():
   number = np.repeat(np.arange(plan.num_rows), np.diff(plan.offsets))
   layout = parts.Layout(SEQ_LEN, 1, 0, CLS, SEP, False)
   read = lambda p: corpus.tokens([p["document"]])[0][p["start"]:p["start"] + p["length"]]
-  canvas = parts.paint(plan.parts, number, [read(p) for p in plan.parts], plan.num_rows, layout)
-  batch = formats.find(config).assemble(canvas)
+  batch = formats.find(config).assemble(parts.Placed(
+      plan.parts, number, [read(p) for p in plan.parts], plan.num_rows, layout))
   stream = np.concatenate([np.append(tokens, SEP) for tokens in corpus.tokens(texts.documents)])
   return stream, batch
 

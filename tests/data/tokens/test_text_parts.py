@@ -173,8 +173,8 @@ def test_ids_of_real_documents_are_those_of_the_library(data_dir):
                                   "sentencepiece bpe with bytes"])
 def test_the_library_is_not_asked_for_the_positions_of_running_text(name, monkeypatch):
   """Asking for the positions would be slow."""
-  monkeypatch.setattr(text_parts, "encode_with_spans", lambda *_: pytest.fail("asked"))
-  _, encode = make(name)
+  tokenizer, encode = make(name)
+  monkeypatch.setattr(tokenizer, "encode_with_spans", lambda *_: pytest.fail("asked"))
   (_, lengths), = encode([["The cat sees.", " The dog sees!", "\n\nThey will."]])
   assert lengths.all()
 

@@ -300,6 +300,16 @@ def test_batches_do_not_change_the_ids(trained, kind):
   assert trained[kind].encode([]) == []
 
 
+@pytest.mark.parametrize("method", ["encode", "encode_with_spans"])
+def test_unknown_words_are_recorded_in_their_order(method):
+  plain = training.train_tokenizer(settings("words"), ENGLISH)
+  recording = tokenizers.RecordingWords(plain.data, plain.names)
+  for texts in (["the zyzzyva", "qwyx the zyzzyva"], ["abacab", "qwyx"]):
+    found, expected = (getattr(t, method)(texts) for t in (recording, plain))
+    assert str(found) == str(expected)
+  assert list(recording.recorded) == ["zyzzyva", "qwyx", "abacab"]
+
+
 # -------------------------------------------------------- files and processes
 
 
