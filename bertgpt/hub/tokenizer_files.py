@@ -91,6 +91,9 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     settings["padding_side"] = "left"
   if cuts_left:
     settings["truncation_side"] = "left"
+  pre_tokenizer = json.loads(fast.to_str())["pre_tokenizer"] or {}
+  if pre_tokenizer.get("add_prefix_space"):  # Else transformers 4 turns it off in tokenizer.json.
+    settings["add_prefix_space"] = True
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
     # In transformers, `BertTokenizer` builds its normalizer from them, or from its defaults.

@@ -209,6 +209,16 @@ def test_words_are_exported(tmp_path):
                                       marks.of_encoder(tokenizer))
 
 
+@pytest.mark.parametrize("has_space", [False, True])
+def test_a_space_before_a_text_is_a_setting_too(tmp_path, has_space):
+  """transformers 4 puts `add_prefix_space` of tokenizer_config.json, or false, into the file."""
+  content = json.loads(train(make_texts(), **MODELS["byte-level bpe"]).data)
+  content["pre_tokenizer"]["add_prefix_space"] = has_space
+  write(tokenizers.ByteBPE(json.dumps(content).encode()), tmp_path)
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert settings.get("add_prefix_space", False) == has_space
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize("lowercase, strip_accents, split_chinese", [
     (True, False, True), (False, True, True), (True, None, False)])
