@@ -51,13 +51,9 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     with files.new_folder(out, "--out") as folder:
       return f"{out}: {own.write_folder(trained, folder)}, from step {trained.step} of {source}"
   try:
-    architecture = conversion.find_architecture(config, kind)
+    architecture = conversion.find_architecture(config, kind, pad_id=tokenizer.pad_id)
   except ConfigError as e:
     raise ConfigError(f"--workdir {source}: {e}") from e
-  if architecture.skips_positions and tokenizer.pad_id < 0:
-    raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
-                      f"transformers' {architecture.name} counts positions. This model cannot be "
-                      "exported")
   check_finite(trained, source)
   with files.new_folder(out, "--out") as folder:
     title = write_model(folder, trained, source, out)
@@ -90,7 +86,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   """
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
-  architecture, pad_id = conversion.find_architecture(config, kind, part), max(0, tokenizer.pad_id)
+  pad_id = tokenizer.pad_id
+  architecture = conversion.find_architecture(config, kind, part, pad_id)
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind, part)
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels, part)
               | special_ids(trained))
