@@ -108,7 +108,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
                         # The classifiers of transformers read the last token of a row. Its pipeline
                         # for questions puts the context first if rows are padded on the left.
                         pads_left=family.cls_last and kind != "spans",
-                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id)
+                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id,
+                        start_id=trained.start_id)
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"

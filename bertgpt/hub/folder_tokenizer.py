@@ -14,11 +14,10 @@ import numpy as np
 import tokenizers as fast_tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from bertgpt import files
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.errors import DataError, one_line, without_panics
-from bertgpt.hub import same_ids, weights
+from bertgpt.hub import same_ids
 
 # Classes that put no marks of their own around a text, only those of tokenizer.json.
 _WITHOUT_MARKS = frozenset({
@@ -128,72 +127,6 @@ def check_padding(tokenizer: tokenizers.Tokenizer, pad_id: int) -> None:
                     f"tokenizer{found}. If it is the padding, name it as pad_token in "
                     f"{hf_files.CONFIG}. Otherwise, put the tokenizer that the model was trained "
                     "with into the folder, or correct config.json")
-
-
-def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
-             ) -> tokenizers.Tokenizer:
-  """Returns a decoder's tokenizer with the end of text of the model, if its own files name none.
-
-  A piece of words stays one, whatever the config says.
-
-  Args:
-    tokenizer: tokenizer in the folder.
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  end = next(iter(find_ends(source, hf_config)), -1)
-  if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
-      or "eod" in hf_files.read_hf_files(source / "tokenizer.json").names):
-    return tokenizer
-  # Padding and unknown words have no token that is another role's, see `reading.choose_names`.
-  names = {role: name for role, name in tokenizer.names.items()
-           if role not in ("pad", "unk") or name != tokenizer.pieces[end]}
-  names["eod"] = tokenizer.pieces[end]
-  data = tokenizer.data
-  if not isinstance(tokenizer, tokenizers.SentencePiece):
-    content = json.loads(data)
-    for token in content["added_tokens"]:
-      token["special"] |= token["id"] == end
-    data = json.dumps(content, ensure_ascii=False).encode()
-  changed = type(tokenizer)(data, names)
-  changed.note = tokenizer.note
-  return changed
-
-
-def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
-  """Returns the tokens at which transformers ends the texts of a decoder, according to its config.
-
-  Args:
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if files.has_file(path) else {}
-  ends = settings.get("eos_token_id", hf_config.get("eos_token_id"))
-  return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
-
-
-def _added_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
-  """Returns the tokens that are not pieces of words."""
-  if isinstance(tokenizer, tokenizers.SentencePiece):
-    return {*filter(tokenizer.library.is_control, range(tokenizer.vocab_size))}
-  return {token["id"] for token in json.loads(tokenizer.data).get("added_tokens") or ()}
-
-
-def describe_ends(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
-                  ) -> str:
-  """Returns a line if transformers ends the texts of a decoder at other tokens, or ''.
-
-  Args:
-    tokenizer: result of `obey_end`.
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  ends = [end for end in find_ends(source, hf_config) if 0 <= end < tokenizer.vocab_size]
-  if not ends or tokenizer.eod_id < 0 or ends == [tokenizer.eod_id]:
-    return ""
-  shown = ", ".join(tokenizer.pieces[end] for end in ends)
-  return (f"transformers ends a text at {shown}, bertgpt at {tokenizer.pieces[tokenizer.eod_id]}")
 
 
 def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:

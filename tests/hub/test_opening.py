@@ -302,6 +302,33 @@ def test_an_export_keeps_the_token_that_begins_a_text(with_beginning, tmp_path):
   assert after("The cat")["input_ids"] == before("The cat")["input_ids"]
 
 
+@pytest.mark.parametrize("named", ["tokenizer", "config"])
+def test_a_document_begins_with_the_token_that_the_folder_names(named, with_beginning, tmp_path):
+  """Without a template, only an empty prompt begins with it in transformers."""
+  theirs = with_beginning[0]
+  theirs.save_pretrained(tmp_path / "model")
+  tokenizer = make_byte_bpe()
+  tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"} if named == "tokenizer"
+                               else {"eos_token": "</s>"})
+  tokenizer.save_pretrained(tmp_path / "model")
+  importing.import_model(tmp_path / "model", tmp_path / "run")
+  beginning = torch.tensor([[0]])  # It is the padding too, so its mask is given.
+  expected = theirs.generate(beginning, attention_mask=torch.ones_like(beginning), do_sample=False,
+                             max_new_tokens=12, eos_token_id=2)[0, 1:].tolist()
+  for path in (tmp_path / "model", tmp_path / "run"):
+    begun = opening.open_model(path)
+    assert (begun.bos_id, begun.start_id) == (-1, 0)
+    added, = generate.continue_prompts(begun, [np.zeros(0, np.int32)], 12, generate.GREEDY)
+    assert added.tolist() == [i for i in expected if i != 2]
+  export.export(tmp_path / "run", tmp_path / "out")
+  for name in ("config.json", "generation_config.json"):
+    ids = json.loads((tmp_path / "out" / name).read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (0, 2)
+  after = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
+  assert after("The cat")["input_ids"] == begun.tokenizer.encode(["The cat"])[0].tolist()
+
+
 @pytest.mark.parametrize("name, first, last, shown", [
     ("RobertaModel", "<s>", "</s>", ""),
     ("RobertaModel", "", "", "transformers gives the model a, bertgpt <s> a </s>"),
