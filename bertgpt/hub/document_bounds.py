@@ -37,9 +37,7 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
     for token in content["added_tokens"]:
       token["special"] |= token["id"] == end
     data = json.dumps(content, ensure_ascii=False).encode()
-  changed = type(tokenizer)(data, names)
-  changed.note = tokenizer.note
-  return changed
+  return tokenizer.replaced(data, names)
 
 
 def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:

@@ -59,6 +59,9 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     title = write_model(folder, trained, source, out)
     if not kind and families.find(config).can("fill"):
       note_masks(folder, tokenizer, source)
+    if tokenizer.shown and isinstance(tokenizer, tokenizers.SentencePiece):
+      console.say(f"note: --workdir {source}: {', '.join(tokenizer.shown)} are not special in "
+                  "transformers, because SentencePiece finds them in texts")
     if find_truncation(trained) == "head_tail":
       console.say(f"note: --workdir {source}: longer texts keep their head and tail, of which "
                   "transformers keeps only the head. Cut them before the model gets them")

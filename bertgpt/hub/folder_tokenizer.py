@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers as fast_tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from bertgpt import files
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.errors import DataError, one_line, without_panics
@@ -73,9 +74,7 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
   if step.get("type") != "ByteLevel" or step["add_prefix_space"] == value:
     return tokenizer
   step["add_prefix_space"] = value
-  changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
-  changed.note = tokenizer.note
-  return changed
+  return tokenizer.replaced(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
 
 
 def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> tokenizers.Tokenizer:
@@ -98,7 +97,7 @@ def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> toke
   library = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
   had_marks = bool(library.encode("").ids)
   reading.add_roberta_template(library, hf)
-  changed = tokenizers.ByteBPE(pipelines.serialize(library), tokenizer.names)
+  changed = tokenizer.replaced(pipelines.serialize(library), tokenizer.names)
   note = (f"as in transformers 5, rows have the marks of {hf.used_class}, not those of the "
           "template in tokenizer.json" if had_marks else "")
   changed.note = ". ".join(filter(None, (tokenizer.note, note)))
@@ -212,6 +211,19 @@ def _describe_rows(texts: str, theirs: Sequence[int] | np.ndarray, ours: np.ndar
   shown = [" ".join(tokenizer.pieces[i] for i in row) for row in (theirs, ours)]
   return "" if not len(theirs) or shown[0] == shown[1] else (
       f"for the {texts}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
+
+
+def describe_chat(folder: pathlib.Path) -> str:
+  """Returns a line if the folder has a template of dialogues, which is not used here, or ''.
+
+  Args:
+    folder: local folder of the model.
+  """
+  hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  if not hf.settings.get("chat_template") and not files.has_file(folder / "chat_template.jinja"):
+    return ""
+  return ("its chat template is not used, and an export of an imported run does not have it. Give "
+          "prompts as the template writes them")
 
 
 def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:

@@ -192,6 +192,7 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   notes = (unused, ends, *describe(converted, spare, rows),
            *sentence_encoders.describe(folder, source, config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
+           folder_tokenizer.describe_chat(folder),
            folder_tokenizer.describe_conversion(folder, tokenizer),
            folder_tokenizer.describe_class(folder, tokenizer),
            same_ids.describe_masks(folder, tokenizer) if can_fill else "",

@@ -89,6 +89,8 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
+  if tokenizer.shown and not isinstance(tokenizer, SentencePiece):  # Else other ids around them.
+    settings["additional_special_tokens"] = [*tokenizer.shown]
   if pads_left:
     settings["padding_side"] = "left"
   if cuts_left:
@@ -222,7 +224,8 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
                                     specials: dict[str, str]) -> tokenizers.Tokenizer:
   """Returns a tokenizer of `tokenizers` without truncation, padding and dropout.
 
-  Its special tokens are marked as such, so that their names in a text are read as them.
+  Its special tokens are marked as such, so that their names in a text are read as them. So are
+  those without a role that its source has; they are parts of texts in any case.
 
   Args:
     tokenizer: our tokenizer.
@@ -233,7 +236,7 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
     content["model"]["dropout"] = None
   added = content.get("added_tokens") or ()
   for token in added:
-    token["special"] = token["special"] or token["content"] in specials.values()
+    token["special"] |= token["content"] in {*specials.values(), *tokenizer.shown}
     if _takes_space(tokenizer, specials, token["content"]):
       token |= {"lstrip": True, "rstrip": False, "single_word": False}
   return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))

@@ -110,6 +110,14 @@ def test_padding_that_is_the_end_of_the_model_is_saved_and_read_the_same(role, t
   assert after.names == {"eod": own.pieces[7]}
 
 
+@pytest.mark.parametrize("name, content, is_noted", [
+    ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+    ("chat_template.jinja", "{{ messages }}", True), ("tokenizer_config.json", "{}", False)])
+def test_a_chat_template_is_noted(name, content, is_noted, tmp_path):
+  (tmp_path / name).write_text(content)
+  assert folder_tokenizer.describe_chat(tmp_path).startswith("its chat template") == is_noted
+
+
 def test_marks_of_a_model_for_which_transformers_reads_no_class_are_compared(tmp_path):
   """Its tokenizer is that of tokenizer.json, whatever class is named."""
   own = train("bpe")
