@@ -26,7 +26,7 @@ _WITHOUT_MARKS = frozenset({
 # Classes of transformers 5 that put bos A eos into a row, or bos A eos eos B eos.
 _LIKE_XLM_ROBERTA = ("CamembertTokenizer", "XLMRobertaTokenizer")
 # Classes of transformers 5 that do everything that tokenizer.json says.
-_LIKE_THE_FILE = frozenset({
+LIKE_THE_FILE = frozenset({
     "", *hf_files.GENERIC_CLASSES, "ConvBertTokenizer", "FNetTokenizer"})
 # Settings of a model in tokenizer.json that are the file's own in every class.
 _OF_THE_FILE = ("type", "vocab", "merges", "unk_token")
@@ -152,6 +152,22 @@ def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> lis
   return whole if is_same else []
 
 
+def template_numbers_segments(folder: pathlib.Path) -> bool:
+  """Returns whether tokenizer.json gives a second text another segment than 0, or is not there.
+
+  Args:
+    folder: local folder of the model.
+  """
+  try:
+    with without_panics():
+      pair = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(
+          _TEXT, _TEXT)
+  except Exception:  # The library raises plain Exceptions, also if there is no such file.
+    return True
+  return any(segment for segment, text in zip(pair.type_ids, pair.sequence_ids, strict=True)
+             if text == 1)
+
+
 def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
   """Returns the token that the template of the tokenizer puts before a decoder's text; -1: none.
 
@@ -266,7 +282,7 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   name, found = hf.used_class, content["model"]["type"]
   # The class of Llama is not used for a byte-level BPE: transformers does what the file says.
   is_llama3 = name == "LlamaTokenizer" and isinstance(tokenizer, tokenizers.ByteBPE)
-  if name in _LIKE_THE_FILE or is_llama3:
+  if name in LIKE_THE_FILE or is_llama3:
     return ""
   if name not in _PIPELINES:
     return (f"tokenizer.json is used as it is. {name} of transformers 5 may give other tokens and "

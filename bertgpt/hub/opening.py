@@ -278,13 +278,16 @@ def numbers_segments(converted: Converted, folder: pathlib.Path) -> bool:
     folder: local folder of the model.
   """
   hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  if (hf.used_class in folder_tokenizer.LIKE_THE_FILE
+      and not folder_tokenizer.template_numbers_segments(folder)):
+    return False
   if isinstance(names := hf.settings.get("model_input_names"), list):
     return "token_type_ids" in names
   return (hf.tokenizer_class or converted.architecture.tokenizer_class) not in _WITHOUT_SEGMENTS
 
 
 def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
-  """Returns a line if our rows have segments, and those of transformers 5 have none; else ''.
+  """Returns a line if our rows have segments, and those of transformers 4 or 5 have none; else ''.
 
   Args:
     converted: result of `conversion.convert`, with its segments.
@@ -294,11 +297,17 @@ def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
   name = hf.tokenizer_class or converted.architecture.tokenizer_class
   has_segments = any("segment" in leaf and len(x) > 1
                      for leaf, x in trees.named_leaves(converted.params).items())
-  if (not has_segments or name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
+  if not has_segments:
+    return ""
+  start = f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
+  if not folder_tokenizer.template_numbers_segments(folder):
+    version = "" if hf.used_class in folder_tokenizer.LIKE_THE_FILE else " 4"
+    return (f"{start}transformers{version} numbers none with this folder, because the template in "
+            "its tokenizer.json does not")
+  if (name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
       or isinstance(hf.settings.get("model_input_names"), list)):
     return ""
-  return (f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
-          "transformers 5 numbers none with this folder, unless model_input_names in its "
+  return (f"{start}transformers 5 numbers none with this folder, unless model_input_names in its "
           "tokenizer_config.json has token_type_ids")
 
 

@@ -68,7 +68,7 @@ def put_around(tokenizer, first="", last=""):
   """Gives a tokenizer of transformers a template with a token before and after a text."""
   before, after = ([name] if name else [] for name in (first, last))
   tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-      [*before, "$A", *after], [*before, "$A", *after, "$B", *after],
+      [*before, "$A", *after], [*before, "$A", *after, "$B:1", *(f"{name}:1" for name in after)],
       [(name, tokenizer.convert_tokens_to_ids(name)) for name in before + after])
 
 
@@ -712,6 +712,27 @@ def test_segments_that_the_tokenizer_of_a_roberta_does_not_number_are_left_out(
   assert ours.config.model.num_segments == segments
   assert ("numbers none" in capsys.readouterr().err) == (segments == 1)
   assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("tokenizer_class, note", [
+    ("PreTrainedTokenizerFast", "all segments of BertForPreTraining are equal"),
+    ("BertTokenizer", "transformers 4 numbers none")])
+def test_segments_that_the_template_does_not_number_are_noted(
+    tokenizer_class, note, tmp_path, capsys):
+  """Other classes than the generic ones have templates of their own in transformers 5."""
+  folder = save(make_theirs("BertForPreTraining", ENCODER), tmp_path / "model")
+  library = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  library.post_processor = processors.TemplateProcessing(
+      "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)])
+  library.save(str(folder / "tokenizer.json"))
+  settings = json.loads((folder / "tokenizer_config.json").read_text())
+  (folder / "tokenizer_config.json").write_text(json.dumps(
+      settings | {"tokenizer_class": tokenizer_class}))
+  ours = opening.open_model(folder)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)("the cat", "a cat")
+  first, second = ours.params["embeddings"]["segment"]["embedding"]
+  assert np.array_equal(first, second) == (not any(theirs["token_type_ids"]))
+  assert note in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
