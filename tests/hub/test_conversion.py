@@ -127,6 +127,21 @@ def test_without_padding_among_the_first_ids_a_roberta_is_a_bert(pad_id):
   assert tuned.name == "BertForSequenceClassification"
 
 
+@pytest.mark.parametrize("name, key", [
+    ("AlbertForPreTraining", "classifier_dropout_prob"),
+    ("ModernBertForMaskedLM", "classifier_dropout"),
+    ("ModernBertDecoderForCausalLM", "classifier_dropout")])
+def test_a_classifier_has_the_dropout_of_the_run(name, key):
+  """These classes have a default of their own; those of the other families have that of layers."""
+  objective, model = (MODELS | {"AlbertForPreTraining": (
+      "mlm_sop", {"embedding_width": 16, "layer_groups": 1})})[name]
+  config = tiny.make_config(objective, **model | {"dropout": 0.2})
+  assert conversion.to_hugging_face_config(config)[key] == 0.2
+  assert conversion.to_hugging_face_config(config, kind="classes")[key] == 0.2
+  if name == "ModernBertForMaskedLM":
+    assert conversion.to_hugging_face_config(config, kind="spans")[key] == 0.0
+
+
 def test_a_model_without_segments_gets_one_that_adds_nothing():
   config = tiny.make_config("mlm", num_segments=0)
   _, params = make("BertForMaskedLM")
