@@ -293,6 +293,8 @@ TESTED_TOGETHER = {
                     "models/test_models.py"),
     **dict.fromkeys(("files.locking", "files.parsing", "files.writing"), "test_files.py"),
     **dict.fromkeys(("files.gcs", "files.growing", "files.paths"), "files/test_bucket.py"),
+    "hub.document_bounds": "hub/test_folder_tokenizer.py",
+    "hub.sentence_encoders": "hub/test_importing.py",
     "hub.submodels": "hub/test_electra.py",
     "models.layer_groups": "models/test_albert.py",
     **dict.fromkeys(("models.flash_gpu", "models.flash_tiles", "models.flash_tpu"),

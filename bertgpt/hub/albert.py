@@ -68,7 +68,8 @@ MASKED_LM = tune(Architecture(
     tied={"predictions.decoder.weight": f"{_EMBEDDINGS}.word_embeddings.weight",
           "predictions.decoder.bias": "predictions.bias"},
     activations=GELU, rules=_RULES, pipeline="fill-mask", auto="AutoModelForMaskedLM",
-    prefix="albert.", find_problem=_find_problem),
+    prefix="albert.", find_problem=_find_problem,
+    write=lambda model: {"classifier_dropout_prob": model.dropout}),
     "Albert", {"classes": _TEXT_HEAD, "values": _TEXT_HEAD,
                "tokens": linear("head", "classifier", "DC"),
                "spans": linear("head", "qa_outputs", "DC")})

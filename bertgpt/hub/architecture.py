@@ -212,6 +212,8 @@ class Architecture(NamedTuple):
     zeros: tensor that is written with zeros -> letters of its shape.
     left_out: paths of parameters that a fine-tuned model has but does not use.
     find_own_sizes: `config.model` -> letter -> size, for letters that only these rules have.
+    without_skips: if positions begin after the id of the padding, the architecture that computes
+      the same with positions from 0.
   """
 
   name: str
@@ -245,6 +247,7 @@ class Architecture(NamedTuple):
   zeros: Mapping[str, str] = {}
   left_out: tuple[str, ...] = ()
   find_own_sizes: Callable[[Mapping[str, Any]], Sizes] = lambda model: {}
+  without_skips: "Architecture | None" = None
 
   @property
   def skips_positions(self) -> bool:

@@ -4,7 +4,8 @@
 |----------------------|--------------------------------------------------------------------|
 | `BertForPreTraining` | objective mlm_nsp                                                  |
 | `BertForMaskedLM`    | objective mlm                                                      |
-| `RobertaForMaskedLM` | the same with at most one segment and the exact GELU               |
+| `RobertaForMaskedLM` | the same with at most one segment and the exact GELU, if the       |
+|                      | tokenizer's padding is one of the first ids                        |
 """
 
 from bertgpt.config import ConfigDict
@@ -98,7 +99,8 @@ ROBERTA = tune(MASKED_LM._replace(
     tied={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
           "lm_head.decoder.bias": "lm_head.bias"},
     rules=[*_encoder("roberta", "positions"), *_masked_lm("lm_head", "layer_norm", "lm_head.bias")],
-    prefix="roberta.", other_heads=("roberta.pooler.",), tokenizer_class="RobertaTokenizer"),
+    prefix="roberta.", other_heads=("roberta.pooler.",), tokenizer_class="RobertaTokenizer",
+    without_skips=MASKED_LM),
     "Roberta", _heads("classifier.dense", "classifier.out_proj", TOKEN_OUTPUTS))
 
 ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)

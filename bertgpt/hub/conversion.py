@@ -21,6 +21,9 @@ from bertgpt.hub.family_tables import find_candidates, find_table
 # What remains of a fine-tuned model without a class in `transformers`.
 _REMAINDER = ("This model cannot be exported. Its folder has the predictions of its test set, and "
               "`bertgpt predict` makes those of other texts")
+# Rows of zeros in front of RoBERTa's positions, at most: one more than the id of the padding, which
+# is 1 in the published models and 0 in tokenizers that are trained here.
+_MOST_SKIPPED = 8
 # Kind of a task whose outputs have names -> `problem_type` in config.json, which selects the loss.
 PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression", "tokens": None}
 
@@ -28,18 +31,23 @@ PROBLEM_TYPES = {"classes": "single_label_classification", "values": "regression
 # ------------------------------------------------------------- to transformers
 
 
-def find_architecture(config: ConfigDict, kind: str = "", part: str = "") -> Architecture:
+def find_architecture(config: ConfigDict, kind: str = "", part: str = "", pad_id: int = 1
+                      ) -> Architecture:
   """Returns the architecture that computes exactly the model of a config.
 
   Args:
     config: a whole config.
     kind: kind of the task it was fine-tuned on, as in `tasks.rows.Task`; '': not fine-tuned.
     part: a key of `Architecture.parts`, for a second model of the run; '': the model itself.
+    pad_id: id of the padding, -1 if there is none. It is read only for RoBERTa, whose positions
+      begin at `pad_id` + 1; with another id than one of the first, the model is a BERT.
   Raises:
     ConfigError: `transformers` has no such architecture; names the field.
   """
   model = config.model
   architecture = find_table(model.family).choose(config)
+  if architecture.without_skips and not 0 <= pad_id < _MOST_SKIPPED:
+    architecture = architecture.without_skips
   architecture_lib.check_own_fields(architecture, config)
   for one in (architecture, *(() if kind else architecture.parts.values())):
     if model.activation not in one.activations:
@@ -63,16 +71,14 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   Args:
     params: nested dicts of arrays, as in `TrainState.params`.
     config: config of the run, with `model.vocab_size` set.
-    pad_id: id of the padding, read only for RoBERTa, whose positions begin at `pad_id` + 1; the
-      published models have 1.
-    kind, part: see `find_architecture`.
+    pad_id, kind, part: see `find_architecture`.
   Returns:
     Name -> float32 array. Most are views of the parameters, with any strides.
   Raises:
     ConfigError: see `find_architecture`; or the model has a parameter that the architecture lacks,
       or lacks one of its parameters.
   """
-  architecture, main = find_architecture(config, kind, part), find_architecture(config, kind)
+  architecture, main = (find_architecture(config, kind, name, pad_id) for name in (part, ""))
   sizes = find_sizes(architecture, config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
@@ -136,7 +142,7 @@ def to_hugging_face_config(config: ConfigDict, pad_id: int = 1, kind: str = "",
     config, pad_id, kind, part: see `to_hugging_face`.
     labels: names of the outputs of a fine-tuned model.
   """
-  architecture = find_architecture(config, kind, part)
+  architecture = find_architecture(config, kind, part, pad_id)
   model = config.model
   # Fields whose value 0 means that they are computed from others.
   resolved = {"num_segments": max(1, model.num_segments),

@@ -48,11 +48,19 @@ def find_files(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
 
   Args:
     path: any path.
+  Raises:
+    DataError: the files of several models are there.
   """
   if not path.is_dir():
     return None
-  found = [next(iter(sorted(path.glob(f"*{name}"))), None) for name in (WEIGHTS, OPTIONS)]
-  return (found[0], found[1]) if found[0] and found[1] else None
+  all_weights, all_options = (sorted(path.glob(f"*{name}")) for name in (WEIGHTS, OPTIONS))
+  if not all_weights or not all_options:
+    return None
+  if len(all_weights) > 1 or len(all_options) > 1:
+    names = ", ".join(file.name for file in (*all_weights, *all_options))
+    raise DataError(f"{path}: holds the files of several models ({names}). Keep one model in the "
+                    "folder")
+  return all_weights[0], all_options[0]
 
 
 def read_folder(path: pathlib.Path) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def read_folder(path: pathlib.Path) -> dict[str, Any]:
     path: the folder, in which `find_files` finds both files.
   Raises:
     ConfigError: h5py is not installed.
-    DataError: a file is damaged or describes another model.
+    DataError: a file is damaged or describes another model, or see `find_files`.
   """
   found = find_files(path)
   assert found

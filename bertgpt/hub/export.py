@@ -51,18 +51,17 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
     with files.new_folder(out, "--out") as folder:
       return f"{out}: {own.write_folder(trained, folder)}, from step {trained.step} of {source}"
   try:
-    architecture = conversion.find_architecture(config, kind)
+    architecture = conversion.find_architecture(config, kind, pad_id=tokenizer.pad_id)
   except ConfigError as e:
     raise ConfigError(f"--workdir {source}: {e}") from e
-  if architecture.skips_positions and tokenizer.pad_id < 0:
-    raise ConfigError(f"--workdir {source}: its tokenizer has no padding token, from which "
-                      f"transformers' {architecture.name} counts positions. This model cannot be "
-                      "exported")
   check_finite(trained, source)
   with files.new_folder(out, "--out") as folder:
     title = write_model(folder, trained, source, out)
     if not kind and families.find(config).can("fill"):
       note_masks(folder, tokenizer, source)
+    if tokenizer.shown and isinstance(tokenizer, tokenizers.SentencePiece):
+      console.say(f"note: --workdir {source}: {', '.join(tokenizer.shown)} are not special in "
+                  "transformers, because SentencePiece finds them in texts")
     if find_truncation(trained) == "head_tail":
       console.say(f"note: --workdir {source}: longer texts keep their head and tail, of which "
                   "transformers keeps only the head. Cut them before the model gets them")
@@ -90,7 +89,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
   """
   config, tokenizer = trained.config, trained.tokenizer
   kind, labels = (trained.task["kind"], trained.task["labels"]) if trained.task else ("", ())
-  architecture, pad_id = conversion.find_architecture(config, kind, part), max(0, tokenizer.pad_id)
+  pad_id = tokenizer.pad_id
+  architecture = conversion.find_architecture(config, kind, part, pad_id)
   tensors = conversion.to_hugging_face(trained.params, config, pad_id, kind, part)
   settings = (conversion.to_hugging_face_config(config, pad_id, kind, labels, part)
               | special_ids(trained))
@@ -111,7 +111,8 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
                         # The classifiers of transformers read the last token of a row. Its pipeline
                         # for questions puts the context first if rows are padded on the left.
                         pads_left=family.cls_last and kind != "spans",
-                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id)
+                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id,
+                        start_id=trained.start_id)
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"

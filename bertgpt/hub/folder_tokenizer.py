@@ -18,7 +18,7 @@ from bertgpt import files
 from bertgpt.config import ConfigDict, families
 from bertgpt.data.tokens import hf_files, marks, pipelines, reading, tokenizers
 from bertgpt.errors import DataError, one_line, without_panics
-from bertgpt.hub import same_ids, weights
+from bertgpt.hub import same_ids
 
 # Classes that put no marks of their own around a text, only those of tokenizer.json.
 _WITHOUT_MARKS = frozenset({
@@ -26,7 +26,7 @@ _WITHOUT_MARKS = frozenset({
 # Classes of transformers 5 that put bos A eos into a row, or bos A eos eos B eos.
 _LIKE_XLM_ROBERTA = ("CamembertTokenizer", "XLMRobertaTokenizer")
 # Classes of transformers 5 that do everything that tokenizer.json says.
-_LIKE_THE_FILE = frozenset({
+LIKE_THE_FILE = frozenset({
     "", *hf_files.GENERIC_CLASSES, "ConvBertTokenizer", "FNetTokenizer"})
 # Settings of a model in tokenizer.json that are the file's own in every class.
 _OF_THE_FILE = ("type", "vocab", "merges", "unk_token")
@@ -74,9 +74,7 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
   if step.get("type") != "ByteLevel" or step["add_prefix_space"] == value:
     return tokenizer
   step["add_prefix_space"] = value
-  changed = tokenizers.ByteBPE(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
-  changed.note = tokenizer.note
-  return changed
+  return tokenizer.replaced(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
 
 
 def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> tokenizers.Tokenizer:
@@ -99,7 +97,7 @@ def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> toke
   library = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
   had_marks = bool(library.encode("").ids)
   reading.add_roberta_template(library, hf)
-  changed = tokenizers.ByteBPE(pipelines.serialize(library), tokenizer.names)
+  changed = tokenizer.replaced(pipelines.serialize(library), tokenizer.names)
   note = (f"as in transformers 5, rows have the marks of {hf.used_class}, not those of the "
           "template in tokenizer.json" if had_marks else "")
   changed.note = ". ".join(filter(None, (tokenizer.note, note)))
@@ -130,72 +128,6 @@ def check_padding(tokenizer: tokenizers.Tokenizer, pad_id: int) -> None:
                     "with into the folder, or correct config.json")
 
 
-def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
-             ) -> tokenizers.Tokenizer:
-  """Returns a decoder's tokenizer with the end of text of the model, if its own files name none.
-
-  A piece of words stays one, whatever the config says.
-
-  Args:
-    tokenizer: tokenizer in the folder.
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  end = next(iter(find_ends(source, hf_config)), -1)
-  if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
-      or "eod" in hf_files.read_hf_files(source / "tokenizer.json").names):
-    return tokenizer
-  # Padding and unknown words have no token that is another role's, see `reading.choose_names`.
-  names = {role: name for role, name in tokenizer.names.items()
-           if role not in ("pad", "unk") or name != tokenizer.pieces[end]}
-  names["eod"] = tokenizer.pieces[end]
-  data = tokenizer.data
-  if not isinstance(tokenizer, tokenizers.SentencePiece):
-    content = json.loads(data)
-    for token in content["added_tokens"]:
-      token["special"] |= token["id"] == end
-    data = json.dumps(content, ensure_ascii=False).encode()
-  changed = type(tokenizer)(data, names)
-  changed.note = tokenizer.note
-  return changed
-
-
-def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
-  """Returns the tokens at which transformers ends the texts of a decoder, according to its config.
-
-  Args:
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if files.has_file(path) else {}
-  ends = settings.get("eos_token_id", hf_config.get("eos_token_id"))
-  return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
-
-
-def _added_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
-  """Returns the tokens that are not pieces of words."""
-  if isinstance(tokenizer, tokenizers.SentencePiece):
-    return {*filter(tokenizer.library.is_control, range(tokenizer.vocab_size))}
-  return {token["id"] for token in json.loads(tokenizer.data).get("added_tokens") or ()}
-
-
-def describe_ends(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
-                  ) -> str:
-  """Returns a line if transformers ends the texts of a decoder at other tokens, or ''.
-
-  Args:
-    tokenizer: result of `obey_end`.
-    source: the folder.
-    hf_config: content of config.json.
-  """
-  ends = [end for end in find_ends(source, hf_config) if 0 <= end < tokenizer.vocab_size]
-  if not ends or tokenizer.eod_id < 0 or ends == [tokenizer.eod_id]:
-    return ""
-  shown = ", ".join(tokenizer.pieces[end] for end in ends)
-  return (f"transformers ends a text at {shown}, bertgpt at {tokenizer.pieces[tokenizer.eod_id]}")
-
-
 def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[int]:
   """Returns the ids of `_TEXT` with the marks that transformers puts around it; []: not known.
 
@@ -218,6 +150,22 @@ def apply_template(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> lis
     return []
   is_same = ids == tokenizer.encode([_TEXT])[0].tolist() and max(whole) < tokenizer.vocab_size
   return whole if is_same else []
+
+
+def template_numbers_segments(folder: pathlib.Path) -> bool:
+  """Returns whether tokenizer.json gives a second text another segment than 0, or is not there.
+
+  Args:
+    folder: local folder of the model.
+  """
+  try:
+    with without_panics():
+      pair = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(
+          _TEXT, _TEXT)
+  except Exception:  # The library raises plain Exceptions, also if there is no such file.
+    return True
+  return any(segment for segment, text in zip(pair.type_ids, pair.sequence_ids, strict=True)
+             if text == 1)
 
 
 def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
@@ -281,6 +229,19 @@ def _describe_rows(texts: str, theirs: Sequence[int] | np.ndarray, ours: np.ndar
       f"for the {texts}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 
+def describe_chat(folder: pathlib.Path) -> str:
+  """Returns a line if the folder has a template of dialogues, which is not used here, or ''.
+
+  Args:
+    folder: local folder of the model.
+  """
+  hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  if not hf.settings.get("chat_template") and not files.has_file(folder / "chat_template.jinja"):
+    return ""
+  return ("its chat template is not used, and an export of an imported run does not have it. Give "
+          "prompts as the template writes them")
+
+
 def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:
   """Returns a line if a folder has two tokenizers that give different tokens, or ''.
 
@@ -321,7 +282,7 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   name, found = hf.used_class, content["model"]["type"]
   # The class of Llama is not used for a byte-level BPE: transformers does what the file says.
   is_llama3 = name == "LlamaTokenizer" and isinstance(tokenizer, tokenizers.ByteBPE)
-  if name in _LIKE_THE_FILE or is_llama3:
+  if name in LIKE_THE_FILE or is_llama3:
     return ""
   if name not in _PIPELINES:
     return (f"tokenizer.json is used as it is. {name} of transformers 5 may give other tokens and "

@@ -48,7 +48,7 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
         folder, every_steps=0, every_minutes=0, keep=1)) as checkpoints:
       state = {"params": jax.tree.map(jnp.asarray, params)}
       metadata = make_metadata(config, model.tokenizer, corpus="", fresh=model.fresh,
-                               bos_id=model.bos_id)
+                               bos_id=model.bos_id, beginning_id=model.beginning_id)
       checkpoints.save(0, state, metadata, wait=True)
     workdir.write_run(folder, config, model.tokenizer)
     trained_lib.load_trained(folder)  # Compares hashes and fingerprints.

@@ -60,7 +60,8 @@ model = {auto}.from_pretrained("{name}")
 {command}
 bertgpt export --workdir DIR --out {out}
 ```
-
+"""
+RECIPE = """
 with this as recipe.py, in which files have no folders:
 
 ```python
@@ -87,11 +88,15 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     init = without_folders(task["init"])
     command = f"bertgpt finetune --config recipe.py --init {init} --workdir DIR"
     results = ["## Results on the development set", "", describe_choice(task), ""]
+  elif not trained.step:
+    training, recipe = describe_training(trained), []
+    command = "bertgpt import --from FOLDER --workdir DIR"
+    results = ["## Held-out results", ""]
   else:
     training, recipe = describe_training(trained), training_recipe(trained.stored or config)
     command = "bertgpt train --config recipe.py --workdir DIR"
     results = ["## Held-out results", ""]
-  return CARD.format(
+  card = CARD.format(
       language=language_line(trained), pipeline=architecture.pipeline, auto=architecture.auto,
       name="/".join(filter(None, (out.name, part))), title=title,
       tokenizer=TOKENIZERS[trained.tokenizer.kind],
@@ -100,7 +105,8 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
       training="\n".join(training),
       results="\n".join([*results, *describe_results(trained, source)]),
       limits="\n".join(f"- {line}" for line in describe_limits(trained, architecture)),
-      command=command, out=out.name, recipe="\n".join(recipe))
+      command=command, out=out.name)
+  return card + RECIPE.format(recipe="\n".join(recipe)) if recipe else card
 
 
 def language_line(trained: Trained) -> str:

@@ -157,9 +157,9 @@ def _name_kinds(num_layers, every):
 
 
 def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
-  """Returns the keys of config.json that `read_layers` reads.
+  """Returns the keys of config.json that `read_layers` reads, and the dropout of classifiers.
 
-  They have the form of transformers 5, and the older one, in which not all layers can be local.
+  The keys have the form of transformers 5, and the older one, in which not all layers can be local.
 
   Args:
     model: `config.model`.
@@ -174,7 +174,8 @@ def write_layers(model: ConfigDict, own_key: int) -> dict[str, Any]:
                           for kind, (ours, *_) in _THETAS.items()},
       **{former: float(model[ours]) for ours, former, _ in _THETAS.values()},
       **({"global_attn_every_n_layers": every} if every else {}),
-      "initializer_cutoff_factor": 2.0, "classifier_activation": ACTIVATIONS[model.activation][0],
+      "initializer_cutoff_factor": 2.0, "classifier_dropout": model.dropout,
+      "classifier_activation": ACTIVATIONS[model.activation][0],
   }
 
 
@@ -205,6 +206,10 @@ MASKED_LM = tune(Architecture(
     copied_ids={"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}),
     "ModernBert", dict.fromkeys(("classes", "values", "tokens", "spans"), _TASK),
     left_out=("mlm/bias",))
+# Here, nothing is dropped before the outputs for answers.
+MASKED_LM = MASKED_LM._replace(tuned={
+    **MASKED_LM.tuned, "spans": MASKED_LM.tuned["spans"]._replace(
+        write=lambda model: _write(model) | {"classifier_dropout": 0.0})})
 
 ARCHITECTURES = (MASKED_LM,)
 

@@ -24,7 +24,16 @@ from bertgpt.config.overrides import set_field
 from bertgpt.data.tokens import hf_files, reading, tokenizers
 from bertgpt.devices import cluster
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.hub import conversion, elmo, folder_tokenizer, same_ids, submodels, weights
+from bertgpt.hub import (
+    conversion,
+    document_bounds,
+    elmo,
+    folder_tokenizer,
+    same_ids,
+    sentence_encoders,
+    submodels,
+    weights,
+)
 from bertgpt.hub.conversion import Converted
 from bertgpt.hub.family_tables import find_candidates
 from bertgpt.runs import corpora, folder_kinds
@@ -41,8 +50,6 @@ _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
-# Modules of sentence-transformers that are the model; in old versions, each family had its own.
-_ENCODERS = frozenset({"Transformer", "ALBERT", "BERT", "RoBERTa", "XLNet"})
 
 
 class Opened(NamedTuple):
@@ -55,7 +62,7 @@ class Opened(NamedTuple):
     fields: fields of the config that describe the model -> values.
     fresh: heads that the folder lacks, keys of `HEADS`.
     notes: what differs from the folder, one line each.
-    bos_id: see `Trained`.
+    bos_id, beginning_id: see `Trained`.
   """
 
   config: ConfigDict
@@ -65,6 +72,7 @@ class Opened(NamedTuple):
   fresh: tuple[str, ...]
   notes: tuple[str, ...]
   bos_id: int = -1
+  beginning_id: int = -1
 
 
 def open_model(path: pathlib.Path, flag: str = "--workdir",
@@ -89,7 +97,8 @@ def open_model(path: pathlib.Path, flag: str = "--workdir",
   cluster.say_once(*(f"note: {flag} {path}: {note}" for note in opened.notes))
   trained = trained_lib.make_trained(opened.config, opened.params, opened.tokenizer, 0, "",
                                      workdir=path, dtype=dtype)
-  return trained._replace(fresh=opened.fresh, bos_id=opened.bos_id)
+  return trained._replace(fresh=opened.fresh, bos_id=opened.bos_id,
+                          beginning_id=opened.beginning_id)
 
 
 def is_of_transformers(path: pathlib.Path) -> bool:
@@ -167,10 +176,11 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   if converted.architecture.skips_positions:
     with name_folder(source, flag):
       folder_tokenizer.check_padding(tokenizer, hf_config.get("pad_token_id", 1))
-  ends = ""
+  ends, beginning_id = "", -1
   if families.FAMILIES[converted.fields["model.family"]].kind == "decoder":
-    tokenizer = folder_tokenizer.obey_end(tokenizer, folder, hf_config)
-    ends = folder_tokenizer.describe_ends(tokenizer, folder, hf_config)
+    tokenizer = document_bounds.obey_end(tokenizer, folder, hf_config)
+    ends = document_bounds.describe_ends(tokenizer, folder, hf_config)
+    beginning_id = document_bounds.find_start(tokenizer, folder, hf_config)
   spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
@@ -180,14 +190,15 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   can_fill = families.find(config).can("fill") and set(converted.fresh).isdisjoint(
       families.HEADS_OF_ABILITY["fill"])
   notes = (unused, ends, *describe(converted, spare, rows),
-           *describe_modules(folder, find_root(folder, source), config, tokenizer),
+           *sentence_encoders.describe(folder, source, config, tokenizer),
            folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
+           folder_tokenizer.describe_chat(folder),
            folder_tokenizer.describe_conversion(folder, tokenizer),
            folder_tokenizer.describe_class(folder, tokenizer),
            same_ids.describe_masks(folder, tokenizer) if can_fill else "",
            tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
-                tuple(filter(None, notes)), bos_id)
+                tuple(filter(None, notes)), bos_id, beginning_id)
 
 
 def _holds_model(subfolder: pathlib.Path) -> bool:
@@ -267,13 +278,16 @@ def numbers_segments(converted: Converted, folder: pathlib.Path) -> bool:
     folder: local folder of the model.
   """
   hf = hf_files.read_hf_files(folder / "tokenizer.json")
+  if (hf.used_class in folder_tokenizer.LIKE_THE_FILE
+      and not folder_tokenizer.template_numbers_segments(folder)):
+    return False
   if isinstance(names := hf.settings.get("model_input_names"), list):
     return "token_type_ids" in names
   return (hf.tokenizer_class or converted.architecture.tokenizer_class) not in _WITHOUT_SEGMENTS
 
 
 def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
-  """Returns a line if our rows have segments, and those of transformers 5 have none; else ''.
+  """Returns a line if our rows have segments, and those of transformers 4 or 5 have none; else ''.
 
   Args:
     converted: result of `conversion.convert`, with its segments.
@@ -283,11 +297,17 @@ def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
   name = hf.tokenizer_class or converted.architecture.tokenizer_class
   has_segments = any("segment" in leaf and len(x) > 1
                      for leaf, x in trees.named_leaves(converted.params).items())
-  if (not has_segments or name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
+  if not has_segments:
+    return ""
+  start = f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
+  if not folder_tokenizer.template_numbers_segments(folder):
+    version = "" if hf.used_class in folder_tokenizer.LIKE_THE_FILE else " 4"
+    return (f"{start}transformers{version} numbers none with this folder, because the template in "
+            "its tokenizer.json does not")
+  if (name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
       or isinstance(hf.settings.get("model_input_names"), list)):
     return ""
-  return (f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
-          "transformers 5 numbers none with this folder, unless model_input_names in its "
+  return (f"{start}transformers 5 numbers none with this folder, unless model_input_names in its "
           "tokenizer_config.json has token_type_ids")
 
 
@@ -370,81 +390,3 @@ def describe(converted: Converted, spare: int, rows: int) -> Iterator[str]:
   if spare:
     yield (f"the last {spare} of {rows} rows are left out, because the tokenizer has no token for "
            "them")
-
-
-def find_root(folder: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of a sentence encoder, which may be the parent of its model's folder.
-
-  Args:
-    folder: local folder of the model. Sentence encoders have modules.json in it, old ones in
-      its parent.
-    source: the folder of which `folder` is a copy, if it is in a bucket; otherwise the same.
-  """
-  parent = source.absolute().parent
-  if not (folder / "modules.json").exists():
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-      for module in files.parse_json((parent / "modules.json").read_bytes()):
-        if module["path"].strip("/") == source.absolute().name:
-          return parent
-  return folder
-
-
-def describe_modules(source: pathlib.Path, root: pathlib.Path, config: ConfigDict,
-                     tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
-  """Yields what a sentence encoder does with texts and features, if `embed` does not do it.
-
-  Args:
-    source: folder of the model.
-    root: result of `find_root`, with the list of modules and their folders.
-    config: config of a run that holds the model.
-    tokenizer: tokenizer of the model.
-  """
-  with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-    texts = _parse(min(source.glob("sentence_*_config.json")))  # Old ones name another family.
-    settings = hf_files.read_hf_files(source / "tokenizer.json").settings
-    longest = texts.get("max_seq_length") or settings.get("model_max_length")
-    if longest and longest < config.model.max_positions:
-      yield (f"this sentence encoder cuts texts to {longest} tokens, bertgpt to the model's "
-             f"{config.model.max_positions} positions")
-    large, small = tokenizer.encode(["A", "a"])
-    if texts.get("do_lower_case") is True and not np.array_equal(large, small):
-      yield "this sentence encoder changes texts to lower case, bertgpt does not. Do it beforehand"
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    prompts = _parse(root / "config_sentence_transformers.json")
-    if prompts["default_prompt_name"]:
-      prompt = prompts["prompts"][prompts["default_prompt_name"]]
-      yield f"this sentence encoder puts {prompt!r} before each text, bertgpt does not"
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-    for module in _parse(root / "modules.json"):
-      kind, path = module["type"].rpartition(".")[2], module["path"]
-      if kind == "Pooling":
-        pooling = _parse(root / path / "config.json")
-        modes = find_pooling(pooling)
-        if modes not in ([], ["mean"]):
-          advice = ". Use --layer cls of embed" if modes == ["cls"] else ""
-          rest = " alone" if "mean" in modes else ""
-          yield (f"this sentence encoder pools with {', '.join(modes)}, not with the mean{rest}"
-                 f"{advice}")
-      elif kind == "Normalize":
-        yield "this sentence encoder scales vectors to length 1, bertgpt does not. Do it afterwards"
-      elif kind not in _ENCODERS:
-        yield f"left out: the module {kind} of this sentence encoder, in {path}"
-
-
-def _parse(path: pathlib.Path) -> Any:
-  files.has_file(path)  # Refuses a link to a missing file.
-  return files.parse_json(path.read_bytes())
-
-
-def find_pooling(settings: dict[str, Any]) -> list[str]:
-  """Returns the names of the vectors that a sentence encoder puts side by side, such as 'mean'.
-
-  Args:
-    settings: config of its pooling. The key is `pooling_mode` since version 5.4 of
-      sentence-transformers, and one like `pooling_mode_mean_tokens` for each vector before.
-  """
-  modes = settings.get("pooling_mode", [])
-  modes = [modes] if isinstance(modes, str) else list(modes)
-  named = (name.removeprefix("pooling_mode_") for name, value in settings.items() if value is True
-           and name.startswith("pooling_mode_"))
-  return modes + [name.removesuffix("_tokens").removesuffix("_token") for name in named]

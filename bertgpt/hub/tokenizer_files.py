@@ -52,7 +52,8 @@ BEGINNINGS = ("<s>",)  # The [CLS] of RoBERTa and similar models, which begins a
 
 def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
           num_segments: int, is_tuned: bool = False, cls_last: bool = False,
-          pads_left: bool = False, cuts_left: bool = False, bos_id: int = -1) -> None:
+          pads_left: bool = False, cuts_left: bool = False, bos_id: int = -1,
+          start_id: int = -1) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
@@ -66,11 +67,12 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     pads_left: whether rows are padded on the left.
     cuts_left: whether longer texts keep their end.
     bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
+    start_id: token that begins a document of a decoder; -1: the end of another one.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
     OSError, StorageError: a file cannot be written.
   """
-  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id, num_segments >= 2)
+  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id, num_segments >= 2, start_id)
   files.write_atomically(folder / "tokenizer.json", fast.to_str(pretty=True))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
@@ -79,7 +81,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
       fast.model.save(str(folder))
     except Exception as e:  # The library raises no other type, for a full disk either.
       raise StorageError(f"{folder}: the vocabulary cannot be written ({one_line(e)})") from e
-  specials = special_tokens(tokenizer, is_encoder, bos_id)
+  specials = special_tokens(tokenizer, is_encoder, start_id)
   if is_tuned and not is_encoder:  # Without padding, transformers computes one text at a time.
     specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))
   inputs = ["input_ids", "token_type_ids", "attention_mask"]
@@ -87,10 +89,15 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
+  if tokenizer.shown and not isinstance(tokenizer, SentencePiece):  # Else other ids around them.
+    settings["additional_special_tokens"] = [*tokenizer.shown]
   if pads_left:
     settings["padding_side"] = "left"
   if cuts_left:
     settings["truncation_side"] = "left"
+  pre_tokenizer = json.loads(fast.to_str())["pre_tokenizer"] or {}
+  if pre_tokenizer.get("add_prefix_space"):  # Else transformers 4 turns it off in tokenizer.json.
+    settings["add_prefix_space"] = True
   if isinstance(tokenizer, WordPiece):
     normalizer = json.loads(fast.to_str())["normalizer"] or {}
     # In transformers, `BertTokenizer` builds its normalizer from them, or from its defaults.
@@ -102,20 +109,20 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
     files.write_json(folder / name, content, ensure_ascii=False)
 
 
-def special_tokens(tokenizer: Tokenizer, is_encoder: bool, bos_id: int = -1) -> dict[str, str]:
+def special_tokens(tokenizer: Tokenizer, is_encoder: bool, start_id: int = -1) -> dict[str, str]:
   """Returns role in `transformers` -> token, for the roles that the tokenizer has.
 
   Args:
     tokenizer: our tokenizer.
     is_encoder: whether the roles are those of an encoder.
-    bos_id: see `write`.
+    start_id: see `write`.
   """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
   if is_encoder and tokenizer.cls_id >= 0 and tokenizer.pieces[tokenizer.cls_id] in BEGINNINGS:
     roles = roles | {"bos_token": "cls_id", "eos_token": "sep_id"}
   ids = {role: getattr(tokenizer, name) for role, name in roles.items()}
-  if bos_id >= 0:
-    ids["bos_token"] = bos_id
+  if start_id >= 0 and not is_encoder:
+    ids["bos_token"] = start_id
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
 
@@ -132,17 +139,17 @@ def mark_names(tokenizer: Tokenizer) -> list[str]:
 
 
 def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-            cls_last: bool = False, bos_id: int = -1, has_segments: bool = True
-            ) -> tokenizers.Tokenizer:
+            cls_last: bool = False, bos_id: int = -1, has_segments: bool = True,
+            start_id: int = -1) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
-    tokenizer, is_encoder, is_tuned, cls_last, bos_id: see `write`.
+    tokenizer, is_encoder, is_tuned, cls_last, bos_id, start_id: see `write`.
     has_segments: whether the second of two texts has segment 1.
   Raises:
     DataError: the library has no such tokenizer.
   """
-  specials = special_tokens(tokenizer, is_encoder, bos_id)
+  specials = special_tokens(tokenizer, is_encoder, start_id)
   if isinstance(tokenizer, SentencePiece):
     fast = from_sentencepiece(tokenizer.safe_data, specials.get("mask_token"))
   else:
@@ -217,7 +224,8 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
                                     specials: dict[str, str]) -> tokenizers.Tokenizer:
   """Returns a tokenizer of `tokenizers` without truncation, padding and dropout.
 
-  Its special tokens are marked as such, so that their names in a text are read as them.
+  Its special tokens are marked as such, so that their names in a text are read as them. So are
+  those without a role that its source has; they are parts of texts in any case.
 
   Args:
     tokenizer: our tokenizer.
@@ -228,7 +236,7 @@ def _without_settings_of_its_source(tokenizer: Tokenizer,
     content["model"]["dropout"] = None
   added = content.get("added_tokens") or ()
   for token in added:
-    token["special"] = token["special"] or token["content"] in specials.values()
+    token["special"] |= token["content"] in {*specials.values(), *tokenizer.shown}
     if _takes_space(tokenizer, specials, token["content"]):
       token |= {"lstrip": True, "rstrip": False, "single_word": False}
   return tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": list(added)}))

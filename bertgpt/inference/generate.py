@@ -182,8 +182,8 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   if not len(prompts):
     return []
   prompts = [marks.of_decoder(trained.bos_id).enclose(prompt) for prompt in prompts]
-  if eod_id >= 0:
-    prompts = [prompt if len(prompt) else np.array([eod_id]) for prompt in prompts]
+  if trained.start_id >= 0:
+    prompts = [prompt if len(prompt) else np.array([trained.start_id]) for prompt in prompts]
   lengths = np.array([len(prompt) for prompt in prompts])
   ends = lengths + max_tokens
   if lengths.min() == 0:

@@ -148,7 +148,6 @@ def _require(workdir: pathlib.Path) -> Summary:
   summary = summarize(workdir)
   if summary is None:
     remedy = "Give the --workdir of a `bertgpt train` of this version"
-    if not folder_kinds.is_run(workdir):
-      raise ConfigError(folder_kinds.describe_missing(workdir, "--workdir", remedy))
+    folder_kinds.require_run(workdir, remedy)
     raise ConfigError(f"--workdir {workdir}: there are no events in {events.FILE}. {remedy}")
   return summary

@@ -65,6 +65,21 @@ def check_unused(workdir: pathlib.Path, own: re.Pattern[str] = RUN_FILES) -> Non
     raise ConfigError(f"--workdir {workdir}: {what}. Name a new or an empty folder")
 
 
+def require_run(workdir: pathlib.Path, remedy: str) -> None:
+  """Checks that --workdir is a run or a fine-tuning workdir, and not a model of `transformers`.
+
+  Args:
+    workdir: the folder, which need not exist.
+    remedy: sentence that says what to give instead.
+  Raises:
+    ConfigError: it is something else.
+  """
+  if is_of_transformers(workdir / "config.json"):
+    raise ConfigError(TRANSFORMERS.format(flag="--workdir", path=workdir))
+  if not is_run(workdir):
+    raise ConfigError(describe_missing(workdir, "--workdir", remedy))
+
+
 def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
   """Returns a message about a folder that has no config.json.
 

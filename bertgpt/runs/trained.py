@@ -37,6 +37,8 @@ class Trained(NamedTuple):
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
     stored: config of the run as stored in its checkpoint; None: the model comes from no run.
     bos_id: token that an imported decoder expects before a text; -1: none.
+    beginning_id: token that begins a document of an imported decoder; -1: the end of the one
+      before does.
   """
 
   config: ConfigDict
@@ -50,14 +52,15 @@ class Trained(NamedTuple):
   fresh: tuple[str, ...] = ()
   stored: ConfigDict | None = None
   bos_id: int = -1
+  beginning_id: int = -1
 
   @property
   def start_id(self) -> int:
     """Token before the first token of a text, for a decoder; -1: there is none.
 
-    Unless a token begins a text, it is the end of another document.
+    Unless a token begins a text or a document, it is the end of another document.
     """
-    return self.bos_id if self.bos_id >= 0 else self.tokenizer.eod_id
+    return next((i for i in (self.bos_id, self.beginning_id) if i >= 0), self.tokenizer.eod_id)
 
   def can(self, ability: str) -> bool:
     """Returns whether the model has an ability, by its family or its objective.
@@ -261,7 +264,8 @@ def load_any(workdir: pathlib.Path, flag: str = "--workdir",
   trained = make_trained(config, params, tokenizer, metadata["step"], metadata["corpus"],
                          metadata.get("task"), workdir, dtype)
   return trained._replace(fresh=tuple(metadata.get("fresh", ())),
-                          bos_id=metadata.get("bos_id", -1))
+                          bos_id=metadata.get("bos_id", -1),
+                          beginning_id=metadata.get("beginning_id", -1))
 
 
 def make_trained(config: ConfigDict, params: dict[str, Any], tokenizer: tokenizers.Tokenizer,

@@ -33,9 +33,7 @@ def verify(path: pathlib.Path) -> Iterator[tuple[str, bool]]:
     ConfigError: there is no run.
     DataError: a run holds no checkpoint.
   """
-  if not path.is_dir() or not folder_kinds.is_run(path):
-    raise ConfigError(folder_kinds.describe_missing(
-        path, "--workdir", "Give the --workdir of a `bertgpt train` or `bertgpt finetune`"))
+  folder_kinds.require_run(path, "Give the --workdir of a `bertgpt train` or `bertgpt finetune`")
   roots = [root for pattern in ("checkpoints", "*/checkpoints", "*/unfinished/checkpoints")
            for root in sorted(path.glob(pattern)) if checkpoint.find_steps(root)]
   if not roots:

@@ -114,6 +114,34 @@ def test_robertas_positions_begin_after_its_padding(pad_id):
   assert conversion.to_hugging_face_config(config, pad_id)["max_position_embeddings"] == len(table)
 
 
+@pytest.mark.parametrize("pad_id", [-1, 250])
+def test_without_padding_among_the_first_ids_a_roberta_is_a_bert(pad_id):
+  config, params = make("RobertaForMaskedLM")
+  tensors = conversion.to_hugging_face(params, config, pad_id)
+  settings = conversion.to_hugging_face_config(config, pad_id)
+  assert settings["architectures"] == ["BertForMaskedLM"]
+  assert settings["max_position_embeddings"] == config.model.max_positions
+  table = tensors["bert.embeddings.position_embeddings.weight"]
+  assert np.array_equal(table, params["embeddings"]["position"]["embedding"])
+  tuned = conversion.find_architecture(config, "classes", pad_id=pad_id)
+  assert tuned.name == "BertForSequenceClassification"
+
+
+@pytest.mark.parametrize("name, key", [
+    ("AlbertForPreTraining", "classifier_dropout_prob"),
+    ("ModernBertForMaskedLM", "classifier_dropout"),
+    ("ModernBertDecoderForCausalLM", "classifier_dropout")])
+def test_a_classifier_has_the_dropout_of_the_run(name, key):
+  """These classes have a default of their own; those of the other families have that of layers."""
+  objective, model = (MODELS | {"AlbertForPreTraining": (
+      "mlm_sop", {"embedding_width": 16, "layer_groups": 1})})[name]
+  config = tiny.make_config(objective, **model | {"dropout": 0.2})
+  assert conversion.to_hugging_face_config(config)[key] == 0.2
+  assert conversion.to_hugging_face_config(config, kind="classes")[key] == 0.2
+  if name == "ModernBertForMaskedLM":
+    assert conversion.to_hugging_face_config(config, kind="spans")[key] == 0.0
+
+
 def test_a_model_without_segments_gets_one_that_adds_nothing():
   config = tiny.make_config("mlm", num_segments=0)
   _, params = make("BertForMaskedLM")

@@ -10,7 +10,7 @@ import small_runs
 
 from bertgpt import config as config_lib
 from bertgpt.data.tokens import tokenizers, training
-from bertgpt.hub import folder_tokenizer, tokenizer_files
+from bertgpt.hub import document_bounds, folder_tokenizer, tokenizer_files
 
 
 def train(kind):
@@ -84,12 +84,12 @@ def test_a_text_ends_where_the_config_says_if_the_tokenizer_names_no_end(names, 
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(
       {name: own.pieces[i] for name, i in names.items()}))
   before = tokenizers.load_tokenizer(tmp_path)
-  after = folder_tokenizer.obey_end(before, tmp_path, settings)
+  after = document_bounds.obey_end(before, tmp_path, settings)
   assert after.eod_id == (own.eod_id if expected is None else expected)
   (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
-  after = folder_tokenizer.obey_end(before, tmp_path, settings)
+  after = document_bounds.obey_end(before, tmp_path, settings)
   assert after.eod_id == (3 if names else 8), "generation_config.json has priority"
-  line = folder_tokenizer.describe_ends(after, tmp_path, settings)
+  line = document_bounds.describe_ends(after, tmp_path, settings)
   assert line == (f"transformers ends a text at {own.pieces[8]}, bertgpt at {own.pieces[3]}"
                   if names else "")
 
@@ -106,8 +106,16 @@ def test_padding_that_is_the_end_of_the_model_is_saved_and_read_the_same(role, t
   (tmp_path / "tokenizer.json").write_text(json.dumps(content))
   data = (tmp_path / "tokenizer.json").read_bytes()
   before = tokenizers.ByteBPE(data, {role: own.pieces[7]})
-  after = folder_tokenizer.obey_end(before, tmp_path, {"eos_token_id": 7})
+  after = document_bounds.obey_end(before, tmp_path, {"eos_token_id": 7})
   assert after.names == {"eod": own.pieces[7]}
+
+
+@pytest.mark.parametrize("name, content, is_noted", [
+    ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+    ("chat_template.jinja", "{{ messages }}", True), ("tokenizer_config.json", "{}", False)])
+def test_a_chat_template_is_noted(name, content, is_noted, tmp_path):
+  (tmp_path / name).write_text(content)
+  assert folder_tokenizer.describe_chat(tmp_path).startswith("its chat template") == is_noted
 
 
 def test_marks_of_a_model_for_which_transformers_reads_no_class_are_compared(tmp_path):

@@ -58,6 +58,14 @@ def test_of_a_pretraining(finished, tmp_path):
   assert load_recipe(card, tmp_path, recipes.base) == shared_config(finished, recipes.base)
 
 
+def test_an_imported_model_has_no_recipe(finished_bert):
+  trained = trained_lib.load_trained(finished_bert)._replace(step=0)
+  architecture = conversion.find_architecture(trained.config)
+  card = model_card.write(trained, architecture, finished_bert, OUT, "")
+  assert "bertgpt import --from FOLDER --workdir DIR\nbertgpt export --workdir DIR" in card
+  assert "recipe" not in card and "bertgpt train" not in card
+
+
 @pytest.mark.parametrize("language", ["no", "en", "yes", "null"])
 def test_the_header_is_yaml_with_the_language_of_the_text(finished_bert, language):
   trained = trained_lib.load_trained(finished_bert)

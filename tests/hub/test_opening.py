@@ -68,7 +68,7 @@ def put_around(tokenizer, first="", last=""):
   """Gives a tokenizer of transformers a template with a token before and after a text."""
   before, after = ([name] if name else [] for name in (first, last))
   tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-      [*before, "$A", *after], [*before, "$A", *after, "$B", *after],
+      [*before, "$A", *after], [*before, "$A", *after, "$B:1", *(f"{name}:1" for name in after)],
       [(name, tokenizer.convert_tokens_to_ids(name)) for name in before + after])
 
 
@@ -300,6 +300,33 @@ def test_an_export_keeps_the_token_that_begins_a_text(with_beginning, tmp_path):
                    for folder in (with_beginning[1], tmp_path / "out"))
   assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
   assert after("The cat")["input_ids"] == before("The cat")["input_ids"]
+
+
+@pytest.mark.parametrize("named", ["tokenizer", "config"])
+def test_a_document_begins_with_the_token_that_the_folder_names(named, with_beginning, tmp_path):
+  """Without a template, only an empty prompt begins with it in transformers."""
+  theirs = with_beginning[0]
+  theirs.save_pretrained(tmp_path / "model")
+  tokenizer = make_byte_bpe()
+  tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"} if named == "tokenizer"
+                               else {"eos_token": "</s>"})
+  tokenizer.save_pretrained(tmp_path / "model")
+  importing.import_model(tmp_path / "model", tmp_path / "run")
+  beginning = torch.tensor([[0]])  # It is the padding too, so its mask is given.
+  expected = theirs.generate(beginning, attention_mask=torch.ones_like(beginning), do_sample=False,
+                             max_new_tokens=12, eos_token_id=2)[0, 1:].tolist()
+  for path in (tmp_path / "model", tmp_path / "run"):
+    begun = opening.open_model(path)
+    assert (begun.bos_id, begun.start_id) == (-1, 0)
+    added, = generate.continue_prompts(begun, [np.zeros(0, np.int32)], 12, generate.GREEDY)
+    assert added.tolist() == [i for i in expected if i != 2]
+  export.export(tmp_path / "run", tmp_path / "out")
+  for name in ("config.json", "generation_config.json"):
+    ids = json.loads((tmp_path / "out" / name).read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (0, 2)
+  after = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
+  assert after("The cat")["input_ids"] == begun.tokenizer.encode(["The cat"])[0].tolist()
 
 
 @pytest.mark.parametrize("name, first, last, shown", [
@@ -685,6 +712,27 @@ def test_segments_that_the_tokenizer_of_a_roberta_does_not_number_are_left_out(
   assert ours.config.model.num_segments == segments
   assert ("numbers none" in capsys.readouterr().err) == (segments == 1)
   assert_same_logits(theirs, ours)
+
+
+@pytest.mark.parametrize("tokenizer_class, note", [
+    ("PreTrainedTokenizerFast", "all segments of BertForPreTraining are equal"),
+    ("BertTokenizer", "transformers 4 numbers none")])
+def test_segments_that_the_template_does_not_number_are_noted(
+    tokenizer_class, note, tmp_path, capsys):
+  """Other classes than the generic ones have templates of their own in transformers 5."""
+  folder = save(make_theirs("BertForPreTraining", ENCODER), tmp_path / "model")
+  library = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  library.post_processor = processors.TemplateProcessing(
+      "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)])
+  library.save(str(folder / "tokenizer.json"))
+  settings = json.loads((folder / "tokenizer_config.json").read_text())
+  (folder / "tokenizer_config.json").write_text(json.dumps(
+      settings | {"tokenizer_class": tokenizer_class}))
+  ours = opening.open_model(folder)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)("the cat", "a cat")
+  first, second = ours.params["embeddings"]["segment"]["embedding"]
+  assert np.array_equal(first, second) == (not any(theirs["token_type_ids"]))
+  assert note in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["config.json", "generation_config.json"])

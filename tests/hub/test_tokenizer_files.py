@@ -209,6 +209,31 @@ def test_words_are_exported(tmp_path):
                                       marks.of_encoder(tokenizer))
 
 
+def test_special_tokens_without_a_role_are_special_again(plain, tmp_path):
+  """They are parts of texts here, see `Tokenizer.shown`, and so they are in transformers."""
+  source = fast_tokenizers.Tokenizer.from_buffer(plain.data)
+  source.add_special_tokens(["[E1]"])
+  source.save(str(tmp_path / "tokenizer.json"))
+  (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}')
+  ours = tokenizers.load_tokenizer(tmp_path)
+  fast = write(ours, tmp_path)
+  ids = ours.encode(["the [E1] cat"])[0].tolist()
+  assert fast.encode("the [E1] cat", add_special_tokens=False).ids == ids
+  assert ours.vocab_size - 1 in ids and "[E1]" not in fast.decode(ids, skip_special_tokens=True)
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert settings["additional_special_tokens"] == ["[E1]"]
+
+
+@pytest.mark.parametrize("has_space", [False, True])
+def test_a_space_before_a_text_is_a_setting_too(tmp_path, has_space):
+  """transformers 4 puts `add_prefix_space` of tokenizer_config.json, or false, into the file."""
+  content = json.loads(train(make_texts(), **MODELS["byte-level bpe"]).data)
+  content["pre_tokenizer"]["add_prefix_space"] = has_space
+  write(tokenizers.ByteBPE(json.dumps(content).encode()), tmp_path)
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert settings.get("add_prefix_space", False) == has_space
+
+
 @pytest.mark.hf
 @pytest.mark.parametrize("lowercase, strip_accents, split_chinese", [
     (True, False, True), (False, True, True), (True, None, False)])

@@ -211,6 +211,15 @@ def test_a_token_that_begins_a_text_is_put_before_prompts(gpt, prompt):
     generate.generate(begun, [prompt], max_tokens=64)
 
 
+def test_a_token_that_begins_a_document_is_put_before_an_empty_prompt_alone(gpt):
+  begun = gpt._replace(beginning_id=gpt.tokenizer.cls_id)
+  text = gpt.tokenizer.encode(["the cat"])[0]
+  for prompt, by_hand in (([], [gpt.tokenizer.cls_id]), (text, text)):
+    expected, = generate.continue_prompts(gpt, [np.array(by_hand)], 6, GREEDY)
+    found, = generate.continue_prompts(begun, [np.array(prompt, np.int32)], 6, GREEDY)
+    assert found.tolist() == expected.tolist()
+
+
 def test_no_tokens_may_be_asked_for(gpt):
   assert generate.generate(gpt, ["the cat", "a dog"], max_tokens=0) == ["the cat", "a dog"]
 

@@ -52,9 +52,10 @@ def test_pieces_between_marks_hold_every_token_once(bert, window):
   assert all(len(row.tokens) <= window - 2 and row.first == 0 for row in rows)
 
 
-def test_the_first_token_follows_the_one_that_begins_a_text(gpt):
+@pytest.mark.parametrize("beginning", ["bos_id", "beginning_id"])
+def test_the_first_token_follows_the_one_that_begins_a_text(gpt, beginning):
   ids, cls_id = encode(gpt, TEXT), gpt.tokenizer.cls_id
-  begun = gpt._replace(bos_id=cls_id)
+  begun = gpt._replace(**{beginning: cls_id})
   row, = left_to_right.cut(begun, np.array(ids), 64, 32)
   assert (row.tokens.tolist(), row.first) == ([cls_id, *ids], 1)
   part, _ = left_to_right.cut_part(begun, None, np.array(ids), True, 64, 32)

@@ -33,6 +33,14 @@ def test_the_folder_of_a_sweep_is_called_so(sweep, capsys):
     folder_kinds.check_unused(sweep)
 
 
+@pytest.mark.parametrize("command", ["verify", "goodput", "evaluate", "export", "rollback"])
+def test_a_model_of_transformers_is_called_so(command, tmp_path, capsys):
+  (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+  flags = {"export": [f"--out={tmp_path}/out"], "rollback": ["--to=1"]}.get(command, [])
+  line = error(capsys, command, f"--workdir={tmp_path}", *flags)
+  assert f"--workdir {tmp_path}: holds a model of transformers. Turn it into a run with" in line
+
+
 def test_a_sweep_is_not_put_into_a_run(finished_bert, recipe, capsys):
   line = error(capsys, "sweep", f"--config={recipe}", f"--workdir={finished_bert}")
   assert "is the folder of a run" in line

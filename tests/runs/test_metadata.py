@@ -33,8 +33,10 @@ def test_metadata_are_json_and_rebuild_the_config(finished_bert):
   metadata = make_metadata(config, tokenizer, corpus="c", task={"name": "sst2"})
   assert json.loads(json.dumps(metadata)) == metadata
   assert from_json(metadata["config"]) == config
-  assert not {"task", "fresh", "bos_id"} & make_metadata(config, tokenizer, corpus="").keys()
-  assert make_metadata(config, tokenizer, corpus="", bos_id=0)["bos_id"] == 0
+  optional = {"task", "fresh", "bos_id", "beginning_id"}
+  assert not optional & make_metadata(config, tokenizer, corpus="").keys()
+  metadata = make_metadata(config, tokenizer, corpus="", bos_id=0, beginning_id=1)
+  assert (metadata["bos_id"], metadata["beginning_id"]) == (0, 1)
 
 
 def test_pretraining_and_fine_tuning_write_the_same_entries(finished_bert, best):

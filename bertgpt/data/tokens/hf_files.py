@@ -27,6 +27,7 @@ ROLES = {"pad_token": "pad", "unk_token": "unk", "cls_token": "cls", "sep_token"
          "mask_token": "mask", "eos_token": "eod"}
 _BEGINNING = "bos_token"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
+SHOWN = "shown_special_tokens"  # Only in files of `Tokenizer.save`, see `Tokenizer.shown`.
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 # Classes that add nothing to the settings in the files.
 GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
@@ -59,6 +60,7 @@ class HfFiles(NamedTuple):
     tokenizer_class: name without 'Fast'; '': unknown.
     model_type: `model_type` in config.json; '': unknown.
     is_saved: see `tokenizers.load_tokenizer`.
+    shown: see `Tokenizer.shown`; only if `Tokenizer.save` wrote the files.
   """
 
   folder: pathlib.Path
@@ -72,6 +74,7 @@ class HfFiles(NamedTuple):
   tokenizer_class: str
   model_type: str
   is_saved: bool
+  shown: tuple[str, ...]
 
   def setting(self, name: str) -> bool | None:
     """Returns a setting of tokenizer_config.json that is true, false or not there.
@@ -151,7 +154,7 @@ def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
   names = {ROLES[key]: content for key, content in named.items() if key in ROLES}
   return HfFiles(folder, settings, names, named.get(_BEGINNING, ""), roles, frozenset(extra), ids,
                  flags, str(name).removesuffix("Fast"), str(model.get("model_type") or ""),
-                 is_saved)
+                 is_saved, tuple(special.get(SHOWN) or ()))
 
 
 def add_tokens(tokenizer: tokenizers.Tokenizer, hf: HfFiles, file: pathlib.Path) -> None:

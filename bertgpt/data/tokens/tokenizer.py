@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -50,13 +50,16 @@ class Tokenizer(abc.ABC):
     pad_id, unk_id, cls_id, sep_id, mask_id, eod_id: the same.
     num_separators: number of [SEP] between the two texts of a row.
     special_ids: sorted ids that `encode` never returns; [UNK] is not one of them.
-    note: what a user should know about the file that it was loaded from, or ''.
+    shown: special tokens without a role in the file that it was loaded from, which are parts of
+      texts here, sorted.
+    note: what a user should know about that file, or ''.
   """
 
   kind: ClassVar[str]
   file_name: ClassVar[str]
   has_words: ClassVar[bool] = False
   keeps_space: ClassVar[bool] = False
+  shown: tuple[str, ...] = ()
   note: str = ""
   _between_specials: ClassVar[str] = " "
 
@@ -253,8 +256,18 @@ class Tokenizer(abc.ABC):
     names = json.dumps(self.names, sort_keys=True).encode() if self.names else b""
     return hashlib.sha256(self.data + names).hexdigest()
 
+  def replaced(self, data: bytes, names: Mapping[str, str]) -> Self:
+    """Returns a tokenizer of the same kind and the same source with another content.
+
+    Args:
+      data, names: see `Tokenizer`.
+    """
+    changed = type(self)(data, names)
+    changed.shown, changed.note = self.shown, self.note
+    return changed
+
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes the tokenizer's file, and special_tokens_map.json if it has `names`.
+    """Writes the tokenizer's file, and special_tokens_map.json if it has `names` or `shown`.
 
     Args:
       folder: where to write it; created if it does not exist.
@@ -262,6 +275,7 @@ class Tokenizer(abc.ABC):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / self.file_name).write_bytes(self.data)
-    if self.names:
+    if self.names or self.shown:
       files.write_json(folder / hf_files.SPECIALS, {
-          key: self.names[role] for key, role in hf_files.ROLES.items() if role in self.names})
+          key: self.names[role] for key, role in hf_files.ROLES.items() if role in self.names}
+          | ({hf_files.SHOWN: self.shown} if self.shown else {}))

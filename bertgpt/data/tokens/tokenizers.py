@@ -382,8 +382,13 @@ def _load(path: pathlib.Path, lowercase: bool | None, is_saved: bool) -> Tokeniz
       # `Tokenizer.save` writes special_tokens_map.json alone, with the roles of this program.
       is_ours = file.name == "tokenizer.json" and not (hf.settings or hf.extra)
       names_roles = bool(hf.settings or hf.extra or hf.roles) and not is_ours
-      if names_roles and not is_saved and (shown := tokenizer.show(hf.extra, hf.roles)) != data:
-        tokenizer = KINDS[kind](shown, others)
+      parts = hf.shown
+      if names_roles and not is_saved:
+        symbols = {*tokenizer.user_symbols} - hf.extra
+        if (shown := tokenizer.show(hf.extra, hf.roles)) != data:
+          tokenizer = KINDS[kind](shown, others)
+        parts = parts or tuple(sorted({*tokenizer.user_symbols} - symbols))
+      tokenizer.shown = parts
       tokenizer.encode([_UNKNOWN])
       leak = tokenizer.find_leak()
   except Exception as e:  # Both libraries raise plain Exceptions.

@@ -167,9 +167,11 @@ def _rank(model, params, tokens_BL, banned_V):
 
 def describe_start(trained: Trained) -> str:
   """Returns what the first token of a text is predicted from, in words."""
-  if trained.bos_id >= 0:
-    return f"after {trained.tokenizer.pieces[trained.bos_id]}"
-  return "after the end of a document" if trained.start_id >= 0 else "without their first tokens"
+  if trained.start_id < 0:
+    return "without their first tokens"
+  if trained.bos_id < 0 and trained.start_id == trained.tokenizer.eod_id:
+    return "after the end of a document"
+  return f"after {trained.tokenizer.pieces[trained.start_id]}"
 
 
 SCORER = Scorer(

@@ -194,7 +194,7 @@ def test_special_tokens_without_a_role_are_parts_of_texts(tmp_path, make):
   saved = tokenizers.load_tokenizer(tmp_path / "saved")  # As --config.tokenizer.path=RUN/tokenizer.
   assert saved.fingerprint() == ours.fingerprint()
   for loaded in (ours, saved, tokenizers.load_tokenizer(tmp_path / "saved", is_saved=True)):
-    assert set(extra) <= set(loaded.user_symbols)
+    assert set(extra) <= set(loaded.user_symbols) and loaded.shown == ("<|user|>", "[E1]")
     counts = [sum(loaded.pieces[i] == name for i in ids)
               for name, ids in zip(names, loaded.encode(texts), strict=True)]
     assert counts == [2, 2, 0, 0]
