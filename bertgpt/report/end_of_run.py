@@ -23,7 +23,7 @@ from bertgpt.report.baselines import (
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
 from bertgpt.training import metrics
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished
 
 
 def write(run: Finished) -> None:

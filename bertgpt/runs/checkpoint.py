@@ -33,14 +33,7 @@ from bertgpt.devices import peers, watchdog
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
-from bertgpt.runs.manifest import (
-    ITEMS,
-    MANIFEST,
-    MERGED,
-    Damaged,
-    check_files,
-    read_manifest,
-)
+from bertgpt.runs.manifest import ITEMS, MANIFEST, MERGED, Damaged, check_files, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
@@ -64,7 +57,7 @@ class Checkpoints:
   After a StorageError, only `close` may be called.
 
   Attributes:
-    last_step: step of the last save that this object began; NO_STEP: none.
+    last_step: step that this object saved or restored last; NO_STEP: none.
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
@@ -175,7 +168,7 @@ class Checkpoints:
     value = results.get(self._best.metric)
     if value is None or not self._best.is_beaten_by(value, conditions):
       return
-    if self.last_step != step and step != step_folders.find_newest(self._root):
+    if self.last_step != step:
       self.save(step, state, metadata)
     self._best.replace(step, value, conditions)
     if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.
@@ -259,6 +252,7 @@ class Checkpoints:
         wanted = adapt(abstract_state, types)
         state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
         self._best = retention.Best(self._root, self._best.metric)  # It may have been set aside.
+        self.last_step = step
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:

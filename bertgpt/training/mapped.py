@@ -26,9 +26,9 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import loop, mapped_fields, opening, per_run, schedules, step_log, steps
+from bertgpt.training import feed, loop, mapped_fields, opening, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished, make_finished
 from bertgpt.training.run import Run, open_run
 from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
@@ -163,7 +163,7 @@ class StackedRuns:
             run.corpus, run.config, phase_index, first_step, slice(None)))))
       stacked = ({name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
                  for parts in zip(*readers, strict=True))
-      yield from loop.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
+      yield from feed.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
                                 for batch in stacked), config.data.prefetch)
 
 
@@ -184,23 +184,19 @@ class Member:
     run: the opened run.
     checkpoints: its checkpoints.
     log: its log.
+    saving: decides when it is saved.
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
-    saving: decides when it is saved.
   """
 
   run: Run
   checkpoints: checkpoint.Checkpoints
   log: StepLog
+  saving: SavePolicy
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
-  saving: SavePolicy = dataclasses.field(init=False)
-
-  def __post_init__(self):
-    """Makes the policy of the run's saves."""
-    self.saving = SavePolicy(self.log)
 
 
 def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
@@ -244,8 +240,8 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
     loop_of_steps = MappedLoop(stacked, members, states)
     loop_of_steps.run()
     good = [member for member in members if not member.error]
-    finished = [loop.make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
-                                   member.scores) for member in good]
+    finished = [make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
+                              member.scores) for member in good]
     return finished, [DivergedError(f"{member.run.path}: {member.error}") for member in members
                       if member.error]
 
@@ -283,7 +279,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
       for line in warnings if members else explain(run.config):  # The rest is the same for all.
         log.message(line)
       opening.announce(run, log, step)
-      members.append(Member(run, checkpoints, log, step))
+      members.append(Member(run, checkpoints, log, SavePolicy(log), step))
     for member in members:  # Before any log is closed, so all trackers end at the same time.
       stack.callback(member.log.end)
     events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
@@ -316,7 +312,7 @@ class MappedLoop:
     Raises:
       Preempted: a signal was received; checkpoints are saved.
     """
-    config, first_step = self._config, min(member.step for member in self._members)
+    config = self._config
     with contextlib.ExitStack() as stack:
       should_stop = stack.enter_context(preemption.catch_signals())
       trace = stack.enter_context(profiler.trace_steps(
@@ -326,32 +322,39 @@ class MappedLoop:
       if not self._evaluate(waiting, should_stop):
         raise Preempted("stopped before the first step. The same command resumes the runs")
       watchdog.arm_for(config.system, compiles=True)
-      compiled = None  # The program that has been called.
-      steps_of_all = stack.enter_context(contextlib.closing(loop.make_steps(
-          config, first_step, self._stacked.jit_train_step, self._stacked.read)))
+      program = None  # That of the last step.
+      for step, train_step, batches, active in stack.enter_context(
+          contextlib.closing(self._active_steps(should_stop))):
+        is_new, program = train_step is not program, train_step
+        events.begin_step(step, compiles=is_new)
+        watchdog.arm_for(config.system, compiles=is_new)
+        trace(step, self._finish_step)
+        if is_new:
+          self._compile(train_step, batches)
+        self._do_step(step, train_step, batches, active)
+        self._save_and_evaluate(step, active, should_stop)
+      watchdog.arm_for(config.system, compiles=True)
+
+  def _active_steps(self, should_stop: Callable[[], bool]
+                    ) -> Generator[tuple[int, Callable, Any, list[Member]], None, None]:
+    """Yields the steps of `feed.make_steps` that runs still need, with these runs."""
+    with contextlib.closing(feed.make_steps(
+        self._config, min(member.step for member in self._members), self._stacked.jit_train_step,
+        self._stacked.read)) as steps_of_all:
       steps_in_time = events.timed("input", steps_of_all)
       for member in self._members:  # Each of them waits for the batches of all.
         steps_in_time = member.log.pace.timed(steps_in_time)
       for step, train_step, batches in steps_in_time:
-        active = [m for m in self._members if m.step < step and not m.error]
-        if not active and all(m.error for m in self._members):
-          break
-        if not active:  # Those that are behind have diverged, and the others are ahead.
-          watchdog.renew()
-          for member in self._members:
-            member.log.restart_clock()
-          if should_stop():
-            raise Preempted("stopped. The same command resumes the runs")
+        if all(m.error for m in self._members):
+          return
+        if active := [m for m in self._members if m.step < step and not m.error]:
+          yield step, train_step, batches, active
           continue
-        events.begin_step(step, compiles=train_step is not compiled)
-        watchdog.arm_for(config.system, compiles=train_step is not compiled)
-        trace(step, self._finish_step)
-        if train_step is not compiled:
-          self._compile(train_step, batches)
-        compiled = train_step
-        self._do_step(step, train_step, batches, active)
-        self._save_and_evaluate(step, active, should_stop)
-      watchdog.arm_for(config.system, compiles=True)
+        watchdog.renew()  # Those that are behind have diverged, and the others are ahead.
+        for member in self._members:
+          member.log.restart_clock()
+        if should_stop():
+          raise Preempted("stopped. The same command resumes the runs")
 
   def _compile(self, train_step: Any, batches: Any) -> None:
     """Compiles a step, whose time does not count as that of a step of any run."""
@@ -364,7 +367,7 @@ class MappedLoop:
                active: Sequence[Member]) -> None:
     """Starts a step, and logs the one before."""
     is_active = np.array([member in active for member in self._members])
-    if step - 1 in {last for _, last in self._config.train.skip_steps}:
+    if any(member.step < step - 1 for member in active):  # The steps between are skipped.
       done = np.array([step - 1 if m in active else m.step for m in self._members], np.int32)
       self._states = dataclasses.replace(
           self._states, step=jax.device_put(done, self._states.step.sharding))

@@ -1,12 +1,9 @@
 """The loop: it runs every step of every phase once, wherever a run resumes; its profile."""
 
 import contextlib
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import time
 import types
 
@@ -14,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import memory_corpus
 import numpy as np
-import program as program_lib
 import pytest
 import small_runs
 import tiny
@@ -33,34 +29,6 @@ from bertgpt.training import objectives, start, step_log
 from bertgpt.training.run import open_run
 
 
-def visit(config, first_step):
-  """Returns (step, phase whose program it is, (phase, batch of the phase)) of all steps."""
-  def read(phase, first):
-    yield from ((phase, batch) for batch in range(first, config.phases[phase].steps))
-
-  return list(train.make_steps(config, first_step, lambda phase: phase, read))
-
-
-def test_steps_of_all_phases_are_visited_once_from_any_start():
-  config = tiny.make_config()
-  config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
-  everything = visit(config, 0)
-  assert everything == [(1, 0, (0, 0)), (2, 0, (0, 1)), (3, 0, (0, 2)),
-                        (4, 1, (1, 0)), (5, 1, (1, 1)), (6, 1, (1, 2)), (7, 1, (1, 3))]
-  for first in range(8):
-    assert visit(config, first) == everything[first:]
-  config.train.skip_steps = ((2, 5),)
-  for first in range(8):
-    assert visit(config, first) == [row for row in everything[first:] if row[0] in (1, 6, 7)]
-
-
-def test_phases_that_differ_only_in_their_rates_share_a_program():
-  config = tiny.make_config()
-  config.phases = tuple(config_lib.phase(steps=1, seq_len=n, learning_rate=rate)
-                        for n, rate in ((8, 1e-3), (16, 1e-3), (8, 1e-4)))
-  assert [program for _, program, _ in visit(config, 0)] == [0, 1, 0]
-
-
 @pytest.mark.parametrize("added, refused", [
     ((1, 2, 9), False), ((1, 2, 4), False), ((1, 1, 5), True), ((1, 3, 4), True), ((1, 1, 2), True),
     ((2, 1, 4), True), ((1, 2), True), ((1, 2, 2), False), ((7,), True)], ids=str)
@@ -71,36 +39,6 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
     start.check_phases(old, new, 5, pathlib.Path("run"))
-
-
-GATHER = """
-import sys
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from bertgpt.devices import cluster
-from bertgpt.training import loop
-cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},2,{sys.argv[2]}", 200)
-loop.GATHERED_BYTES = 100
-mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-for shape, spec in (((24, 6), P(("a", "b"))), ((24, 6), P("a", "b")),
-                    ((5, 8, 6), P(None, "a", "b")), ((40,), P("a")), ((7,), P()), ((), P())):
-  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  np.testing.assert_array_equal(loop.gather(jax.make_array_from_callback(
-      shape, NamedSharding(mesh, spec), lambda index: x[index])), x)
-"""  # At the end, JAX waits for the other process.
-
-
-def test_parameters_are_gathered_in_pieces_from_two_processes():
-  """They are split in all ways, the first one as a token table is."""
-  port = program_lib.free_port()
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-  processes = [subprocess.Popen([sys.executable, "-c", GATHER, str(port), str(i)], env=env,
-                                cwd=pathlib.Path(train.__file__).parents[2]) for i in range(2)]
-  try:
-    assert [process.wait(program_lib.TIMEOUT_S) for process in processes] == [0, 0]
-  finally:
-    for process in processes:
-      process.kill()
 
 
 @pytest.mark.parametrize("new, refused", [
@@ -212,6 +150,20 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
   curves = metrics_file.read_curves(path)
   assert curves["train/loss"][-1][0] == 23
   assert curves["perf/step_seconds"][-1][1] < 1e7, "the time of the save is not that of a step"
+
+
+def test_a_signal_stops_the_evaluation_that_is_made_again(finished_gpt, recipe, tmp_path,
+                                                         monkeypatch):
+  """The run keeps its checkpoint, and the same command evaluates it."""
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
+    with pytest.raises(Preempted, match="stopped at step 20 with a checkpoint saved"):
+      resume(recipe, path, 20)
+  evaluated = lambda: dict(metrics_file.read_curves(path).get("eval/validation/lm_loss", ()))
+  assert 20 not in evaluated() and checkpoint.committed_steps(path)[-1] == 20
+  resume(recipe, path, 20)
+  assert 20 in evaluated()
 
 
 def test_the_time_of_a_save_is_not_that_of_a_step(finished_gpt, recipe, tmp_path, monkeypatch):
