@@ -16,10 +16,10 @@ from bertgpt.runs import checkpoint
 from bertgpt.training import evaluate, feed, opening, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.metrics import LateMetrics
 from bertgpt.training.run import Run, open_run
-from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
-from bertgpt.training.step_log import StepLog, is_evaluated
+from bertgpt.training.step_log import StepLog, finish_step, is_evaluated
 
 
 def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = ()) -> Finished:
@@ -73,7 +73,8 @@ class Loop:
     self._trace, self._should_stop = trace, should_stop
     self._last_step = config_lib.total_steps(run.config)
     self._program: Callable | None = None  # The jitted step of the last step.
-    self._saving = SavePolicy(log)
+    self._late = LateMetrics()
+    self._is_save_due = False  # A save waits until a step is applied.
     self.step, self.state, self.is_stopping = int(state.step), state, False
     self.scores: dict[str, float] = {}
 
@@ -100,32 +101,41 @@ class Loop:
     is_new, self._program = train_step is not self._program, train_step
     events.begin_step(step, compiles=is_new)
     watchdog.arm_for(system, compiles=is_new)
-    self._trace(step, self._log.finish_step)
+    self._trace(step, self._finish_step)
     if step > self.step + 1:  # The steps between are skipped.
       self.state = steps.move_to(self.state, step - 1)
     if is_new:
+      self._finish_step()
       with self._log.untimed():
         peers.compile_together("the train step", system, train_step, self.state, batch)
     with self._log.pace.waiting():
       self.state, step_metrics = train_step(self.state, batch)
     self.step = step
-    self._log.add(step, step_metrics)
+    self._finish_step()  # The one before, while the devices compute this one.
+    self._late.push(step, step_metrics)
     self.is_stopping = self._should_stop()
 
   def save_if_due(self) -> None:
-    """Saves a checkpoint at the end, after a signal, and when one is due.
+    """Saves a checkpoint at the end and when one is due, unless a signal was received.
+
+    A save that is due is postponed while steps are not applied: such a checkpoint must not replace
+    earlier ones, so a run that diverges ends with good checkpoints.
 
     Raises:
       DivergedError: too many consecutive steps were not applied.
       StorageError: it cannot be saved.
     """
+    self._is_save_due |= self._checkpoints.is_due(self.step)
     is_last = self.step == self._last_step
-    if self._saving.should_save(self._checkpoints.is_due(self.step), is_last, self.is_stopping):
-      self._save(wait=is_last or self.is_stopping)
+    if not self.is_stopping and (is_last or self._is_save_due):
+      self._finish_step()
+      if is_last or self._log.is_applied:
+        self._save(wait=is_last)
 
   def evaluate_if_due(self) -> None:
     """Evaluates the model if it is due, unless a signal was received."""
     if not self.is_stopping and is_evaluated(self._run.config, self.step):
+      self._finish_step()
       scores = evaluate_step(self._run, self._log, self._checkpoints, self.step, self.state,
                              self._should_stop)
       self.scores, self.is_stopping = scores or {}, scores is None
@@ -137,7 +147,8 @@ class Loop:
       Preempted: a signal was received; a checkpoint of this step is saved.
     """
     if self.is_stopping:
-      self._log.write_all()
+      self._finish_step()
+      self._log.write_all()  # The next start cannot log these steps.
       if self._checkpoints.last_step != self.step:
         self._save(wait=True)
       raise Preempted(f"stopped at step {self.step} with a checkpoint saved. "
@@ -148,8 +159,12 @@ class Loop:
     watchdog.arm_for(self._run.config.system, compiles=True)
     return make_finished(self._run, self._last_step, self.state.params, self.scores)
 
+  def _finish_step(self) -> None:
+    finish_step(self._late, self._log, self._run.config)
+
   @events.during("saving")
   def _save(self, wait: bool) -> None:
+    self._is_save_due = False
     with self._log.untimed():
       self._checkpoints.save(self.step, self.state, self._run.metadata, wait=wait)
 

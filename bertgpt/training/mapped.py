@@ -29,8 +29,8 @@ from bertgpt.runs import checkpoint
 from bertgpt.training import feed, loop, mapped_fields, opening, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.metrics import LateMetrics
 from bertgpt.training.run import Run, open_run
-from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
@@ -184,19 +184,19 @@ class Member:
     run: the opened run.
     checkpoints: its checkpoints.
     log: its log.
-    saving: decides when it is saved.
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
+    is_save_due: whether a save waits until a step is applied, see `Loop.save_if_due`.
   """
 
   run: Run
   checkpoints: checkpoint.Checkpoints
   log: StepLog
-  saving: SavePolicy
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
+  is_save_due: bool = False
 
 
 def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
@@ -279,7 +279,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
       for line in warnings if members else explain(run.config):  # The rest is the same for all.
         log.message(line)
       opening.announce(run, log, step)
-      members.append(Member(run, checkpoints, log, SavePolicy(log), step))
+      members.append(Member(run, checkpoints, log, step))
     for member in members:  # Before any log is closed, so all trackers end at the same time.
       stack.callback(member.log.end)
     events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
@@ -300,7 +300,7 @@ class MappedLoop:
     self._stacked, self._members, self._states = stacked, members, states
     self._config = stacked.runs[0].config
     self._last_step = config_lib.total_steps(self._config)
-    self._pending: tuple[int, list[Member], Any] | None = None
+    self._late, self._active = LateMetrics(), list[Member]()  # The last step, and its runs.
 
   def state_of(self, member: Member) -> TrainState:
     """Returns the state of a run."""
@@ -330,7 +330,10 @@ class MappedLoop:
         watchdog.arm_for(config.system, compiles=is_new)
         trace(step, self._finish_step)
         if is_new:
-          self._compile(train_step, batches)
+          self._finish_step()
+          with step_log.all_untimed(member.log for member in self._members):
+            peers.compile_together("the train step", config.system, train_step, self._states,
+                                   batches, np.zeros(len(self._members), bool))
         self._do_step(step, train_step, batches, active)
         self._save_and_evaluate(step, active, should_stop)
       watchdog.arm_for(config.system, compiles=True)
@@ -356,15 +359,8 @@ class MappedLoop:
         if should_stop():
           raise Preempted("stopped. The same command resumes the runs")
 
-  def _compile(self, train_step: Any, batches: Any) -> None:
-    """Compiles a step, whose time does not count as that of a step of any run."""
-    self._finish_step()
-    with step_log.all_untimed(member.log for member in self._members):
-      peers.compile_together("the train step", self._config.system, train_step, self._states,
-                             batches, np.zeros(len(self._members), bool))
-
   def _do_step(self, step: int, train_step: Callable, batches: Any,
-               active: Sequence[Member]) -> None:
+               active: list[Member]) -> None:
     """Starts a step, and logs the one before."""
     is_active = np.array([member in active for member in self._members])
     if any(member.step < step - 1 for member in active):  # The steps between are skipped.
@@ -373,25 +369,27 @@ class MappedLoop:
           self._states, step=jax.device_put(done, self._states.step.sharding))
     self._states, step_metrics = train_step(self._states, batches, is_active)
     self._finish_step()
-    self._pending = step, list(active), step_metrics
+    self._late.push(step, step_metrics)
+    self._active = active
     for member in active:
       member.step = step
 
   def _finish_step(self) -> None:
     """Waits for the last step that was started, and logs it in every run."""
-    if self._pending is None:
+    done = self._late.take()
+    if done is None:
       return
-    (step, active, step_metrics), self._pending = self._pending, None
-    step_metrics = jax.device_get(step_metrics)
+    step, step_metrics = done
     for i, member in enumerate(self._members):
-      if member not in active:
+      if member not in self._active:
         member.log.restart_clock()  # It has waited for the others.
         continue
       if member.error:  # Found only after this step had been started.
         continue
-      member.log.add(step, {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()})
+      sums = {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()}
+      member.log.add(step, sums)
       try:
-        member.log.finish_step()
+        step_log.check_divergence(self._config, step, sums)
       except DivergedError as e:
         member.error = e
         member.log.message(f"{e}. The other runs continue")
@@ -407,10 +405,12 @@ class MappedLoop:
     stop = should_stop()
     is_due = any([member.checkpoints.is_due(step) for member in active])  # All of them are asked.
     is_last = step == self._last_step
-    if stop or is_last or is_due or any(m.saving.is_postponed for m in active):
+    for member in active:
+      member.is_save_due |= is_due
+    if not stop and (is_last or any(member.is_save_due for member in active)):
       self._finish_step()
-      self._save(step, [m for m in active if not m.error
-                        and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
+      self._save(step, [m for m in active if not m.error and (
+          is_last or (m.is_save_due and m.log.is_applied))], wait=is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       for member in active:
@@ -430,6 +430,7 @@ class MappedLoop:
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
     with step_log.all_untimed(member.log for member in self._members):  # All wait for it.
       for member in members:
+        member.is_save_due = False
         member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
 
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:

@@ -21,11 +21,11 @@ from bertgpt.config import choices, recipes
 from bertgpt.config.overrides import override
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import preemption, profiler
-from bertgpt.errors import ConfigError, DataError, Preempted
+from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import objectives, start, step_log
+from bertgpt.training import metrics, objectives, start, step_log
 from bertgpt.training.run import open_run
 
 
@@ -122,14 +122,39 @@ def resume(recipe, path, steps):
       "--config.checkpoint.keep=9", "--config.log.every_steps=100"]), path)
 
 
-def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path, monkeypatch):
-  path = shutil.copytree(finished_gpt, tmp_path / "run")
-  add = step_log.StepLog.add
+def resume_badly(recipe, path, monkeypatch, bad_steps):
+  """Resumes a run up to step 30, of which some steps are said not to be applied."""
+  push = metrics.LateMetrics.push
   bad = {"tokens": (1, 1), "bad_steps": (1, 1), "loss": (0, 1), "grad_norm": (0, 1)}
-  monkeypatch.setattr(step_log.StepLog, "add", lambda log, step, metrics: add(
-      log, step, metrics | bad if step == 24 else metrics))
+  monkeypatch.setattr(metrics.LateMetrics, "push", lambda late, step, found: push(
+      late, step, found | bad if step in bad_steps else found))
   resume(recipe, path, 30)
-  assert [step for step in checkpoint.committed_steps(path) if step > 20] == [25, 28, 30]
+
+
+def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path, monkeypatch):
+  """The last save does not: the parameters are those of the last step that was applied."""
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  resume_badly(recipe, path, monkeypatch, (24, 25, 30))
+  assert [step for step in checkpoint.committed_steps(path) if step > 20] == [26, 28, 30]
+
+
+def test_a_signal_saves_even_a_step_that_was_not_applied(finished_gpt, recipe, tmp_path,
+                                                         monkeypatch):
+  path, calls = shutil.copytree(finished_gpt, tmp_path / "run"), iter(range(9))
+  monkeypatch.setattr(preemption, "catch_signals",
+                      lambda: contextlib.nullcontext(lambda: next(calls) == 4))
+  with pytest.raises(Preempted, match="stopped at step 25 with a checkpoint saved"):
+    resume_badly(recipe, path, monkeypatch, (24, 25))
+  assert checkpoint.committed_steps(path)[-1] == 25
+
+
+def test_a_run_that_has_diverged_is_not_saved(finished_gpt, recipe, tmp_path, monkeypatch):
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  monkeypatch.setattr(step_log, "has_diverged", lambda config, sums: sums["bad_steps"][0] > 0)
+  with pytest.raises(DivergedError, match="step 24: "):
+    resume_badly(recipe, path, monkeypatch, (24,))
+  assert checkpoint.committed_steps(path)[-1] == 20
+  assert metrics_file.read_curves(path)["train/skipped_steps"][-1] == (24, 1)
 
 
 def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_path, monkeypatch):
@@ -153,7 +178,7 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
 
 
 def test_a_signal_stops_the_evaluation_that_is_made_again(finished_gpt, recipe, tmp_path,
-                                                         monkeypatch):
+                                                          monkeypatch):
   """The run keeps its checkpoint, and the same command evaluates it."""
   path = shutil.copytree(finished_gpt, tmp_path / "run")
   with monkeypatch.context() as patch:
