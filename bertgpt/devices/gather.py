@@ -1,8 +1,10 @@
-"""Arrays from the devices of all processes."""
+"""What the devices of all processes hold or know."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # A parameter is gathered in pieces of at most this many bytes, because every device holds a copy.
 PIECE_BYTES = 2**28
@@ -28,3 +30,18 @@ def to_host(x: jax.Array) -> np.ndarray:
             for i in range(0, x.shape[axis], size))
   return np.concatenate([multihost_utils.process_allgather(piece, tiled=True)
                          for piece in pieces], axis=axis)
+
+
+def start_any(answer: bool) -> jax.Array:
+  """Asks whether the answer of any process is True. All of them call it together; it never waits.
+
+  Args:
+    answer: answer of this process.
+  Returns:
+    bool scalar, the same in all processes. The devices compute it after the work that they were
+    given before; only reading it waits for them.
+  """
+  mesh = Mesh(np.array(jax.devices()), "device")
+  answers = jax.make_array_from_process_local_data(
+      NamedSharding(mesh, PartitionSpec("device")), np.full(jax.local_device_count(), answer))
+  return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(answers)

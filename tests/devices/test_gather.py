@@ -22,11 +22,14 @@ for shape, spec in (((24, 6), P(("a", "b"))), ((24, 6), P("a", "b")),
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   np.testing.assert_array_equal(gather.to_host(jax.make_array_from_callback(
       shape, NamedSharding(mesh, spec), lambda index: x[index])), x)
+with jax.set_mesh(mesh):
+  answers = [gather.start_any(int(sys.argv[2]) in those) for those in ((), (0,), (1,), (0, 1))]
+assert list(map(bool, answers)) == [False, True, True, True]
 """  # At the end, JAX waits for the other process.
 
 
-def test_parameters_are_gathered_in_pieces_from_two_processes():
-  """They are split in all ways, the first one as a token table is."""
+def test_parameters_and_answers_are_gathered_from_two_processes():
+  """Parameters come in pieces, and are split in all ways, the first one as a token table is."""
   port = program_lib.free_port()
   env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
   processes = [subprocess.Popen([sys.executable, "-c", GATHER, str(port), str(i)], env=env,
