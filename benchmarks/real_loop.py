@@ -7,6 +7,7 @@ import time
 from typing import NamedTuple
 
 from bertgpt.config import ConfigDict, phase
+from bertgpt.training import feed
 from bertgpt.training import loop as train
 
 WARM_UP = 10  # Steps that are not timed, because the step and the first evaluation compile.
@@ -45,7 +46,7 @@ def run(config: ConfigDict, steps: int) -> Clock:
   config = config.copy_and_resolve_references()
   first = config.phases[0].to_dict() | {"steps": WARM_UP + steps + 1}
   config.phases = (phase(**first),)
-  clock, make_steps = Clock([], []), train.make_steps
+  clock, make_steps = Clock([], []), feed.make_steps
 
   def make_timed_steps(*arguments, **options):
     with contextlib.closing(make_steps(*arguments, **options)) as inner:
@@ -56,10 +57,10 @@ def run(config: ConfigDict, steps: int) -> Clock:
         yield step
 
   with tempfile.TemporaryDirectory() as folder, open(f"{folder}/log", "w") as log:
-    train.make_steps = make_timed_steps
+    feed.make_steps = make_timed_steps
     try:
       with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
         train.train(config, pathlib.Path(folder) / "run")
     finally:
-      train.make_steps = make_steps
+      feed.make_steps = make_steps
   return clock

@@ -27,7 +27,7 @@ from bertgpt.config.stored import to_json
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, metrics_file
-from bertgpt.training import loop as train
+from bertgpt.training import feed
 
 COMMANDS = ("step", "packing", "input", "loop", "scaling")
 
@@ -123,9 +123,9 @@ def test_the_bare_step_computes_what_the_run_does(recipe, finished_bert):
 
 @pytest.mark.slow
 def test_the_clock_of_the_real_loop_sees_every_step_and_leaves_no_trace(recipe):
-  before = train.make_steps
+  before = feed.make_steps
   clock = real_loop.run(recipes.load(str(recipe)), 5)
-  assert train.make_steps is before
+  assert feed.make_steps is before
   assert len(clock.asked) == len(clock.got) == real_loop.WARM_UP + 5 + 1
   assert all(a <= b for a, b in zip(clock.asked, clock.got, strict=True))
   assert all(b <= a for a, b in zip(clock.asked[1:], clock.got, strict=False))

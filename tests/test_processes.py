@@ -92,6 +92,18 @@ def test_more_meshes_across_processes_give_the_losses_of_one(program, finished_r
 
 
 @pytest.mark.slow
+def test_two_processes_save_at_the_same_steps_by_the_clock(program, tmp_path):
+  """If one of them did not, the other would wait in its save. They ask every 10 steps."""
+  path = tmp_path / "run"
+  assert_done(program.train_together(
+      path, 2, "--config.phases[0].steps=65", "--config.checkpoint.every_steps=0",
+      "--config.checkpoint.every_minutes=0.02", "--config.checkpoint.keep=99", slow_s=0.1))
+  *timed, last = checkpoint.committed_steps(path)
+  assert len(timed) >= 2 and last == 65
+  assert not any(step % 10 for step in timed) and min(timed) >= 20
+
+
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_continued_by_one_three_and_six(program, tmp_path):
   """Each process reads its part of the rows that one process would read."""
   whole, path = tmp_path / "whole", tmp_path / "run"

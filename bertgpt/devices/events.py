@@ -121,7 +121,6 @@ class Recorder:
     if self._files:
       details: dict[str, Any] = {"message": message} if message else {}
       self._write("end", code=code, **details)
-      self._files = {}
 
   def end_runs(self, workdirs: Sequence[pathlib.Path]) -> None:
     """Writes the last event of runs that are done, whatever happens to the other runs.
@@ -130,14 +129,7 @@ class Recorder:
       workdirs: their folders, which `open` was given.
     """
     self.flush()  # The time counts for all runs.
-    others, self._files = self._files, {}
-    for path in (workdir / FILE for workdir in workdirs):
-      if path in others:
-        self._files[path] = others.pop(path)
-    try:
-      self.end(0)
-    finally:
-      self._files = others
+    self._write("end", only=[workdir / FILE for workdir in workdirs], code=0)
 
   def _spend(self) -> float:
     """Counts the time up to now, and returns the present in seconds since 1970."""
@@ -149,14 +141,18 @@ class Recorder:
     self._clock = now
     return date
 
-  def _write(self, event: str, *, is_read: bool = False, **details: Any) -> None:
+  def _write(self, event: str, *, is_read: bool = False,
+             only: Sequence[pathlib.Path] | None = None, **details: Any) -> None:
+    """Writes an event to all files, or to some; 'end' is the last one of a file."""
     with self._lock:  # The thread that watches the other processes may write the end.
       date = self._spend()
       spent, repeated = dict(self._seconds), dict(self._repeated)
       self._seconds.clear()
       self._repeated.clear()
       self._flushed = self._clock
-      for path, file in list(self._files.items()):
+      files_of_event = {path: file for path, file in self._files.items()
+                        if only is None or path in only}
+      for path, file in files_of_event.items():
         again = repeated.get(path, 0.0)
         by_kind = {**spent, "steps": spent.get("steps", 0.0) - again, "repeated": again}
         seconds = {kind: round(s, 3) for kind, s in by_kind.items() if s >= 0.0005}
@@ -166,13 +162,14 @@ class Recorder:
           self._files[path] = file = file or files.open_growing(path)
           files.write_all(file.fileno(), f"{line}\n".encode())
           if event == "end":
+            del self._files[path]
             file.close()
           elif event == "start" or is_read:  # The other lines reach a bucket with the checkpoints.
             files.upload(file)
         except OSError as e:
           console.say(f"WARNING: {path}: cannot be written ({e.strerror or e}). The training "
                       "continues without its events")
-          del self._files[path]
+          self._files.pop(path, None)
 
 
 _recorder: Recorder | None = None

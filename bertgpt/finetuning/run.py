@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from bertgpt.finetuning.tuning import Program, Tuning, is_end_of_epoch, iterate_
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import steps
-from bertgpt.training.saving import SavePolicy
-from bertgpt.training.step_log import StepLog
+from bertgpt.training.metrics import LateMetrics
+from bertgpt.training.step_log import StepLog, finish_step
 
 
 def train_and_score(tuning: Tuning, program: Program, seed: int, should_stop: Callable[[], bool]
@@ -87,11 +88,9 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,
                                                          is_static=False)))
     results: Any = None
-    saving = SavePolicy(log)
-
-    def save(step: int, wait: bool) -> None:
-      saves.save(step, state, {**tuning.stamp, "seconds": time.monotonic() - start}, wait=wait)
-
+    late, is_save_due = LateMetrics(), False  # A save waits until a step is applied.
+    finish = functools.partial(finish_step, late, log, config)
+    metadata_now = lambda: {**tuning.stamp, "seconds": time.monotonic() - start}
     if first_step:
       log.message(f"{folder}: resuming after step {first_step}")
       if is_end_of_epoch(tuning, first_step):  # The run was stopped before this evaluation.
@@ -99,26 +98,48 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
         if results is None:
           raise describe_stop(folder, first_step)
     for step, batch in log.pace.timed(iterate_batches(tuning, seed, first_step)):
-      shape = batch["tokens"].shape
-      watchdog.arm_for(config.system, compiles=shape not in shapes)
-      if shape not in shapes:
-        with log.untimed():
-          peers.compile_together("the train step", config.system, program.step, state, batch)
-      with log.pace.waiting():
-        state, step_metrics = program.step(state, batch)
+      if is_new := (shape := batch["tokens"].shape) not in shapes:
+        finish()
+      state, step_metrics = start_step(program, log, state, batch, is_new)
       shapes.add(shape)
-      log.add(step, step_metrics)
-      stop = should_stop()
-      if is_saved := saving.should_save(saves.is_due(step), is_last=False, is_stopping=stop):
-        save(step, wait=stop)
-      if not stop and is_end_of_epoch(tuning, step):
+      finish()  # The step before, while the devices compute this one.
+      late.push(step, step_metrics)
+      stop, ends_epoch = should_stop(), is_end_of_epoch(tuning, step)
+      is_save_due |= saves.is_due(step)
+      if stop or is_save_due or ends_epoch:
+        finish()
+      if is_save_due and log.is_applied and not stop:
+        saves.save(step, state, metadata_now())
+        is_save_due = False
+      if ends_epoch and not stop:
         results = evaluate_if_due(tuning, program, log, state, should_stop)
         stop = results is None
       if stop:
-        if not is_saved:
-          save(step, wait=True)
+        log.write_all()  # The next start cannot log these steps.
+        if saves.last_step != step:
+          saves.save(step, state, metadata_now(), wait=True)
         raise describe_stop(folder, step)
   return state, time.monotonic() - start, *results
+
+
+def start_step(program: Program, log: StepLog, state: steps.TrainState, batch: dict[str, jax.Array],
+               is_new: bool) -> tuple[steps.TrainState, dict[str, Any]]:
+  """Returns the state and the metrics after a step, which may not be computed yet.
+
+  Args:
+    program: compiled parts.
+    log: log of the run.
+    state: state before the step.
+    batch: its batch, on the devices.
+    is_new: whether the step is compiled first, because no batch had this shape.
+  """
+  system = program.setup.config.system
+  watchdog.arm_for(system, compiles=is_new)
+  if is_new:
+    with log.untimed():
+      peers.compile_together("the train step", system, program.step, state, batch)
+  with log.pace.waiting():
+    return program.step(state, batch)
 
 
 def describe_stop(folder: pathlib.Path, step: int) -> Preempted:

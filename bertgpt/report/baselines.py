@@ -15,7 +15,7 @@ from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.devices import watchdog
 from bertgpt.training import objectives
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished
 from bertgpt.training.objectives import masking
 
 # Rows in which special tokens are counted. If one is 3% of the targets in rows of 64 tokens, its

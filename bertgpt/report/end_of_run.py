@@ -11,7 +11,7 @@ import jax
 from bertgpt import console, files
 from bertgpt.config import choices
 from bertgpt.data.batches import formats
-from bertgpt.devices import events
+from bertgpt.devices import events, peers, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
@@ -23,24 +23,29 @@ from bertgpt.report.baselines import (
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
 from bertgpt.training import metrics
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished
 
 
 def write(run: Finished) -> None:
   """Writes and prints report.md of a finished run, and writes loss.png and report.html.
 
-  With several processes, process 0 writes. The others compute the same, so that all end together:
-  in JAX, a process that ends early waits at most five minutes for the others.
+  With several processes, process 0 writes, and the others wait for it: in JAX, a process that ends
+  early waits at most five minutes for the others.
   """
-  path, trained, _, held_out, scores = run
+  if jax.process_index() == 0:
+    _write(run)
+  with watchdog.paused():
+    peers.wait_for_all("the end of the report", peers.FOREVER_S)
+
+
+def _write(run: Finished) -> None:
+  path, trained, held_out = run.path, run.trained, run.held_out
   loss = choices.OBJECTIVES[trained.config.objective.name].loss
   describe = DESCRIPTIONS.get(loss, describe_scores)
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} document{'s' * (len(held_out) > 1)}):", ""]
-  described = describe(run, scores)
+  described = describe(run, run.scores)
   lines += described.lines
-  if jax.process_index() > 0:
-    return
   if curves := {tag: points for tag, points in metrics_file.read_curves(path).items()
                 if tag.split("/")[-1] in described.panels}:
     picture.plot_curves(curves, path / "loss.png", described.panels, described.baselines,

@@ -10,7 +10,7 @@ from bertgpt.data.tokens import marks
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.inference import fill, generate
 from bertgpt.runs.trained import Trained
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished
 
 PROMPT = "The function returns"
 MAX_DOCUMENTS = 1_000  # Documents among which a suitable sentence is looked for.

@@ -26,26 +26,17 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from bertgpt import console, files
-from bertgpt.devices import peers, watchdog
+from bertgpt.devices import gather, peers, watchdog
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
-from bertgpt.runs.manifest import (
-    ITEMS,
-    MANIFEST,
-    MERGED,
-    Damaged,
-    check_files,
-    format_type,
-    read_manifest,
-)
+from bertgpt.runs.manifest import ITEMS, MERGED, Damaged, check_files, format_type, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
-CLOCK_STEPS = 10  # With several processes, reading the clock is a broadcast, done every 10 steps.
+CLOCK_STEPS = 10  # Several processes ask each other for the time every 10 steps.
 # Time for all processes to complete a save: process 0 reads all files again, perhaps terabytes.
 BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
@@ -65,7 +56,7 @@ class Checkpoints:
   After a StorageError, only `close` may be called.
 
   Attributes:
-    last_step: step of the last save that this object began; NO_STEP: none.
+    last_step: step that this object saved or restored last; NO_STEP: none.
   """
 
   def __init__(self, workdir: os.PathLike | str, *, every_steps: int, every_minutes: float,
@@ -102,11 +93,13 @@ class Checkpoints:
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
     self._pending: tuple[int, concurrent.futures.Future] | None = None
     self._last_save, self.last_step = time.monotonic(), NO_STEP
+    self._is_late: jax.Array | None = None  # The answer of all processes, since the last save.
 
   def is_due(self, step: int) -> bool:
     """Returns whether to save at this step, the same in every process.
 
-    The decision uses the clock of process 0.
+    Of several processes, any clock counts. Their answer is used CLOCK_STEPS steps after they were
+    asked, so that no process waits for it.
 
     Args:
       step: number of steps done.
@@ -122,7 +115,10 @@ class Checkpoints:
     is_late = time.monotonic() - self._last_save >= self._every_seconds
     if jax.process_count() == 1:
       return is_late
-    return step % CLOCK_STEPS == 0 and bool(multihost_utils.broadcast_one_to_all(is_late))
+    if step % CLOCK_STEPS:
+      return False
+    answer, self._is_late = self._is_late, gather.start_any(is_late)
+    return answer is not None and bool(answer)
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any], *, wait: bool = False) -> None:
     """Saves in the background; the state may be donated as soon as this returns.
@@ -156,7 +152,7 @@ class Checkpoints:
       raise _save_failed(self._root, step, e) from e
     types = {name: format_type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
-    self._last_save, self.last_step = time.monotonic(), step
+    self._last_save, self.last_step, self._is_late = time.monotonic(), step, None
     if wait:
       self._join()
 
@@ -176,7 +172,7 @@ class Checkpoints:
     value = results.get(self._best.metric)
     if value is None or not self._best.is_beaten_by(value, conditions):
       return
-    if self.last_step != step and step != step_folders.find_newest(self._root):
+    if self.last_step != step:
       self.save(step, state, metadata)
     self._best.replace(step, value, conditions)
     if self._pending:  # A kill before the checkpoint is complete must not lose the previous best.
@@ -260,6 +256,7 @@ class Checkpoints:
         wanted = adapt(abstract_state, types)
         state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
         self._best = retention.Best(self._root, self._best.metric)  # It may have been set aside.
+        self.last_step = step
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
       except Damaged as e:
         if jax.process_index() == 0:
@@ -423,7 +420,7 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
         restored |= named_leaves(reader.restore(os.fspath(path / item), args=ocp.args.PyTreeRestore(
             item=nest(dict.fromkeys(part, 0)), restore_args=nest(args))))
       except (OSError, ValueError) as e:
-        if not (path / MANIFEST).is_file():
+        if not (path / files.MANIFEST).is_file():
           raise Damaged("it has been deleted meanwhile") from e
         if not files.is_remote(path):
           raise

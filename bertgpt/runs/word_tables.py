@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from bertgpt import models
 from bertgpt.config import ConfigDict, families, padded_vocab_size
 from bertgpt.data.tokens import spelling
 from bertgpt.data.tokens.tokenizers import RecordingWords, Tokenizer, Words
+from bertgpt.devices import gather
 from bertgpt.runs.trained import Trained
 
 
@@ -90,7 +90,7 @@ def replace_words(trained: Trained, tokenizer: Tokenizer, head: Mapping[str, jax
              and trained.params["lm"]["bias"].shape == head["bias"].shape)
   if is_same:
     return trained
-  old, new = trained.params["lm"], multihost_utils.process_allgather(dict(head), tiled=True)
+  old, new = trained.params["lm"], jax.tree.map(gather.to_host, dict(head))
   rows = {} if "lm" in trained.fresh else {
       piece: i for i, piece in enumerate(trained.tokenizer.pieces[:_num_targets(trained)])}
   pairs = [(i, rows[piece]) for i, piece in enumerate(tokenizer.pieces[:len(new["bias"])])

@@ -104,7 +104,7 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
   Raises:
     DataError: the set has no text, or none of its tokens is predicted.
   """
-  (config, mesh, *_), corpus = evaluator.setup, evaluator.corpus
+  config, mesh, corpus = evaluator.setup.config, evaluator.setup.mesh, evaluator.corpus
   batch_size = config.eval.batch_size
   running, pending = metrics.RunningSums(), None
   step = evaluator.find_program(phase_index)

@@ -26,11 +26,11 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import loop, mapped_fields, opening, per_run, schedules, step_log, steps
+from bertgpt.training import feed, loop, mapped_fields, opening, per_run, schedules, step_log, steps
 from bertgpt.training.explain import explain
-from bertgpt.training.loop import Finished
+from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.metrics import LateMetrics
 from bertgpt.training.run import Run, open_run
-from bertgpt.training.saving import SavePolicy
 from bertgpt.training.start import restore_or_init
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
@@ -163,7 +163,7 @@ class StackedRuns:
             run.corpus, run.config, phase_index, first_step, slice(None)))))
       stacked = ({name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
                  for parts in zip(*readers, strict=True))
-      yield from loop.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
+      yield from feed.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
                                 for batch in stacked), config.data.prefetch)
 
 
@@ -187,7 +187,7 @@ class Member:
     step: steps done.
     scores: held-out metric -> value, of the last evaluation.
     error: why it has ended before its last step.
-    saving: decides when it is saved.
+    is_save_due: whether a save waits until a step is applied, see `Loop.save_if_due`.
   """
 
   run: Run
@@ -196,11 +196,7 @@ class Member:
   step: int
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   error: DivergedError | None = None
-  saving: SavePolicy = dataclasses.field(init=False)
-
-  def __post_init__(self):
-    """Makes the policy of the run's saves."""
-    self.saving = SavePolicy(self.log)
+  is_save_due: bool = False
 
 
 def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
@@ -244,8 +240,8 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
     loop_of_steps = MappedLoop(stacked, members, states)
     loop_of_steps.run()
     good = [member for member in members if not member.error]
-    finished = [loop.make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
-                                   member.scores) for member in good]
+    finished = [make_finished(member.run, member.step, loop_of_steps.state_of(member).params,
+                              member.scores) for member in good]
     return finished, [DivergedError(f"{member.run.path}: {member.error}") for member in members
                       if member.error]
 
@@ -304,7 +300,7 @@ class MappedLoop:
     self._stacked, self._members, self._states = stacked, members, states
     self._config = stacked.runs[0].config
     self._last_step = config_lib.total_steps(self._config)
-    self._pending: tuple[int, list[Member], Any] | None = None
+    self._late, self._active = LateMetrics(), list[Member]()  # The last step, and its runs.
 
   def state_of(self, member: Member) -> TrainState:
     """Returns the state of a run."""
@@ -316,7 +312,7 @@ class MappedLoop:
     Raises:
       Preempted: a signal was received; checkpoints are saved.
     """
-    config, first_step = self._config, min(member.step for member in self._members)
+    config = self._config
     with contextlib.ExitStack() as stack:
       should_stop = stack.enter_context(preemption.catch_signals())
       trace = stack.enter_context(profiler.trace_steps(
@@ -326,69 +322,74 @@ class MappedLoop:
       if not self._evaluate(waiting, should_stop):
         raise Preempted("stopped before the first step. The same command resumes the runs")
       watchdog.arm_for(config.system, compiles=True)
-      compiled = None  # The program that has been called.
-      steps_of_all = stack.enter_context(contextlib.closing(loop.make_steps(
-          config, first_step, self._stacked.jit_train_step, self._stacked.read)))
-      steps_in_time = events.timed("input", steps_of_all)
-      for member in self._members:  # Each of them waits for the batches of all.
-        steps_in_time = member.log.pace.timed(steps_in_time)
-      for step, train_step, batches in steps_in_time:
-        active = [m for m in self._members if m.step < step and not m.error]
-        if not active and all(m.error for m in self._members):
-          break
-        if not active:  # Those that are behind have diverged, and the others are ahead.
-          watchdog.renew()
-          for member in self._members:
-            member.log.restart_clock()
-          if should_stop():
-            raise Preempted("stopped. The same command resumes the runs")
-          continue
-        events.begin_step(step, compiles=train_step is not compiled)
-        watchdog.arm_for(config.system, compiles=train_step is not compiled)
+      program = None  # That of the last step.
+      for step, train_step, batches, active in stack.enter_context(
+          contextlib.closing(self._active_steps(should_stop))):
+        is_new, program = train_step is not program, train_step
+        events.begin_step(step, compiles=is_new)
+        watchdog.arm_for(config.system, compiles=is_new)
         trace(step, self._finish_step)
-        if train_step is not compiled:
-          self._compile(train_step, batches)
-        compiled = train_step
+        if is_new:
+          self._finish_step()
+          with step_log.all_untimed(member.log for member in self._members):
+            peers.compile_together("the train step", config.system, train_step, self._states,
+                                   batches, np.zeros(len(self._members), bool))
         self._do_step(step, train_step, batches, active)
         self._save_and_evaluate(step, active, should_stop)
       watchdog.arm_for(config.system, compiles=True)
 
-  def _compile(self, train_step: Any, batches: Any) -> None:
-    """Compiles a step, whose time does not count as that of a step of any run."""
-    self._finish_step()
-    with step_log.all_untimed(member.log for member in self._members):
-      peers.compile_together("the train step", self._config.system, train_step, self._states,
-                             batches, np.zeros(len(self._members), bool))
+  def _active_steps(self, should_stop: Callable[[], bool]
+                    ) -> Generator[tuple[int, Callable, Any, list[Member]], None, None]:
+    """Yields the steps of `feed.make_steps` that runs still need, with these runs."""
+    with contextlib.closing(feed.make_steps(
+        self._config, min(member.step for member in self._members), self._stacked.jit_train_step,
+        self._stacked.read)) as steps_of_all:
+      steps_in_time = events.timed("input", steps_of_all)
+      for member in self._members:  # Each of them waits for the batches of all.
+        steps_in_time = member.log.pace.timed(steps_in_time)
+      for step, train_step, batches in steps_in_time:
+        if all(m.error for m in self._members):
+          return
+        if active := [m for m in self._members if m.step < step and not m.error]:
+          yield step, train_step, batches, active
+          continue
+        watchdog.renew()  # Those that are behind have diverged, and the others are ahead.
+        for member in self._members:
+          member.log.restart_clock()
+        if should_stop():
+          raise Preempted("stopped. The same command resumes the runs")
 
   def _do_step(self, step: int, train_step: Callable, batches: Any,
-               active: Sequence[Member]) -> None:
+               active: list[Member]) -> None:
     """Starts a step, and logs the one before."""
     is_active = np.array([member in active for member in self._members])
-    if step - 1 in {last for _, last in self._config.train.skip_steps}:
+    if any(member.step < step - 1 for member in active):  # The steps between are skipped.
       done = np.array([step - 1 if m in active else m.step for m in self._members], np.int32)
       self._states = dataclasses.replace(
           self._states, step=jax.device_put(done, self._states.step.sharding))
     self._states, step_metrics = train_step(self._states, batches, is_active)
     self._finish_step()
-    self._pending = step, list(active), step_metrics
+    self._late.push(step, step_metrics)
+    self._active = active
     for member in active:
       member.step = step
 
   def _finish_step(self) -> None:
     """Waits for the last step that was started, and logs it in every run."""
-    if self._pending is None:
+    done = self._late.take()
+    if done is None:
       return
-    (step, active, step_metrics), self._pending = self._pending, None
-    step_metrics = jax.device_get(step_metrics)
+    step, step_metrics = done
     for i, member in enumerate(self._members):
-      if member not in active:
+      if member not in self._active:
         member.log.restart_clock()  # It has waited for the others.
         continue
       if member.error:  # Found only after this step had been started.
         continue
-      member.log.add(step, {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()})
+      sums = {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()}
+      member.log.add(step, sums)
       try:
-        member.log.finish_step()
+        step_log.check_divergence(self._config, step, sums)
       except DivergedError as e:
         member.error = e
         member.log.message(f"{e}. The other runs continue")
@@ -404,10 +405,12 @@ class MappedLoop:
     stop = should_stop()
     is_due = any([member.checkpoints.is_due(step) for member in active])  # All of them are asked.
     is_last = step == self._last_step
-    if stop or is_last or is_due or any(m.saving.is_postponed for m in active):
+    for member in active:
+      member.is_save_due |= is_due
+    if not stop and (is_last or any(member.is_save_due for member in active)):
       self._finish_step()
-      self._save(step, [m for m in active if not m.error
-                        and m.saving.should_save(is_due, is_last, stop)], wait=stop or is_last)
+      self._save(step, [m for m in active if not m.error and (
+          is_last or (m.is_save_due and m.log.is_applied))], wait=is_last)
     if not stop and step_log.is_evaluated(self._config, step):
       self._finish_step()
       for member in active:
@@ -427,6 +430,7 @@ class MappedLoop:
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
     with step_log.all_untimed(member.log for member in self._members):  # All wait for it.
       for member in members:
+        member.is_save_due = False
         member.checkpoints.save(step, self.state_of(member), member.run.metadata, wait=wait)
 
   def _evaluate(self, members: Sequence[Member], should_stop: Callable[[], bool]) -> bool:

@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
+
+import jax
 
 
 class RunningSums:
@@ -33,6 +36,27 @@ class RunningSums:
   def means(self) -> dict[str, float]:
     """Returns sum / weight of every metric; metrics of weight 0 are left out."""
     return {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+
+
+class LateMetrics:
+  """Metrics of the last step, read only after the next one was started: so devices never wait."""
+
+  def __init__(self):
+    self._pending: tuple[int, Any] | None = None
+
+  def push(self, step: int, step_metrics: Any) -> None:
+    """Stores the metrics of a step, after those of the step before were taken.
+
+    Args:
+      step: steps done, including this one.
+      step_metrics: name -> (sum, weight), arrays that may not be computed yet.
+    """
+    self._pending = step, step_metrics
+
+  def take(self) -> tuple[int, Any] | None:
+    """Waits for the stored step, and returns it with its metrics on the host; None if none is."""
+    pending, self._pending = self._pending, None
+    return pending and (pending[0], jax.device_get(pending[1]))
 
 
 def with_perplexity(means: Mapping[str, float], loss: str) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Pace:
       self._waiting_s += time.monotonic() - begin
 
   def scalars(self, seconds: float, steps: int) -> dict[str, float]:
-    """Returns what is logged about an interval, and passes it on without waiting for the others.
+    """Returns the scalars of an interval, and posts this process's times without waiting.
 
     Args:
       seconds: time per step.

@@ -1,11 +1,11 @@
-"""The log of a run's steps, written one step late, which also stops a run that diverges."""
+"""The log of a run's steps."""
 
 import contextlib
 import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,12 +21,11 @@ from bertgpt.training.writer import Writer
 
 
 class StepLog:
-  """Logs the metrics of steps and detects divergence.
-
-  The metrics of a step are read only after the next step was started, so that devices never wait.
+  """Logs the metrics of steps, with their times.
 
   Attributes:
-    is_applied: whether the last step that was finished has been applied.
+    is_applied: whether the last step that was added has been applied, because its loss and gradient
+      were finite and not a spike.
     pace: measures how long this process waits.
   """
 
@@ -53,53 +52,26 @@ class StepLog:
                           work=functools.partial(flops_until, config),  # Phases differ.
                           trackers=trackers.start(config, path) if is_first else ())
     self._has_guard = config.train.spike_guard != "off"
-    self._or_spikes = ", or a spike" if self._has_guard else ""
-    self._pending: tuple[int, Any] | None = None
     self.is_applied = True
     self.pace = Pace()
     self._restart(time.monotonic())
 
-  def add(self, step: int, step_metrics: Any) -> None:
-    """Finishes the previous step, and stores the metrics of this one.
+  def add(self, step: int, sums: Mapping[str, tuple[Any, Any]]) -> None:
+    """Logs a step that is done: with a line if one is due, or if the run has diverged.
 
     Args:
       step: steps done, including this one.
-      step_metrics: name -> (sum, weight), arrays that may not be computed yet.
-    Raises:
-      DivergedError: see `finish_step`.
+      sums: name -> (sum, weight), on the host.
     """
-    self.finish_step()
-    self._pending = step, step_metrics
-
-  def finish_step(self) -> bool:
-    """Waits for the last added step and logs it if it is due.
-
-    Returns:
-      Whether it was applied, because its loss and gradient were finite and not a spike; True if
-      no step is waiting.
-    Raises:
-      DivergedError: too many consecutive steps were not applied.
-    """
-    if self._pending is None:
-      return True
-    with self.pace.waiting():
-      step, sums = self._pending[0], jax.device_get(self._pending[1])
-    self._pending = None
-    is_applied = bool(sums["bad_steps"][0] == 0)
+    self.is_applied = bool(sums["bad_steps"][0] == 0)
     # A NaN would spoil the sums; a step that was not applied is only counted.
-    self._sums.add(sums if is_applied else {"tokens": sums["tokens"]})
-    if not is_applied:
+    self._sums.add(sums if self.is_applied else {"tokens": sums["tokens"]})
+    if not self.is_applied:
       self._note_skipped(step, {name: float(sums[name][0]) for name in spikes.WATCHED})
-    limit = self._config.train.max_bad_steps
-    if sums["bad_steps"][0] >= limit:
-      self._write(step, sums)  # The next start cannot log these steps.
-      raise DivergedError(f"step {step}: {limit} consecutive steps were not applied (loss or "
-                          f"gradient not finite{self._or_spikes}). Lower phases[].learning_rate, "
-                          "or check the data")
-    self._last, self.is_applied = (step, sums), is_applied
-    if is_due(self._config.log.every_steps, step):
+    self._last = step, sums
+    # After the end of a run that has diverged, the next start cannot log these steps.
+    if is_due(self._config.log.every_steps, step) or has_diverged(self._config, sums):
       self._write(step, sums)
-    return is_applied
 
   def _note_skipped(self, step: int, scalars: dict[str, float]) -> None:
     """Counts a step that was not applied, and says so if it is a spike."""
@@ -111,23 +83,13 @@ class StepLog:
     self._on_skip(step, scalars)
 
   def write_all(self) -> None:
-    """Logs all steps added so far, even if no line is due, for example before an evaluation.
-
-    Raises:
-      DivergedError: see `finish_step`.
-    """
-    self.finish_step()
+    """Logs all steps added so far, even if no line is due, for example before an evaluation."""
     if self._sums.steps:
       self._write(*self._last)
 
   @contextlib.contextmanager
   def untimed(self) -> Iterator[None]:
-    """Excludes the time inside the context, such as that of a save, from step times.
-
-    Raises:
-      DivergedError: see `finish_step`.
-    """
-    self.finish_step()  # Its own time counts.
+    """Excludes the time inside the context, such as that of a save, from step times."""
     begin = time.monotonic()
     try:
       yield
@@ -152,8 +114,8 @@ class StepLog:
     self._restart(time.monotonic())  # The time of an evaluation does not count as step time.
 
   def restart_clock(self) -> None:
-    """Begins to measure the time of the next steps now, if no step has been added since a line."""
-    if not self._sums.steps and self._pending is None:
+    """Restarts the step clock, unless a step was added since the last log line."""
+    if not self._sums.steps:
       self._restart(time.monotonic())
 
   def end(self) -> None:
@@ -161,7 +123,7 @@ class StepLog:
     self._writer.end()
 
   def close(self) -> None:
-    """Closes the files; a step that was not finished is not logged."""
+    """Closes the files."""
     self.pace.close()
     self._writer.close()
 
@@ -199,13 +161,53 @@ def all_untimed(logs: Iterable[StepLog]) -> Iterator[None]:
 
   Args:
     logs: logs of the runs.
-  Raises:
-    DivergedError: see `StepLog.finish_step`.
   """
   with contextlib.ExitStack() as stack:
     for log in logs:
       stack.enter_context(log.untimed())
     yield
+
+
+def finish_step(late: metrics.LateMetrics, log: StepLog, config: ConfigDict) -> None:
+  """Waits for the last step that was started, logs it, and ends a run that has diverged.
+
+  Args:
+    late: the step, if it is not finished yet.
+    log: log of the run.
+    config: config of the run.
+  Raises:
+    DivergedError: too many consecutive steps were not applied.
+  """
+  with log.pace.waiting():
+    done = late.take()
+  if done:
+    log.add(*done)
+    check_divergence(config, *done)
+
+
+def has_diverged(config: ConfigDict, sums: Mapping[str, tuple[Any, Any]]) -> bool:
+  """Returns whether too many consecutive steps were not applied.
+
+  Args:
+    config: a whole config.
+    sums: metrics of the last step, name -> (sum, weight), on the host.
+  """
+  return bool(sums["bad_steps"][0] >= config.train.max_bad_steps)
+
+
+def check_divergence(config: ConfigDict, step: int, sums: Mapping[str, tuple[Any, Any]]) -> None:
+  """Raises DivergedError if a run has diverged.
+
+  Args:
+    config: a whole config.
+    step: steps done.
+    sums: metrics of this step, see `has_diverged`.
+  """
+  if has_diverged(config, sums):
+    or_spikes = ", or a spike" if config.train.spike_guard != "off" else ""
+    raise DivergedError(f"step {step}: {config.train.max_bad_steps} consecutive steps were not "
+                        f"applied (loss or gradient not finite{or_spikes}). Lower "
+                        "phases[].learning_rate, or check the data")
 
 
 def is_due(every: int, step: int) -> bool:

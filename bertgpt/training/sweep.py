@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from bertgpt import config as config_lib
 from bertgpt import console, files
 from bertgpt.config import ConfigDict, choices, recipes, resuming, unread
 from bertgpt.config.overrides import try_override
-from bertgpt.errors import ConfigError, DivergedError, UserError
+from bertgpt.errors import ConfigError, DivergedError
 from bertgpt.runs import folder_kinds, former, metrics_file, step_folders, workdir
 from bertgpt.training import mapped_fields, sweep_processes
 
@@ -67,7 +67,7 @@ def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
         share: tuple[int, int] = (0, 1), max_parallel: int = 1,
-        train_mapped: TrainMapped | None = None) -> list[UserError]:
+        train_mapped: TrainMapped | None = None) -> list[DivergedError]:
   """Trains run i in `path`/<i>; a stopped run is resumed, a finished run is kept.
 
   Prints a table of overrides and final held-out metrics of all runs that are finished, which is
@@ -89,29 +89,53 @@ def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     UserError: a run failed for another reason; has the exit code of the run.
   """
   sweep = open_sweep(recipe, path, overrides, share, is_mapped=bool(train_mapped))
-  folders, configs, chosen = sweep.folders, sweep.configs, sweep.chosen
-  write_table = lambda: files.write_json(path / "sweep.json", make_table(sweep))
-  diverged: list[UserError] = []
   if max_parallel > 1:
-    with collect_diverged(diverged):
-      first = [f"--config={recipe}", f"--workdir={path}", *overrides]
-      parts = divide(share, max_parallel, is_mapped=bool(train_mapped))
-      sweep_processes.train_parts([[*first, *part] for part in parts], path)
+    shared = [f"--config={recipe}", f"--workdir={path}", *overrides]
+    parts = divide(share, max_parallel, is_mapped=bool(train_mapped))
+    diverged = _train_in_parts([[*shared, *part] for part in parts], path)
   elif train_mapped:
-    console.print_stdout("\n".join(sweep.names[i] for i in chosen))
-    if waiting := [i for i in chosen if not is_done(folders[i], configs[i])]:
-      with collect_diverged(diverged):
-        train_mapped([configs[i] for i in waiting], [folders[i] for i in waiting])
-  for i in () if max_parallel > 1 or train_mapped else chosen:
-    console.print_stdout(sweep.names[i])
-    with collect_diverged(diverged):
-      if not is_done(folders[i], configs[i]):
-        sweep_processes.train_run(
-            [f"--config={recipe}", f"--workdir={folders[i]}", *sweep.flags[i]], i)
-    write_table()
+    diverged = _train_together(sweep, train_mapped)
+  else:
+    diverged = _train_in_turn(sweep, recipe, path)
   path.mkdir(parents=True, exist_ok=True)  # A share may have no runs.
-  write_table()
+  write_table(sweep, path)
   print_table(make_table(sweep))
+  return diverged
+
+
+def _train_in_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> list[DivergedError]:
+  """Trains parts at the same time, each by a command; returns the error of one that diverged."""
+  try:
+    sweep_processes.train_parts(parts, path)
+  except DivergedError as e:
+    return [e]
+  return []
+
+
+def _train_together(sweep: Sweep, train_mapped: TrainMapped) -> list[DivergedError]:
+  """Trains the chosen runs by one program; returns the error of one that diverged."""
+  console.print_stdout("\n".join(sweep.names[i] for i in sweep.chosen))
+  waiting = [i for i in sweep.chosen if not is_done(sweep.folders[i], sweep.configs[i])]
+  try:
+    if waiting:
+      train_mapped([sweep.configs[i] for i in waiting], [sweep.folders[i] for i in waiting])
+  except DivergedError as e:
+    return [e]
+  return []
+
+
+def _train_in_turn(sweep: Sweep, recipe: str, path: pathlib.Path) -> list[DivergedError]:
+  """Trains the chosen runs one after the other; returns the errors of those that diverged."""
+  diverged = []
+  for i in sweep.chosen:
+    console.print_stdout(sweep.names[i])
+    try:
+      if not is_done(sweep.folders[i], sweep.configs[i]):
+        sweep_processes.train_run(
+            [f"--config={recipe}", f"--workdir={sweep.folders[i]}", *sweep.flags[i]], i)
+    except DivergedError as e:
+      diverged.append(e)
+    write_table(sweep, path)
   return diverged
 
 
@@ -176,21 +200,6 @@ def divide(share: tuple[int, int], number: int, is_mapped: bool) -> list[list[st
           for part in range(number)]
 
 
-@contextlib.contextmanager
-def collect_diverged(errors: list[UserError]) -> Iterator[None]:
-  """Keeps the error of a run that diverges inside the context, so that the next run is trained.
-
-  Args:
-    errors: list that the error is added to.
-  """
-  try:
-    yield
-  except UserError as e:
-    if e.exit_code != DivergedError.exit_code:
-      raise
-    errors.append(e)
-
-
 def check_table(path: pathlib.Path) -> None:
   """Checks that the table of a sweep can be written, before anything is trained.
 
@@ -234,6 +243,11 @@ def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[
   config, _ = try_override(recipes.load(recipe), overrides)
   is_needed = choices.names_of_trackers(config.log.trackers) and not config.log.group
   return [f"--config.log.group={path.name}"] if is_needed else []
+
+
+def write_table(sweep: Sweep, path: pathlib.Path) -> None:
+  """Writes the result of `make_table` to sweep.json in the folder of the sweep."""
+  files.write_json(path / "sweep.json", make_table(sweep))
 
 
 def make_table(sweep: Sweep) -> list[dict[str, Any]]:

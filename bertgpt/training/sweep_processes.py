@@ -156,7 +156,7 @@ def check_end(name: str, code: int, is_stopped: bool) -> None:
     code: its exit code; below 0: the signal that killed it.
     is_stopped: whether the sweep was stopped.
   Raises:
-    UserError: it failed; has its exit code.
+    UserError: it failed; has its exit code. A run that diverged raises DivergedError.
     Preempted: a signal stopped it or the sweep, even if it had just finished.
   """
   # A run that diverges at that moment is stopped, too: the same command tries it again.
@@ -167,7 +167,8 @@ def check_end(name: str, code: int, is_stopped: bool) -> None:
     raise Preempted(f"stopped in {name}, which the signal ended before it saved its work. The same "
                     "command resumes it from its last checkpoint")
   if code:
-    error = UserError(f"{name} ended with exit code {code}. Fix its problem and start the same "
-                      "sweep again: finished runs are kept")
+    kind = DivergedError if code == DivergedError.exit_code else UserError
+    error = kind(f"{name} ended with exit code {code}. Fix its problem and start the same sweep "
+                 "again: finished runs are kept")
     error.exit_code = code if code > 0 else 128 - code  # Below 0: killed by a signal.
     raise error

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -107,6 +108,28 @@ def test_runs_that_are_done_do_not_get_the_exit_code_of_the_others(tmp_path, clo
   assert (done[-1]["event"], done[-1]["code"]) == ("end", 0) and "message" not in done[-1]
   assert (diverged[-1]["event"], diverged[-1]["code"]) == ("end", 70)
   assert done[1]["seconds"] == diverged[1]["seconds"] == {"steps": 3}
+
+
+def test_the_end_of_a_process_is_written_while_a_run_of_it_ends(tmp_path, monkeypatch):
+  """The thread that watches the other processes writes it, and then ends this one."""
+  for name in "ab":
+    (tmp_path / name).mkdir()
+  dumps, threads = json.dumps, []
+
+  def dumps_and_lose_a_process(record):
+    if record["event"] == "end" and not threads:
+      threads.append(threading.Thread(target=events.end, args=(69, "process 1 ended")))
+      threads[0].start()
+      time.sleep(0.1)
+    return dumps(record)
+
+  with events.recording():
+    events.open_in(0, tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(json, "dumps", dumps_and_lose_a_process)
+    events.end_runs([tmp_path / "b"])
+    threads[0].join()
+  ends = [[e["code"] for e in events.read(tmp_path / name) if "code" in e] for name in "ab"]
+  assert ends == [[69], [0]]
 
 
 def test_a_file_that_cannot_be_written_costs_one_line(tmp_path, capsys):

@@ -29,7 +29,7 @@ from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import steps
-from bertgpt.training.step_log import StepLog
+from bertgpt.training.metrics import LateMetrics
 
 
 def run(tuning, init, out, *arguments):
@@ -548,7 +548,7 @@ def test_a_config_may_change_until_a_run_has_begun(tuning, finished_bert, tmp_pa
 
   out = tmp_path / "out"
   with monkeypatch.context() as patch:
-    patch.setattr(StepLog, "add", fail)
+    patch.setattr(LateMetrics, "push", fail)
     with pytest.raises(MemoryError):
       run(tuning, finished_bert, out, *SHORT)
   assert (out / "config.json").exists() and not (out / "results.json").exists()
@@ -590,16 +590,16 @@ def test_a_stopped_fine_tuning_resumes_with_the_next_run(tuning, finished_bert, 
 
   Before, another --init is refused as if no run were done: it would begin the second run again.
   """
-  add, out = StepLog.add, tmp_path / "out"
+  push, out = LateMetrics.push, tmp_path / "out"
 
-  def add_and_stop(self, step, step_metrics):
-    add(self, step, step_metrics)
+  def push_and_stop(self, step, step_metrics):
+    push(self, step, step_metrics)
     if step == 5 and (out / "lr0.01-seed1").exists():
       signal.raise_signal(signal.SIGTERM)
 
   arguments = ("--config.seeds=0,1", "--config.epochs=10")
   with monkeypatch.context() as patch:
-    patch.setattr(StepLog, "add", add_and_stop)
+    patch.setattr(LateMetrics, "push", push_and_stop)
     assert run(tuning, finished_bert, out, *arguments, "--config.log.every_steps=1000") == 75
   assert [r["seed"] for r in results_of(out)["runs"]] == [0]
   assert losses_of(out, "lr0.01-seed1")[-1][0] >= 5, "the last steps are logged before the end"

@@ -28,22 +28,22 @@ SCRIPT = """
 import signal, sys
 from bertgpt import cli
 from bertgpt.finetuning import evaluation
-from bertgpt.training.step_log import StepLog
-add, put_batch = StepLog.add, evaluation.put_batch
+from bertgpt.training.metrics import LateMetrics
+push, put_batch = LateMetrics.push, evaluation.put_batch
 step, number, place = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 runs = last = 0
 def send(here):
   if (runs, last, here) == (2, step, place):
     signal.raise_signal(number)
-def add_and_send(self, at, sums):
+def push_and_send(self, at, sums):
   global runs, last
   runs, last = runs + (at == 1), at
-  add(self, at, sums)
+  push(self, at, sums)
   send("step")
 def put_and_send(*arguments):
   send("evaluation")
   return put_batch(*arguments)
-StepLog.add, evaluation.put_batch = add_and_send, put_and_send
+LateMetrics.push, evaluation.put_batch = push_and_send, put_and_send
 sys.exit(cli.main(sys.argv[4:]))
 """
 

@@ -50,26 +50,26 @@ def write_rows(path: pathlib.Path) -> None:
 
 
 def slow_down(seconds: float) -> None:
-  from bertgpt.training.step_log import StepLog
-  add = StepLog.add
+  from bertgpt.training.metrics import LateMetrics
+  push = LateMetrics.push
 
-  def wait_and_add(self, step, step_metrics):
+  def wait_and_push(self, step, step_metrics):
     time.sleep(seconds)
-    add(self, step, step_metrics)
+    push(self, step, step_metrics)
 
-  StepLog.add = wait_and_add
+  LateMetrics.push = wait_and_push
 
 
 def send_signal(at_step: int, number: int) -> None:
-  from bertgpt.training.step_log import StepLog
-  add = StepLog.add
+  from bertgpt.training.metrics import LateMetrics
+  push = LateMetrics.push
 
-  def add_and_send(self, step, step_metrics):
-    add(self, step, step_metrics)
+  def push_and_send(self, step, step_metrics):
+    push(self, step, step_metrics)
     if step == at_step:
       signal.raise_signal(number)
 
-  StepLog.add = add_and_send
+  LateMetrics.push = push_and_send
 
 
 def watch_evaluation(path: pathlib.Path, at_batch: int, number: int, seconds: float) -> None:

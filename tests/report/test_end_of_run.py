@@ -35,7 +35,7 @@ from bertgpt.report.baselines import (
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
-from bertgpt.training import loop, objectives, steps
+from bertgpt.training import finished, objectives, steps
 
 
 class Run:
@@ -47,7 +47,8 @@ class Run:
     self.train_set, self.held_out = (open_corpus(corpus, s) for s in ("train", "validation"))
     scores = {tag.split("/")[-1]: points[-1][1] for tag, points in read_curves(path).items()
               if tag.startswith("eval/")}
-    self.finished = loop.Finished(path, self.trained, self.train_set, self.held_out, scores)
+    self.finished = finished.Finished(path, self.trained, self.train_set, self.held_out,
+                                      scores)
     documents = self.train_set.tokens(np.arange(len(self.train_set)))
     is_causal = self.trained.config.objective.name == "causal"
     end = [self.trained.tokenizer.eod_id] * is_causal

@@ -1,12 +1,9 @@
 """The loop: it runs every step of every phase once, wherever a run resumes; its profile."""
 
 import contextlib
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import time
 import types
 
@@ -14,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import memory_corpus
 import numpy as np
-import program as program_lib
 import pytest
 import small_runs
 import tiny
@@ -25,40 +21,12 @@ from bertgpt.config import choices, recipes
 from bertgpt.config.overrides import override
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import preemption, profiler
-from bertgpt.errors import ConfigError, DataError, Preempted
+from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import loop as train
-from bertgpt.training import objectives, start, step_log
+from bertgpt.training import metrics, objectives, start, step_log
 from bertgpt.training.run import open_run
-
-
-def visit(config, first_step):
-  """Returns (step, phase whose program it is, (phase, batch of the phase)) of all steps."""
-  def read(phase, first):
-    yield from ((phase, batch) for batch in range(first, config.phases[phase].steps))
-
-  return list(train.make_steps(config, first_step, lambda phase: phase, read))
-
-
-def test_steps_of_all_phases_are_visited_once_from_any_start():
-  config = tiny.make_config()
-  config.phases = tuple(config_lib.phase(steps=n, micro_batches=m) for n, m in ((3, 1), (4, 2)))
-  everything = visit(config, 0)
-  assert everything == [(1, 0, (0, 0)), (2, 0, (0, 1)), (3, 0, (0, 2)),
-                        (4, 1, (1, 0)), (5, 1, (1, 1)), (6, 1, (1, 2)), (7, 1, (1, 3))]
-  for first in range(8):
-    assert visit(config, first) == everything[first:]
-  config.train.skip_steps = ((2, 5),)
-  for first in range(8):
-    assert visit(config, first) == [row for row in everything[first:] if row[0] in (1, 6, 7)]
-
-
-def test_phases_that_differ_only_in_their_rates_share_a_program():
-  config = tiny.make_config()
-  config.phases = tuple(config_lib.phase(steps=1, seq_len=n, learning_rate=rate)
-                        for n, rate in ((8, 1e-3), (16, 1e-3), (8, 1e-4)))
-  assert [program for _, program, _ in visit(config, 0)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("added, refused", [
@@ -71,36 +39,6 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
     start.check_phases(old, new, 5, pathlib.Path("run"))
-
-
-GATHER = """
-import sys
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from bertgpt.devices import cluster
-from bertgpt.training import loop
-cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},2,{sys.argv[2]}", 200)
-loop.GATHERED_BYTES = 100
-mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-for shape, spec in (((24, 6), P(("a", "b"))), ((24, 6), P("a", "b")),
-                    ((5, 8, 6), P(None, "a", "b")), ((40,), P("a")), ((7,), P()), ((), P())):
-  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  np.testing.assert_array_equal(loop.gather(jax.make_array_from_callback(
-      shape, NamedSharding(mesh, spec), lambda index: x[index])), x)
-"""  # At the end, JAX waits for the other process.
-
-
-def test_parameters_are_gathered_in_pieces_from_two_processes():
-  """They are split in all ways, the first one as a token table is."""
-  port = program_lib.free_port()
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-  processes = [subprocess.Popen([sys.executable, "-c", GATHER, str(port), str(i)], env=env,
-                                cwd=pathlib.Path(train.__file__).parents[2]) for i in range(2)]
-  try:
-    assert [process.wait(program_lib.TIMEOUT_S) for process in processes] == [0, 0]
-  finally:
-    for process in processes:
-      process.kill()
 
 
 @pytest.mark.parametrize("new, refused", [
@@ -184,14 +122,39 @@ def resume(recipe, path, steps):
       "--config.checkpoint.keep=9", "--config.log.every_steps=100"]), path)
 
 
-def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path, monkeypatch):
-  path = shutil.copytree(finished_gpt, tmp_path / "run")
-  add = step_log.StepLog.add
+def resume_badly(recipe, path, monkeypatch, bad_steps):
+  """Resumes a run up to step 30, of which some steps are said not to be applied."""
+  push = metrics.LateMetrics.push
   bad = {"tokens": (1, 1), "bad_steps": (1, 1), "loss": (0, 1), "grad_norm": (0, 1)}
-  monkeypatch.setattr(step_log.StepLog, "add", lambda log, step, metrics: add(
-      log, step, metrics | bad if step == 24 else metrics))
+  monkeypatch.setattr(metrics.LateMetrics, "push", lambda late, step, found: push(
+      late, step, found | bad if step in bad_steps else found))
   resume(recipe, path, 30)
-  assert [step for step in checkpoint.committed_steps(path) if step > 20] == [25, 28, 30]
+
+
+def test_a_save_waits_for_a_step_that_is_applied(finished_gpt, recipe, tmp_path, monkeypatch):
+  """The last save does not: the parameters are those of the last step that was applied."""
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  resume_badly(recipe, path, monkeypatch, (24, 25, 30))
+  assert [step for step in checkpoint.committed_steps(path) if step > 20] == [26, 28, 30]
+
+
+def test_a_signal_saves_even_a_step_that_was_not_applied(finished_gpt, recipe, tmp_path,
+                                                         monkeypatch):
+  path, calls = shutil.copytree(finished_gpt, tmp_path / "run"), iter(range(9))
+  monkeypatch.setattr(preemption, "catch_signals",
+                      lambda: contextlib.nullcontext(lambda: next(calls) == 4))
+  with pytest.raises(Preempted, match="stopped at step 25 with a checkpoint saved"):
+    resume_badly(recipe, path, monkeypatch, (24, 25))
+  assert checkpoint.committed_steps(path)[-1] == 25
+
+
+def test_a_run_that_has_diverged_is_not_saved(finished_gpt, recipe, tmp_path, monkeypatch):
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  monkeypatch.setattr(step_log, "has_diverged", lambda config, sums: sums["bad_steps"][0] > 0)
+  with pytest.raises(DivergedError, match="step 24: "):
+    resume_badly(recipe, path, monkeypatch, (24,))
+  assert checkpoint.committed_steps(path)[-1] == 20
+  assert metrics_file.read_curves(path)["train/skipped_steps"][-1] == (24, 1)
 
 
 def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_path, monkeypatch):
@@ -212,6 +175,20 @@ def test_a_signal_logs_the_steps_since_the_last_line(finished_gpt, recipe, tmp_p
   curves = metrics_file.read_curves(path)
   assert curves["train/loss"][-1][0] == 23
   assert curves["perf/step_seconds"][-1][1] < 1e7, "the time of the save is not that of a step"
+
+
+def test_a_signal_stops_the_evaluation_that_is_made_again(finished_gpt, recipe, tmp_path,
+                                                          monkeypatch):
+  """The run keeps its checkpoint, and the same command evaluates it."""
+  path = shutil.copytree(finished_gpt, tmp_path / "run")
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption, "catch_signals", lambda: contextlib.nullcontext(lambda: True))
+    with pytest.raises(Preempted, match="stopped at step 20 with a checkpoint saved"):
+      resume(recipe, path, 20)
+  evaluated = lambda: dict(metrics_file.read_curves(path).get("eval/validation/lm_loss", ()))
+  assert 20 not in evaluated() and checkpoint.committed_steps(path)[-1] == 20
+  resume(recipe, path, 20)
+  assert 20 in evaluated()
 
 
 def test_the_time_of_a_save_is_not_that_of_a_step(finished_gpt, recipe, tmp_path, monkeypatch):

@@ -30,7 +30,6 @@ from bertgpt.training import (
   loop,
   mapped,
   per_run,
-  saving,
   schedules,
   step_log,
   steps,
@@ -346,9 +345,14 @@ def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_step
     recipe, tmp_path, monkeypatch):
   """With a clock that evaluations and saves move on by a year. All trackers end together."""
   made, evaluated, ended, saved, year = [], [], [], [], 3e7
-  policies = []  # Before the end, only the first run saves, and the other one waits.
-  monkeypatch.setattr(saving.SavePolicy, "should_save", lambda policy, is_due, is_last, is_stopping:
-                      policies.append(policy) or is_last or policy is policies[0])
+  logs, add = [], step_log.StepLog.add  # Before the end, only the first run saves.
+
+  def add_and_reject(log, step, sums):
+    add(log, step, sums)
+    logs.append(log)
+    log.is_applied = log is logs[0]
+
+  monkeypatch.setattr(step_log.StepLog, "add", add_and_reject)
   save = checkpoint.Checkpoints.save
   monkeypatch.setattr(checkpoint.Checkpoints, "save",
                       lambda *args, **how: saved.append(1) or save(*args, **how))
@@ -393,8 +397,8 @@ def test_a_stopped_sweep_continues_as_if_it_had_not_been(recipe, swept, tmp_path
   alone, finish_step, year = [], mapped.MappedLoop._finish_step, 365 * 86400.0
 
   def finish_slowly(self):
-    if self._pending and len(self._pending[1]) < 2:
-      alone.append(self._pending[0])
+    if self._late._pending and len(self._active) < 2:
+      alone.append(self._late._pending[0])
     finish_step(self)
 
   with monkeypatch.context() as patch:

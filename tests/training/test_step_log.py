@@ -14,7 +14,7 @@ from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
 from bertgpt.devices import hardware, peers
 from bertgpt.errors import DivergedError
-from bertgpt.training import step_log, writer
+from bertgpt.training import metrics, step_log, writer
 
 
 def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):
@@ -40,9 +40,10 @@ def test_the_last_steps_of_a_run_that_diverges_are_logged(tmp_path, losses, mean
   with pytest.raises(DivergedError, match=f"step {len(losses)}: 3 consecutive steps"):
     for step, loss in enumerate(losses, 1):
       bad += int(np.isnan(loss))
-      log.add(step, {"loss": (loss, 1), "grad_norm": (loss, 1), "learning_rate": (0.1, 1),
-                     "tokens": (100, 1), "bad_steps": (bad, 1)})
-    log.finish_step()
+      sums = {"loss": (loss, 1), "grad_norm": (loss, 1), "learning_rate": (0.1, 1),
+              "tokens": (100, 1), "bad_steps": (bad, 1)}
+      log.add(step, sums)
+      step_log.check_divergence(config, step, sums)
   log.close()
   (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
   scalars = json.loads(line, parse_constant=pytest.fail)
@@ -78,11 +79,13 @@ def test_a_step_that_ran_while_another_was_logged_took_the_time_of_both(tmp_path
   write = log._writer.write
   monkeypatch.setattr(log._writer, "write", lambda *arguments: (
       write(*arguments), setattr(clock, "now", clock.now + 5)))
+  late = metrics.LateMetrics()
   for step in (1, 2, 3):
-    log.add(step, {"loss": (2.0, 1), "grad_norm": (1.0, 1), "learning_rate": (0.1, 1),
-                   "tokens": (100, 1), "bad_steps": (0, 1)})
+    step_log.finish_step(late, log, config)
+    late.push(step, {"loss": (2.0, 1), "grad_norm": (1.0, 1), "learning_rate": (0.1, 1),
+                     "tokens": (100, 1), "bad_steps": (0, 1)})
     clock.now += 1
-  log.finish_step()
+  step_log.finish_step(late, log, config)
   log.close()
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["perf/step_seconds"] for line in lines] == [1, 6, 6]
@@ -98,7 +101,6 @@ def test_the_mfu_of_an_interval_counts_the_flops_of_both_phases(tmp_path, monkey
   for step in range(1, 16):
     log.add(step, {"loss": (1, 1), "grad_norm": (1, 1), "learning_rate": (0.1, 1),
                    "tokens": (100, 1), "bad_steps": (0, 1)})
-  log.finish_step()
   log.close()
   (scalars,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
   short, long = (flops_per_step(config, p) for p in config.phases)
@@ -121,7 +123,6 @@ def test_the_time_that_is_left_counts_the_longer_rows_of_later_phases(tmp_path, 
     now += 100 if step <= 10 else 100 * long / short
     log.add(step, {"loss": (1, 1), "grad_norm": (1, 1), "learning_rate": (0.1, 1),
                    "tokens": (100, 1), "bad_steps": (0, 1)})
-    log.finish_step()
   log.close()
   lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
   at_6, at_18 = lines[5].split("ETA ")[1], lines[17].split("ETA ")[1]
