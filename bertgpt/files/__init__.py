@@ -5,6 +5,7 @@
 | `writing`     | files and folders that are written completely or not at all                  |
 | `growing`     | files that grow line by line                                                 |
 | `locking`     | locks between processes; `lease` is the one in a bucket                      |
+| `limits`      | the number of files that may be open                                         |
 | `parsing`     | JSON                                                                         |
 | `wire_format` | fields of protocol buffers                                                   |
 | `paths`       | paths as users give them, local copies                                       |
@@ -14,6 +15,7 @@
 from bertgpt.files.bucket import MANIFEST, BucketPath, in_parallel
 from bertgpt.files.growing import append, open_growing, upload, upload_all, write_all
 from bertgpt.files.lease import Holder
+from bertgpt.files.limits import raise_open_limit
 from bertgpt.files.locking import check_lock, lock
 from bertgpt.files.parsing import (
     LFS_POINTER,
@@ -60,7 +62,7 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "copy_locally", "download_tree", "expand", "find_problem", "has_file", "in_parallel",
            "is_matched", "is_remote", "is_unfinished", "lock", "make_path", "match_objects",
            "naming", "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
-           "raise_if_unanswered", "read_json", "read_json_lines", "refuse_dangling",
+           "raise_if_unanswered", "raise_open_limit", "read_json", "read_json_lines", "refuse_dangling",
            "refuse_existing", "remove_copies", "remove_leftovers", "remove_tree", "rename_new",
            "require_file", "require_parent", "require_utf8", "size_of", "sync", "unfinished_path",
            "upload", "upload_all", "without_nonfinite", "write_all", "write_atomically",

@@ -15,6 +15,7 @@ numeric name as a step. Here, a step is a directory that matches its manifest.
 
 import concurrent.futures
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
@@ -440,5 +441,7 @@ def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageErro
   """Returns the error for a failed save, with the reason of the system if it gives one."""
   code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
   reason = os.strerror(int(code[1])) if code else one_line(error)
+  remedy = ("Raise the limit of open files (ulimit -n)" if os.strerror(errno.EMFILE) in reason
+            else "Check the storage")
   return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
-                      "Earlier checkpoints are unchanged. Check the storage, then resume the run")
+                      f"Earlier checkpoints are unchanged. {remedy}, then resume the run")

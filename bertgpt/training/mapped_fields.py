@@ -1,10 +1,11 @@
-"""The fields in which runs may differ that one program trains."""
+"""Which runs one program may train: the fields in which they differ, and how many there are."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from bertgpt import config as config_lib
+from bertgpt import files
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
 
@@ -15,6 +16,25 @@ FIELDS = re.compile(
     r"|optimizer\.(b1|b2|epsilon|weight_decay|layer_decay|clip_norm|momentum|initial_accumulator)"
     r"|phases\[\d+\]\.(learning_rate|end_fraction|warmup_steps|warmup_fraction|decay_fraction"
     r"|power)")
+
+# A run has its lock, logs, curves, memory maps of the corpus and files of a save: up to 15 were seen
+# open. The rest is for libraries, and for shards of the corpus.
+FILES_PER_RUN, OTHER_FILES, WANTED_FILES = 16, 512, 2**16
+
+
+def check_number(num_runs: int) -> None:
+  """Raises the limit of open files of this process, as every run keeps some of them open.
+
+  Args:
+    num_runs: runs that one program shall train.
+  Raises:
+    ConfigError: the system does not allow so many open files.
+  """
+  needed = FILES_PER_RUN * num_runs + OTHER_FILES
+  if (limit := files.raise_open_limit(max(needed, WANTED_FILES))) < needed:
+    raise ConfigError(f"--mapped: {num_runs} runs need {needed} open files, and this process may "
+                      f"have {limit}. Raise the limit (ulimit -n), or map a share of the runs at a "
+                      "time (--run I/N)")
 
 
 def find(configs: Sequence[ConfigDict]) -> dict[str, tuple[Any, ...]]:

@@ -28,6 +28,7 @@ class Sweep(NamedTuple):
     configs: resolved configs.
     names: lines that announce the runs: their index and their own flags.
     chosen: indices of the runs that are trained by this command.
+    rows: index of a finished run -> its row of the table; filled by `make_table`.
   """
 
   runs: list[dict[str, Any]]
@@ -36,6 +37,7 @@ class Sweep(NamedTuple):
   configs: list[ConfigDict]
   names: list[str]
   chosen: range
+  rows: dict[int, dict[str, Any]]
 
 
 def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
@@ -61,8 +63,9 @@ def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   check_table(path / "sweep.json")
   if is_mapped and chosen:
     mapped_fields.find([configs[i] for i in chosen])
+    mapped_fields.check_number(len(chosen))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(arguments)}" for i, arguments in enumerate(own)]
-  return Sweep(runs, flags, folders, configs, names, chosen)
+  return Sweep(runs, flags, folders, configs, names, chosen, rows={})
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
@@ -129,10 +132,11 @@ def _train_in_turn(sweep: Sweep, recipe: str, path: pathlib.Path) -> list[Diverg
   diverged = []
   for i in sweep.chosen:
     console.print_stdout(sweep.names[i])
+    if is_done(sweep.folders[i], sweep.configs[i]):
+      continue
     try:
-      if not is_done(sweep.folders[i], sweep.configs[i]):
-        sweep_processes.train_run(
-            [f"--config={recipe}", f"--workdir={sweep.folders[i]}", *sweep.flags[i]], i)
+      sweep_processes.train_run(
+          [f"--config={recipe}", f"--workdir={sweep.folders[i]}", *sweep.flags[i]], i)
     except DivergedError as e:
       diverged.append(e)
     write_table(sweep, path)
@@ -256,13 +260,13 @@ def make_table(sweep: Sweep) -> list[dict[str, Any]]:
   Args:
     sweep: the sweep.
   """
-  table = []
-  for changes, folder, config in zip(sweep.runs, sweep.folders, sweep.configs, strict=True):
-    if is_done(folder, config):
+  for i, (changes, folder, config) in enumerate(zip(
+      sweep.runs, sweep.folders, sweep.configs, strict=True)):
+    if i not in sweep.rows and is_done(folder, config):  # A finished run does not change.
       fields = dict(config_lib.leaves(config))  # Plain types, even if get_sweep() has others.
-      table.append({"workdir": str(folder), **{field: fields[field] for field in changes},
-                    **final_scores(folder)})
-  return table
+      sweep.rows[i] = {"workdir": str(folder), **{field: fields[field] for field in changes},
+                       **final_scores(folder)}
+  return [sweep.rows[i] for i in sorted(sweep.rows)]
 
 
 def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:

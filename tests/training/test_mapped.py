@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bertgpt import cli
+from bertgpt import cli, files
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
@@ -29,6 +29,7 @@ from bertgpt.training import (
   evaluate_run,
   loop,
   mapped,
+  mapped_fields,
   per_run,
   schedules,
   step_log,
@@ -124,6 +125,16 @@ def test_losses_are_those_of_single_runs(name, mesh, micro_batches, runs, split)
   assert len({tuple(run) for run in losses.tolist()}) == len(runs)
   assert stacked.mesh.shape[sharding.RUNS] == split
   assert {x.sharding.spec[0] for x in jax.tree.leaves(states)} == {sharding.RUNS}
+
+
+def test_the_system_must_allow_the_files_of_all_runs(monkeypatch):
+  asked = []
+  monkeypatch.setattr(files, "raise_open_limit", lambda wanted: asked.append(wanted) or 1024)
+  mapped_fields.check_number(32)
+  with pytest.raises(ConfigError, match="33 runs need 1040 open files, and this process may have "
+                                        "1024. Raise the limit .ulimit -n."):
+    mapped_fields.check_number(33)
+  assert asked == [2**16, 2**16]
 
 
 def test_taking_what_was_put_changes_no_bit():

@@ -163,6 +163,19 @@ def stand_in_for_train(monkeypatch):
   return done
 
 
+def test_every_finished_run_is_read_once(tmp_path, recipe, monkeypatch):
+  """In a bucket, reading all of them after every run would take hours."""
+  five, read = tmp_path / "five.py", []
+  body = recipe.read_text().split("def get_sweep")[0]
+  five.write_text(f'{body}def get_sweep():\n  return [{{"seed": seed}} for seed in range(5)]\n')
+  stand_in_for_train(monkeypatch).update({"000", "003"})
+  monkeypatch.setattr(sweep, "final_scores", lambda folder: read.append(folder.name) or {})
+  assert cli.main(["sweep", f"--config={five}", f"--workdir={tmp_path / 'sweep'}"]) == 0
+  assert sorted(read) == [f"{i:03d}" for i in range(5)]
+  table = json.loads((tmp_path / "sweep/sweep.json").read_text())
+  assert [row["seed"] for row in table] == list(range(5))
+
+
 def test_shares_of_a_sweep_make_the_whole(tmp_path, recipe, monkeypatch, capsys):
   """Three processes train each of five runs exactly once; the table has all finished runs."""
   five = tmp_path / "five.py"

@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import pathlib
-import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -121,16 +120,7 @@ def allow_files(number: int) -> int:
   Returns:
     How many of them may be open: `number` or less, and at least 8.
   """
-  limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 2 * number + _OTHER_FILES  # A run reads two splits.
-  if limit != resource.RLIM_INFINITY and limit < wanted:
-    limit = wanted if highest == resource.RLIM_INFINITY else min(wanted, highest)
-    try:
-      resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest))
-    except (OSError, ValueError):  # macOS has another limit, which it does not tell.
-      limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-  if limit == resource.RLIM_INFINITY:
-    return number
+  limit = files.raise_open_limit(2 * number + _OTHER_FILES)  # A run reads two splits.
   return max(8, min(number, (limit - min(_OTHER_FILES, limit // 2)) // 2))
 
 
