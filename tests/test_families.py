@@ -4,7 +4,6 @@ import importlib
 import pathlib
 import re
 
-import numpy as np
 import pytest
 import tiny
 
@@ -13,10 +12,9 @@ from bertgpt.config import choices, families
 from bertgpt.data.batches.parts import RowFormat
 from bertgpt.devices import sharding
 from bertgpt.hub.architecture import BODY
-from bertgpt.models import Param, parameter_table
-from bertgpt.models.parameters import find, find_part
+from bertgpt.models import parameter_table
+from bertgpt.models.parameters import find
 from bertgpt.training import steps
-from bertgpt.training.optimizers import transforms
 from bertgpt.trees import named_leaves
 
 # Ability -> methods of the model that it calls; see docs/extending.md.
@@ -32,6 +30,8 @@ METHODS_OF_HEADS = {
     ("decoder", "classes"): ("text_features", "predict_next"),
     ("decoder", "values"): ("text_features", "predict_next"),
 }
+# First parts of the paths of parameters after the layers that belong to no head.
+AFTER_LAYERS = ("final_norm", "generator_project", "mix")
 SMALL = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64, "max_positions": tiny.LENGTH,
          "vocab_size": tiny.VOCAB}
 
@@ -83,30 +83,19 @@ def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, object
     setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
     params = steps.make_abstract_state(setup).params
   for path, x in named_leaves(params).items():
-    axes = find(parameter_table(config), path).axes
-    assert len(axes) == x.ndim, f"{path}: {axes} for the shape {x.shape}"
-    part = find_part(parameter_table(config), path)
+    param = find(parameter_table(config), path)
+    assert len(param.axes) == x.ndim, f"{path}: {param.axes} for the shape {x.shape}"
     group = path.split("/")[0]
-    assert part != "head" or group in families.HEADS, f"{path}: a head without a name"
+    is_late = group in AFTER_LAYERS or group in families.HEADS.keys() - BODY
+    assert is_late != (param.is_embedding or param.is_stacked), (
+        f"{path}: neither an embedding, nor of a layer, nor of a head with a name; or two of them")
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_the_rules_of_conversion_agree_with_the_table_on_what_a_head_is(name):
-  config = config_lib.base()
-  config.model.family = name
+def test_the_rules_of_conversion_name_every_head(name):
   for architecture in importlib.import_module(f"bertgpt.hub.{name}").ARCHITECTURES:
     for rule in architecture.rules:
-      is_head = find_part(parameter_table(config), rule.ours) == "head"
-      assert (rule.group not in BODY) == is_head, rule.ours
-
-
-def test_a_parameter_whose_line_names_no_part_has_no_factor_of_its_depth():
-  """A factor of 1 would be wrong without notice."""
-  config = config_lib.base()
-  config.optimizer.layer_decay = 0.5
-  transform = transforms.scale_by_depth(config, (Param(r"tokens/embedding$", ("vocab", None)),))
-  with pytest.raises(ValueError, match="of the parameter tokens/embedding has part=''"):
-    transform.update({"tokens": {"embedding": np.ones((4, 2))}}, ())
+      assert rule.group in BODY or rule.group in families.HEADS, rule.ours
 
 
 def test_the_page_has_a_tested_size_of_every_preset():

@@ -56,7 +56,8 @@ class Efficiency(NamedTuple):
 
 
 # Assumptions, but for the time of an operation: the smallest in XLA's estimates for TPU.
-TPU = Efficiency(0.80, 0.80, 0.80, 0.60, 0.80, 0.80, 1.2e-6)
+TPU = Efficiency(matmul=0.80, fp8=0.80, attention=0.80, vector=0.60, memory=0.80, network=0.80,
+                 kernel_seconds=1.2e-6)
 
 # Measured on one H100 (jax 0.11.2, bfloat16), but for the network, which is an assumption: steps of
 # BERT-base, BERT-large and GPT-2 124M and the kernels of their profiles, see docs/performance.md.
@@ -65,7 +66,8 @@ TPU = Efficiency(0.80, 0.80, 0.80, 0.60, 0.80, 0.80, 1.2e-6)
 # rows of 128 tokens, and 0.18 to 0.23 in rows of 512 and 1,024. The share of the vector units is
 # that of the kernel with dropout, whose masks need integers. Other GPUs are assumed to reach the
 # same shares.
-GPU = Efficiency(0.69, 0.50, 0.20, 0.43, 0.72, 0.80, 1.4e-6)
+GPU = Efficiency(matmul=0.69, fp8=0.50, attention=0.20, vector=0.43, memory=0.72, network=0.80,
+                 kernel_seconds=1.4e-6)
 
 
 class Chip(NamedTuple):
@@ -101,31 +103,67 @@ class Chip(NamedTuple):
   links: int
   link_bandwidth: float
   dcn_bandwidth: float
-  clock: float
+  clock: float = 0
   devices_per_chip: int = 1
   efficiency: Efficiency = TPU
 
 
 # The first chip that is named in JAX's name is taken: "TPU v5" is v5p.
 CHIPS = {
-    "b200": Chip(("B200",), 2250e12, 4500e12, 37.5e12, 64, 180 * GB, 171 * GB, 7700 * GB,
-                 1, 900 * GB, 50 * GB, 0, efficiency=GPU),
-    "h200": Chip(("H200",), 989e12, 1979e12, 33.5e12, 64, 141 * GB, 134 * GB, 4800 * GB,
-                 1, 450 * GB, 50 * GB, 0, efficiency=GPU),
-    "h100": Chip(("H100",), 989e12, 1979e12, 33.5e12, 64, 80 * GB, 76 * GB, 3350 * GB,
-                 1, 450 * GB, 50 * GB, 0, efficiency=GPU),
-    "a100": Chip(("A100",), 312e12, 0, 9.75e12, 64, 80 * GB, 76 * GB, 2039 * GB,
-                 1, 300 * GB, 25 * GB, 0, efficiency=GPU),
-    "tpu7x": Chip(("TPU7x",), 1153.5e12, 2307e12, 9.0e12, 256, 96 * GIB, 94.74 * GIB, 3690 * GB,
-                  6, 50 * GB, 6.25 * GB, 2.2e9, devices_per_chip=2),
-    "v6e": Chip(("TPU v6",), 918e12, 918e12, 7.2e12, 256, 32 * GIB, 31.25 * GIB, 1638 * GB,
-                4, 90 * GB, 12.5 * GB, 1.75e9),
-    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 0, 6.1e12, 128, 16 * GIB, 15.75 * GIB,
-                819 * GB, 4, 45 * GB, 3.125 * GB, 1.5e9),
-    "v5p": Chip(("TPU v5",), 459e12, 0, 14.3e12, 128, 95 * GIB, 95.74 * GIB, 2765 * GB,
-                6, 90 * GB, 6.25 * GB, 1.75e9),
-    "v4": Chip(("TPU v4",), 275e12, 0, 8.6e12, 128, 32 * GIB, 30.75 * GIB, 1228 * GB,
-               6, 45 * GB, 6.25 * GB, 1.05e9),
+    "b200": Chip(
+        device_kinds=("B200",),
+        peak_flops=2250e12, fp8_flops=4500e12, vector_flops=37.5e12, tile=64,
+        hbm_bytes=180 * GB, usable_hbm=171 * GB, hbm_bandwidth=7700 * GB,
+        links=1, link_bandwidth=900 * GB, dcn_bandwidth=50 * GB,
+        efficiency=GPU),
+    "h200": Chip(
+        device_kinds=("H200",),
+        peak_flops=989e12, fp8_flops=1979e12, vector_flops=33.5e12, tile=64,
+        hbm_bytes=141 * GB, usable_hbm=134 * GB, hbm_bandwidth=4800 * GB,
+        links=1, link_bandwidth=450 * GB, dcn_bandwidth=50 * GB,
+        efficiency=GPU),
+    "h100": Chip(
+        device_kinds=("H100",),
+        peak_flops=989e12, fp8_flops=1979e12, vector_flops=33.5e12, tile=64,
+        hbm_bytes=80 * GB, usable_hbm=76 * GB, hbm_bandwidth=3350 * GB,
+        links=1, link_bandwidth=450 * GB, dcn_bandwidth=50 * GB,
+        efficiency=GPU),
+    "a100": Chip(
+        device_kinds=("A100",),
+        peak_flops=312e12, fp8_flops=0, vector_flops=9.75e12, tile=64,
+        hbm_bytes=80 * GB, usable_hbm=76 * GB, hbm_bandwidth=2039 * GB,
+        links=1, link_bandwidth=300 * GB, dcn_bandwidth=25 * GB,
+        efficiency=GPU),
+    "tpu7x": Chip(
+        device_kinds=("TPU7x",),
+        peak_flops=1153.5e12, fp8_flops=2307e12, vector_flops=9.0e12, tile=256,
+        hbm_bytes=96 * GIB, usable_hbm=94.74 * GIB, hbm_bandwidth=3690 * GB,
+        links=6, link_bandwidth=50 * GB, dcn_bandwidth=6.25 * GB,
+        clock=2.2e9, devices_per_chip=2),
+    "v6e": Chip(
+        device_kinds=("TPU v6",),
+        peak_flops=918e12, fp8_flops=918e12, vector_flops=7.2e12, tile=256,
+        hbm_bytes=32 * GIB, usable_hbm=31.25 * GIB, hbm_bandwidth=1638 * GB,
+        links=4, link_bandwidth=90 * GB, dcn_bandwidth=12.5 * GB,
+        clock=1.75e9),
+    "v5e": Chip(
+        device_kinds=("TPU v5 lite", "TPU v5e"),
+        peak_flops=197e12, fp8_flops=0, vector_flops=6.1e12, tile=128,
+        hbm_bytes=16 * GIB, usable_hbm=15.75 * GIB, hbm_bandwidth=819 * GB,
+        links=4, link_bandwidth=45 * GB, dcn_bandwidth=3.125 * GB,
+        clock=1.5e9),
+    "v5p": Chip(
+        device_kinds=("TPU v5",),
+        peak_flops=459e12, fp8_flops=0, vector_flops=14.3e12, tile=128,
+        hbm_bytes=95 * GIB, usable_hbm=95.74 * GIB, hbm_bandwidth=2765 * GB,
+        links=6, link_bandwidth=90 * GB, dcn_bandwidth=6.25 * GB,
+        clock=1.75e9),
+    "v4": Chip(
+        device_kinds=("TPU v4",),
+        peak_flops=275e12, fp8_flops=0, vector_flops=8.6e12, tile=128,
+        hbm_bytes=32 * GIB, usable_hbm=30.75 * GIB, hbm_bandwidth=1228 * GB,
+        links=6, link_bandwidth=45 * GB, dcn_bandwidth=6.25 * GB,
+        clock=1.05e9),
 }
 
 

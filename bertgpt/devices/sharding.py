@@ -7,6 +7,7 @@ laid out like its parameter, because its path ends with the parameter's path.
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,19 +26,50 @@ from bertgpt.errors import ConfigError
 LogicalAxes = tuple[str | None, ...]
 AxesOf = Callable[[str], LogicalAxes]
 
-_axes: contextvars.ContextVar[Mapping[str, tuple[str, ...]]] = contextvars.ContextVar("axes")
-_platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform")
-_capability: contextvars.ContextVar[float] = contextvars.ContextVar("capability")
-_num_slices: contextvars.ContextVar[int] = contextvars.ContextVar("num_slices", default=1)
-_in_replica: contextvars.ContextVar[bool] = contextvars.ContextVar("in_replica", default=False)
-# Index of the micro-batch, and their number.
-_micro_batch: contextvars.ContextVar[tuple[jax.Array | int, int]] = contextvars.ContextVar(
-    "micro_batch", default=(0, 1))
-REPLICA = "replica"  # Name of the mapped axis inside `map_replicas`.
 RUNS = "runs"  # Name of the axis of meshes over which the runs of a sweep are mapped.
-# Rows and columns of the least part of a matrix that XLA scatters, also if elements have 2 bytes.
-_SUMMED_TILE = (16, 128)
-_LEAST_TILES = 32  # Per chip and matrix, so that padding adds at most 3%, except to the last one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+  """What a program that is traced here knows about its devices and its rows.
+
+  Attributes:
+    axes: mesh axes of every logical axis; empty outside `use_mesh`.
+    platform: 'cpu', 'gpu' or 'tpu'; '' outside `use_mesh`.
+    capability: see `compute_capability`; None outside `use_mesh`.
+    num_slices: TPU slices that the mesh is made of.
+    in_replica: whether this is inside `data_parallel.map_replicas`.
+    micro_batch: index of the micro-batch, and their number.
+  """
+
+  axes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  platform: str = ""
+  capability: float | None = None
+  num_slices: int = 1
+  in_replica: bool = False
+  micro_batch: tuple[jax.Array | int, int] = (0, 1)
+
+
+_scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("scope")
+
+
+def scope() -> Scope:
+  """Returns the scope in which this is traced."""
+  return _scope.get(Scope())
+
+
+@contextlib.contextmanager
+def change_scope(**fields: Any) -> Iterator[None]:
+  """Changes fields of the scope for everything that is traced inside.
+
+  Args:
+    fields: name -> value; see `Scope`.
+  """
+  token = _scope.set(dataclasses.replace(scope(), **fields))
+  try:
+    yield
+  finally:
+    _scope.reset(token)
 
 
 def make_mesh(config: config_lib.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -91,28 +123,20 @@ def use_mesh(mesh: Mesh | AbstractMesh, config: config_lib.ConfigDict,
     The mesh.
   """
   device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
-  if not platform and device:
-    platform = _platform_of(device)
-  enter: Callable = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
-  axes_token = _axes.set({name: tuple(config.mesh.axes[name]) for name in config.mesh.axes})
-  platform_token = _platform.set(platform or jax.default_backend())
-  capability_token = _capability.set(_capability_of(device))
+  if not platform:
+    platform = _platform_of(device) if device else jax.default_backend()
   if not num_slices:
-    num_slices = _count_slices(mesh.devices.flat) if _platform.get() == "tpu" and device else 1
-  slices_token = _num_slices.set(num_slices)
-  try:
-    with enter(mesh):
-      yield mesh
-  finally:
-    _num_slices.reset(slices_token)
-    _capability.reset(capability_token)
-    _platform.reset(platform_token)
-    _axes.reset(axes_token)
+    num_slices = _count_slices(mesh.devices.flat) if platform == "tpu" and device else 1
+  enter: Callable = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
+  axes = {name: tuple(config.mesh.axes[name]) for name in config.mesh.axes}
+  with enter(mesh), change_scope(axes=axes, platform=platform, capability=_capability_of(device),
+                                 num_slices=num_slices):
+    yield mesh
 
 
 def platform() -> str:
   """Returns 'cpu', 'gpu' or 'tpu': the platform that a program traced here is compiled for."""
-  return _platform.get(None) or jax.default_backend()
+  return scope().platform or jax.default_backend()
 
 
 def compute_capability() -> float:
@@ -120,7 +144,7 @@ def compute_capability() -> float:
 
   It is a number such as 7.5, or 0 if it is not known or the device is not an NVIDIA GPU.
   """
-  found = _capability.get(None)
+  found = scope().capability
   return _capability_of(jax.devices()[0]) if found is None else found
 
 
@@ -147,8 +171,8 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     x: activation.
     logical_axes: logical axis of every dimension; None: not split.
   """
-  axes = _axes.get(None)
-  if axes is None:
+  axes = scope().axes
+  if not axes:
     return x
   spec = _spec(logical_axes, x.shape, jax.sharding.get_abstract_mesh().shape, axes)
   return jax.lax.with_sharding_constraint(x, spec)
@@ -172,8 +196,8 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
   Returns:
     The whole results, in the structure of `out_axes`.
   """
-  axes = _axes.get(None)
-  if axes is None:
+  axes = scope().axes
+  if not axes:
     return function(*args, names={name: () for names in in_axes for name in names if name})
   mesh_shape = jax.sharding.get_abstract_mesh().shape
   claims: dict[str, str] = {}
@@ -200,154 +224,6 @@ def shard_index(mesh_axes: str | Sequence[str]) -> jax.Array | int:
     mesh_axes: `names[logical axis]` of `map_shards`.
   """
   return jax.lax.axis_index(mesh_axes).astype(jnp.uint32) if mesh_axes else 0
-
-
-def map_replicas(function: Callable, *args: Any) -> Any:
-  """Applies a function to the arrays of every replica of the model, without summing the results.
-
-  A replica is one index of the `data` axis. Only a later sum over the results' first axis crosses
-  the network between replicas. Otherwise XLA would sum replicated results as soon as they are
-  computed, in every iteration of a loop.
-
-  Args:
-    function: (*parts) -> results of one replica.
-    args: trees of arrays [replicas, ...].
-  Returns:
-    The results, [replicas, ...].
-  """
-  axes = _axes.get(None)
-
-  def apply(*parts):
-    inner = axes and {name: tuple(a for a in axes[name] if a != "data") for name in axes}
-    tokens = _axes.set(inner), _in_replica.set(True)
-    try:
-      return function(*parts)
-    finally:
-      _axes.reset(tokens[0])
-      _in_replica.reset(tokens[1])
-
-  spread: dict[str, Any] = {} if axes is None else {"spmd_axis_name": "data"}
-  return jax.vmap(apply, axis_name=REPLICA, **spread)(*args)
-
-
-def is_mapped() -> bool:
-  """Returns whether this is traced inside a vmap, over replicas or over the runs of a sweep."""
-  return _in_replica.get() or RUNS in jax.sharding.get_abstract_mesh().axis_names
-
-
-@contextlib.contextmanager
-def use_micro_batch(index: jax.Array | int, count: int) -> Iterator[None]:
-  """Makes `batch_rows` number the rows of a micro-batch, which holds every `count`-th row.
-
-  Args:
-    index: index of the micro-batch, which is that of its first row.
-    count: number of micro-batches.
-  """
-  token = _micro_batch.set((index, count))
-  try:
-    yield
-  finally:
-    _micro_batch.reset(token)
-
-
-def batch_rows(rows: int) -> jax.Array:
-  """Returns the indices in the whole batch of the rows of this replica and micro-batch, uint32.
-
-  Args:
-    rows: number of the rows.
-  """
-  index, count = _micro_batch.get()
-  rows_B = replica_index() * rows + jnp.arange(rows, dtype=jnp.uint32)
-  return rows_B * jnp.uint32(count) + jnp.uint32(index)
-
-
-def replica_index() -> jax.Array | int:
-  """Returns the index of the replica inside `map_replicas`, uint32, and 0 outside."""
-  return jax.lax.axis_index(REPLICA).astype(jnp.uint32) if _in_replica.get() else 0
-
-
-def constrain_gradients(grads: Any, axes_of: AxesOf) -> Any:
-  """Gives the gradients of every replica the layout of the parameters.
-
-  Args:
-    grads: tree with the paths of the parameters, arrays [replicas, ...].
-    axes_of: path of a parameter -> its logical axes.
-  """
-  axes = _axes.get(None)
-  if axes is None:
-    return grads
-  inner = {name: tuple(a for a in axes[name] if a != "data") for name in axes}
-
-  def pin(path, x):
-    spec = _spec(axes_of(trees.path_of(path)), x.shape[1:],
-                 jax.sharding.get_abstract_mesh().shape, inner)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *spec))
-
-  return jax.tree_util.tree_map_with_path(pin, grads)
-
-
-def sums_by_slice() -> bool:
-  """Returns whether `sum_gradients` arranges the gradients for the networks of several slices."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return _num_slices.get() > 1 and mesh.shape["data"] == mesh.size
-
-
-def sum_gradients(grads: Any) -> Any:
-  """Returns the sums over the replicas of arrays [replicas, ...].
-
-  Over several slices, XLA scatters the sum of an array within every slice, sums the parts between
-  the slices and gathers them, if it can split one of the array's axes among the chips of a slice.
-  Otherwise it first computes whole sums, which sends up to twice as much. So if only replicas share
-  the gradients, they are summed as matrices of which every chip gets whole tiles.
-
-  Args:
-    grads: tree of arrays [replicas, ...].
-  """
-  if not sums_by_slice():
-    return jax.tree.map(lambda x: x.sum(0), grads)
-  leaves, structure = jax.tree.flatten(grads)
-  rows = _SUMMED_TILE[0] * (num_replicas() // _num_slices.get())
-  sums: dict[int, jax.Array] = {}
-  for dtype in sorted({x.dtype.name for x in leaves}):
-    group: list[int] = []
-    for i in (i for i, x in enumerate(leaves) if x.dtype == dtype):
-      group.append(i)
-      if sum(leaves[j][0].size for j in group) >= _LEAST_TILES * rows * _SUMMED_TILE[1]:
-        sums |= zip(group, _sum_together([leaves[j] for j in group], rows), strict=True)
-        group = []
-    if group:
-      sums |= zip(group, _sum_together([leaves[j] for j in group], rows), strict=True)
-  return jax.tree.unflatten(structure, [sums[i] for i in range(len(leaves))])
-
-
-def _sum_together(arrays: Sequence[jax.Array], rows: int) -> list[jax.Array]:
-  """Returns the sums over the replicas of arrays [replicas, ...], as one matrix with some rows."""
-  flat = jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
-  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % (rows * _SUMMED_TILE[1]))))
-  matrices = jax.lax.with_sharding_constraint(flat.reshape(len(flat), rows, -1),
-                                              PartitionSpec("data"))
-  total = jax.lax.with_sharding_constraint(matrices.sum(0), PartitionSpec()).reshape(-1)
-  ends = np.cumsum([x[0].size for x in arrays])
-  return [part.reshape(x.shape[1:])
-          for part, x in zip(jnp.split(total, ends)[:-1], arrays, strict=True)]
-
-
-def constrain_replicas(x: jax.Array) -> jax.Array:
-  """Keeps rows on the devices that hold them.
-
-  Args:
-    x: rows of a batch, [micro-batches, replicas, rows of each, ...].
-  """
-  axes = _axes.get(None)
-  if axes is None:
-    return x
-  rows = tuple(a for a in axes["batch"] if a != "data")
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "data", rows or None))
-
-
-def num_replicas() -> int:
-  """Returns the size of the `data` axis; 1 outside `use_mesh`."""
-  return 1 if _axes.get(None) is None else jax.sharding.get_abstract_mesh().shape["data"]
 
 
 def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDict,

@@ -21,8 +21,8 @@ from bertgpt.errors import ConfigError
 
 Sizes = dict[str, int]  # Letter -> size; "skip" -> rows before the one of position 0.
 
-# First parts of the paths of the parameters that compute features; all others belong to heads. The
-# tables of the models say the same: their part is not 'head'.
+# First parts of the paths of the parameters that compute features; all others belong to heads and
+# are in `families.HEADS`.
 BODY = ("embeddings", "encoder", "decoder", "final_norm", "generator_embeddings",
         "generator_project", "generator")
 

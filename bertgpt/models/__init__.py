@@ -14,8 +14,8 @@ from bertgpt.models.inputs import Inputs
 from bertgpt.models.lookup import find_class, find_module
 from bertgpt.models.parameters import Param, Table, find
 
-__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "carry_specs", "has_parameter",
-           "make_model", "parameter_table"]
+__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "has_parameter", "make_model",
+           "parameter_table"]
 
 
 def make_model(config: ConfigDict) -> Module:
@@ -25,19 +25,6 @@ def make_model(config: ConfigDict) -> Module:
     config: a whole config; `config.model` is read, with `vocab_size` set.
   """
   return find_class(config.model)(FrozenConfigDict(config.model))
-
-
-def carry_specs(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], type]]:
-  """Returns the schema of the state that a row carries to the same row of the next step.
-
-  Args:
-    config: a whole config; `config.model` is read.
-  Returns:
-    name -> (shape per row, dtype), as the function `carry_specs` of the family's module gives it;
-    empty if the module has none.
-  """
-  make = getattr(find_module(config.model.family), "carry_specs", lambda model: {})
-  return make(config.model)
 
 
 def axes_of(config: ConfigDict) -> Callable[[str], tuple[str | None, ...]]:

@@ -18,7 +18,7 @@ class Albert(bert.Bert):
 MODEL = Albert
 
 PARAMETERS = (
-    Param(r"sop/kernel$", (None, None), part="head"),
-    Param(r"sop/bias$", (None,), decays=False, part="head"),
+    Param(r"sop/kernel$", (None, None)),
+    Param(r"sop/bias$", (None,), decays=False),
     *bert.PARAMETERS,
 )

@@ -19,7 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from bertgpt.config import attention_kernels
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.models import flash_attention
 from bertgpt.models.cache import Cache
 from bertgpt.models.dropout import drop, is_hash
@@ -207,7 +207,7 @@ def _attend_cudnn(q_BLNH, k_BSNH, v_BSNH, visibility):
   limits: dict[str, jax.Array] = {}
   if visibility.lengths_B is None or (visibility.window and not visibility.causal):
     limits["mask"] = dataclasses.replace(visibility, causal=False).mask()
-    if sharding.is_mapped():
+    if data_parallel.is_mapped():
       # JAX's rule for vmap assumes that every head has a mask of its own.
       shape = (*limits["mask"].shape[:1], q_BLNH.shape[2], *limits["mask"].shape[2:])
       limits["mask"] = jnp.broadcast_to(limits["mask"], shape)

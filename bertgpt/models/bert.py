@@ -107,10 +107,10 @@ MODEL = Bert
 PARAMETERS = (
     *layers.EMBEDDING_PARAMETERS,
     *layers.STACK_PARAMETERS,
-    Param(r"(pooler|mlm/dense)/kernel$", ("embed", None), is_matrix=True, part="head"),
-    Param(r"(pooler|mlm/dense)/bias$", (None,), decays=False, part="head"),
-    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False, part="head"),
-    Param(r"mlm/bias$", ("vocab",), decays=False, part="head"),
-    Param(r"nsp/kernel$", (None, None), part="head"),
-    Param(r"nsp/bias$", (None,), decays=False, part="head"),
+    Param(r"(pooler|mlm/dense)/kernel$", ("embed", None), is_matrix=True),
+    Param(r"(pooler|mlm/dense)/bias$", (None,), decays=False),
+    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"mlm/bias$", ("vocab",), decays=False),
+    Param(r"nsp/kernel$", (None, None)),
+    Param(r"nsp/bias$", (None,), decays=False),
 )

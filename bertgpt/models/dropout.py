@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel
 from bertgpt.models.remat import gpu_barrier
 
 
@@ -36,14 +36,14 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, is_shared: bool = Fal
     return x
   if is_hash(key):
     rows = x.shape[0]
-    rows_B = jnp.arange(rows, dtype=jnp.uint32) if is_shared else sharding.batch_rows(rows)
+    rows_B = jnp.arange(rows, dtype=jnp.uint32) if is_shared else data_parallel.batch_rows(rows)
     if isinstance(rate, float):
       return _drop_by_hash(x, key, rows_B, rate)
     # The constants of a custom derivative cannot differ between runs. This one saves the mask.
     limit = jnp.asarray(round(rate * 2**32)).astype(jnp.uint32)
     return _scale(x, hash_bits(key, rows_B, x.shape) >= limit, rate)
   if not is_shared:
-    key = jax.random.fold_in(key, sharding.replica_index())
+    key = jax.random.fold_in(key, data_parallel.replica_index())
   return _scale(x, jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape), rate)
 
 

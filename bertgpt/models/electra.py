@@ -170,14 +170,14 @@ MODEL = Electra
 
 # The lines of the embeddings and of the layers match the parameters of both models.
 PARAMETERS = (
-    Param(r"generator_project/kernel$", (None, "embed"), is_matrix=True, part="feature"),
-    Param(r"generator_project/bias$", (None,), decays=False, part="feature"),
+    Param(r"generator_project/kernel$", (None, "embed"), is_matrix=True),
+    Param(r"generator_project/bias$", (None,), decays=False),
     *layers.EMBEDDING_PARAMETERS,
     *layers.STACK_PARAMETERS,
-    Param(r"(pooler|mlm/dense|rtd/dense)/kernel$", ("embed", None), is_matrix=True, part="head"),
-    Param(r"(pooler|mlm/dense|rtd/dense)/bias$", (None,), decays=False, part="head"),
-    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False, part="head"),
-    Param(r"mlm/bias$", ("vocab",), decays=False, part="head"),
-    Param(r"rtd/output/kernel$", (None, None), part="head"),
-    Param(r"rtd/output/bias$", (None,), decays=False, part="head"),
+    Param(r"(pooler|mlm/dense|rtd/dense)/kernel$", ("embed", None), is_matrix=True),
+    Param(r"(pooler|mlm/dense|rtd/dense)/bias$", (None,), decays=False),
+    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"mlm/bias$", ("vocab",), decays=False),
+    Param(r"rtd/output/kernel$", (None, None)),
+    Param(r"rtd/output/bias$", (None,), decays=False),
 )

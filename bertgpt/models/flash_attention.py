@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bertgpt.config.attention_kernels import FLASH_TILE
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.models import dropout, flash_gpu, flash_tpu
 from bertgpt.models.flash_tiles import Task
 from bertgpt.models.remat import SAVED
@@ -45,7 +45,7 @@ def attend(q_BLNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, ids_BL: jax.
   task = Task(length, width, width ** -0.5, causal, window, 0.0 if key_data is None else rate,
               interpret=sharding.platform() == "cpu")
   key_data = jnp.zeros(2, jnp.uint32) if key_data is None else key_data
-  rows_B = sharding.batch_rows(q_BLNH.shape[0])
+  rows_B = data_parallel.batch_rows(q_BLNH.shape[0])
   return _attend(task, q_BLNH, k_BSNH, v_BSNH, ids_BL, key_data, rows_B)
 
 

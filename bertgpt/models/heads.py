@@ -132,6 +132,6 @@ def mean_of_texts(x_BLD: jax.Array, inputs: Inputs) -> jax.Array:
 
 
 PARAMETERS = (
-    Param(r"^head/kernel$", (None, None), part="head"),
-    Param(r"^head/bias$", (None,), decays=False, part="head"),
+    Param(r"^head/kernel$", (None, None)),
+    Param(r"^head/bias$", (None,), decays=False),
 )

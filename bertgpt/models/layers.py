@@ -49,11 +49,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
 # XLA rebuilds the whole table for every lookup.
 EMBEDDING_PARAMETERS = (
-    Param(r"embeddings/token/embedding$", ("vocab", None), part="embedding"),
-    Param(r"embeddings/(position|segment)/embedding$", (None, None), part="embedding"),
-    Param(r"embeddings/norm/(scale|bias)$", (None,), decays=False, part="embedding"),
-    Param(r"embeddings/project/kernel$", (None, "embed"), is_matrix=True, part="embedding"),
-    Param(r"embeddings/project/bias$", (None,), decays=False, part="embedding"),
+    Param(r"embeddings/token/embedding$", ("vocab", None), is_embedding=True),
+    Param(r"embeddings/(position|segment)/embedding$", (None, None), is_embedding=True),
+    Param(r"embeddings/norm/(scale|bias)$", (None,), decays=False, is_embedding=True),
+    Param(r"embeddings/project/kernel$", (None, "embed"), is_matrix=True, is_embedding=True),
+    Param(r"embeddings/project/bias$", (None,), decays=False, is_embedding=True),
 )
 STACK_PARAMETERS = (
     Param(r"layers/attention/(query|key|value)/kernel$", ("layers", "embed", "heads"),
@@ -66,7 +66,7 @@ STACK_PARAMETERS = (
     Param(r"layers/mlp/down/kernel$", ("layers", "mlp", "embed"), is_matrix=True),
     Param(r"layers/mlp/down/bias$", ("layers", None), decays=False),
     Param(r"layers/(attention|mlp)_norm/(scale|bias)$", ("layers", None), decays=False),
-    Param(r"final_norm/(scale|bias)$", (None,), decays=False, part="feature"),
+    Param(r"final_norm/(scale|bias)$", (None,), decays=False),
 )
 
 

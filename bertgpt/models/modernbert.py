@@ -83,8 +83,8 @@ MODEL = ModernBert
 PARAMETERS = (
     *layers.EMBEDDING_PARAMETERS,
     *layers.STACK_PARAMETERS,
-    Param(r"mlm/dense/kernel$", ("embed", None), is_matrix=True, part="head"),
-    Param(r"mlm/dense/bias$", (None,), decays=False, part="head"),
-    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False, part="head"),
-    Param(r"mlm/bias$", ("vocab",), decays=False, part="head"),
+    Param(r"mlm/dense/kernel$", ("embed", None), is_matrix=True),
+    Param(r"mlm/dense/bias$", (None,), decays=False),
+    Param(r"mlm/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"mlm/bias$", ("vocab",), decays=False),
 )

@@ -50,8 +50,8 @@ MODEL = ModernBertDecoder
 PARAMETERS = (
     *layers.EMBEDDING_PARAMETERS,
     *layers.STACK_PARAMETERS,
-    Param(r"lm/dense/kernel$", ("embed", None), is_matrix=True, part="head"),
-    Param(r"lm/dense/bias$", (None,), decays=False, part="head"),
-    Param(r"lm/norm/(scale|bias)$", (None,), decays=False, part="head"),
-    Param(r"lm/bias$", ("vocab",), decays=False, part="head"),
+    Param(r"lm/dense/kernel$", ("embed", None), is_matrix=True),
+    Param(r"lm/dense/bias$", (None,), decays=False),
+    Param(r"lm/norm/(scale|bias)$", (None,), decays=False),
+    Param(r"lm/bias$", ("vocab",), decays=False),
 )

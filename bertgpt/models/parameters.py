@@ -11,9 +11,6 @@ from typing import NamedTuple
 from bertgpt import trees
 
 STACKED = ("layers", "directions")
-# Parts of a model: what comes before its layers, the layers, what else features need, and what only
-# predictions need.
-PARTS = ("embedding", "layer", "feature", "head")
 
 
 class Param(NamedTuple):
@@ -28,8 +25,7 @@ class Param(NamedTuple):
     is_matrix: whether it is a hidden matrix, which Muon orthogonalizes; embeddings and output
       layers are not hidden matrices.
     is_constant: whether it is never trained. Its gradient is 0, and no decay rule applies.
-    part: one of `PARTS`; '': a layer, if the first axis is 'layers'. The path of a layer that is
-      not stacked contains its number, as in lstm_1_kernel.
+    is_embedding: whether it comes before the layers, for decay by depth.
   """
 
   pattern: str
@@ -37,11 +33,15 @@ class Param(NamedTuple):
   decays: bool = True
   is_matrix: bool = False
   is_constant: bool = False
-  part: str = ""
+  is_embedding: bool = False
 
   @property
   def is_stacked(self) -> bool:
-    """True if the first axis is layers or directions, each with norms and moments of its own."""
+    """True if the first axis is layers or directions, each with norms and moments of its own.
+
+    All parameters of layers are stacked. With directions, the path has the number of the layer, as
+    in lstm_1_kernel.
+    """
     return self.axes[0] in STACKED
 
 
@@ -58,20 +58,3 @@ def find(table: Table, path: str) -> Param:
     ValueError: no line matches. Every parameter needs a line in the file of its family.
   """
   return trees.first_match([(param.pattern, param) for param in table], path)
-
-
-def find_part(table: Table, path: str) -> str:
-  """Returns the part of the model to which a parameter belongs, one of `PARTS`.
-
-  Args:
-    table: table of a family.
-    path: names of the nested dicts, joined by '/'.
-  Raises:
-    ValueError: no line matches, or its line names no part.
-  """
-  param = find(table, path)
-  part = param.part or ("layer" if param.axes[0] == "layers" else "")
-  if part not in PARTS:
-    raise ValueError(f"the line {param.pattern!r} of the parameter {path} has part={part!r}. Set "
-                     f"it to one of {', '.join(PARTS)}")
-  return part

@@ -300,14 +300,14 @@ class RelativeAttention(nn.Module):
 MODEL = Xlnet
 
 PARAMETERS = (
-    Param(r"encoder/mask_embedding$", (None, None, None), part="embedding"),
+    Param(r"encoder/mask_embedding$", (None, None, None), is_embedding=True),
     Param(r"layers/attention/position/kernel$", ("layers", "embed", "heads"), is_matrix=True),
     # They decay (github.com/zihangdai/xlnet, model_utils.py, 2019).
     Param(r"layers/attention/(content|position|segment)_bias$", ("layers", "heads")),
     Param(r"layers/attention/segment_embedding$", ("layers", None, "heads")),
     *layers.EMBEDDING_PARAMETERS,
     *layers.STACK_PARAMETERS,
-    Param(r"pooler/kernel$", ("embed", None), is_matrix=True, part="head"),
-    Param(r"pooler/bias$", (None,), decays=False, part="head"),
-    Param(r"mlm/bias$", ("vocab",), decays=False, part="head"),
+    Param(r"pooler/kernel$", ("embed", None), is_matrix=True),
+    Param(r"pooler/bias$", (None,), decays=False),
+    Param(r"mlm/bias$", ("vocab",), decays=False),
 )

@@ -16,7 +16,7 @@ from bertgpt import models
 from bertgpt.config import ConfigDict, choices, compiler_options
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.models import Module, remat
 from bertgpt.training import objectives, optimizers, schedules, spikes
 from bertgpt.training.optimizers import transforms
@@ -195,15 +195,15 @@ def make_gradients(setup: Setup) -> Callable:
       return loss, (loss, sums, carry)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    if micro_batches == 1 and not sharding.sums_by_slice():
+    if micro_batches == 1 and not data_parallel.sums_by_slice():
       return grad_fn(params, batch, carry, keys)
 
     split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
       keys_of_m = _fold_in(setup, keys, m)
-      with sharding.use_micro_batch(m, micro_batches):
-        grads, (loss, sums, carry) = sharding.map_replicas(
+      with data_parallel.use_micro_batch(m, micro_batches):
+        grads, (loss, sums, carry) = data_parallel.map_replicas(
             lambda rows, carry: grad_fn(params, rows, carry, keys_of_m),
             *jax.tree.map(lambda x: x[m], (split, carries)))
       return (grads, (loss, sums)), carry
@@ -215,7 +215,7 @@ def make_gradients(setup: Setup) -> Callable:
       (grads, sums), carries = _accumulate(grads_of, carries, micro_batches, axes_of)
     # The only sum over the replicas.
     grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
-                         sharding.sum_gradients(grads), params)
+                         data_parallel.sum_gradients(grads), params)
     loss, sums = jax.tree.map(lambda x: x.sum(0), sums)
     return grads, (loss, sums, jax.tree.map(_join, carries))
 
@@ -236,7 +236,7 @@ def _accumulate(grads_of: Callable, carries: Any, micro_batches: int, axes_of: C
     found, carry = grads_of(m)
     grads, sums = jax.tree.map(jnp.add, total, found)
     carries = jax.tree.map(lambda x, x_m: x.at[m].set(x_m), carries, carry)
-    return (sharding.constrain_gradients(grads, axes_of), sums), carries
+    return (data_parallel.constrain_gradients(grads, axes_of), sums), carries
 
   zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
   return jax.lax.fori_loop(0, micro_batches, add, (zeros, carries))
@@ -264,13 +264,13 @@ def _split(micro_batches: int, x: jax.Array) -> jax.Array:
 
   Micro-batch m holds rows m, m + micro_batches, ...: every device splits its own rows.
   """
-  x = x.reshape(sharding.num_replicas(), -1, micro_batches, *x.shape[1:])
-  return sharding.constrain_replicas(jnp.moveaxis(x, 2, 0))
+  x = x.reshape(data_parallel.num_replicas(), -1, micro_batches, *x.shape[1:])
+  return data_parallel.constrain_replicas(jnp.moveaxis(x, 2, 0))
 
 
 def _join(x: jax.Array) -> jax.Array:
   """Returns the rows of a batch; the inverse of `_split`."""
-  x = jnp.moveaxis(sharding.constrain_replicas(x), 0, 2)
+  x = jnp.moveaxis(data_parallel.constrain_replicas(x), 0, 2)
   return x.reshape(-1, *x.shape[3:])
 
 

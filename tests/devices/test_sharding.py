@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertgpt import models, trees
 from bertgpt.config import families
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.training import objectives, steps
 
@@ -145,8 +145,8 @@ def test_gradients_are_summed_as_matrices_of_whole_tiles(sizes):
   grads = {str(size): rng.integers(-9, 9, (8, size)).astype(np.float32) for size in sizes}
   grads["half"] = jnp.asarray(rng.integers(-9, 9, (8, 2, 3)), jnp.bfloat16)
   with sharding.use_mesh(mesh, config, num_slices=2):
-    total = jax.jit(sharding.sum_gradients)(grads)
-    matrices = {x.aval.shape for eqn in jax.make_jaxpr(sharding.sum_gradients)(grads).eqns
+    total = jax.jit(data_parallel.sum_gradients)(grads)
+    matrices = {x.aval.shape for eqn in jax.make_jaxpr(data_parallel.sum_gradients)(grads).eqns
                 if eqn.primitive.name == "reduce_sum" for x in eqn.invars}
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.asarray(y).sum(0)), total, grads)
   assert all(shape[1] == 4 * 16 and shape[2] % 128 == 0 for shape in matrices)

@@ -154,7 +154,7 @@ def test_embeddings_are_those_of_bilm_tf():
   read = jax.jit(functools.partial(trained.model.apply, method="read"))
   for number, stream in enumerate(streams):
     carry = {name: np.zeros((1, *shape), dtype)
-             for name, (shape, dtype) in models.carry_specs(trained.config).items()}
+             for name, (shape, dtype) in models.elmo.carry_specs(trained.config.model).items()}
     with h5py.File(path / f"lm_embeddings_{number}.hdf5") as file:
       for i, line in enumerate(stream):
         sentence = [cls, *(ids[word] for word in line.split()), sep]

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import formats
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.models import attention
 from bertgpt.models.attention import Visibility
 
@@ -171,7 +171,7 @@ def compute_in_replicas(q, k, v, g, visibility):
     return x, *backward(g)
 
   split = lambda x: x[:, None]
-  found = sharding.map_replicas(attend, *jax.tree.map(split, (q, k, v, g, visibility)))
+  found = data_parallel.map_replicas(attend, *jax.tree.map(split, (q, k, v, g, visibility)))
   return jax.tree.map(lambda x: x[:, 0], found)
 
 

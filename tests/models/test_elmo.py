@@ -109,7 +109,7 @@ def test_ten_sentences_in_a_row_equal_numpy(residual):
   oracle = NumpyElmo(hub.to_bilm(params, config), config.state_clip, residual)
   read = jax.jit(functools.partial(module.apply, method="read"))
   carry = {name: np.zeros((1, *shape), dtype)
-           for name, (shape, dtype) in models.carry_specs(tiny_config(config)).items()}
+           for name, (shape, dtype) in elmo.carry_specs(config).items()}
   is_clipped = False
   for sentence in make_sentences(10):
     tokens = np.array([[sentence], [sentence[::-1]]], np.int32)
@@ -153,7 +153,7 @@ def test_a_row_that_is_cut_into_steps_is_read_as_a_whole(dtype):
   is_token = np.arange(24) < np.array([[24], [24], [20]])
   read = jax.jit(functools.partial(module.apply, method="read"))
   carry = {name: np.zeros((3, *shape), dtype)
-           for name, (shape, dtype) in models.carry_specs(tiny_config(config)).items()}
+           for name, (shape, dtype) in elmo.carry_specs(config).items()}
   whole = read({"params": params}, tokens, is_token, carry)
   outputs = []
   for start in (0, 8, 16):

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
-from bertgpt.devices import sharding
+from bertgpt.devices import data_parallel, sharding
 from bertgpt.models import attention, flash_attention, flash_gpu, flash_tpu
 from bertgpt.models.attention import Visibility
 
@@ -172,7 +172,7 @@ def test_a_micro_batch_drops_what_the_whole_batch_does():
   for first in range(2):
     rows = slice(first, None, 2)
     compute.clear_cache()  # The program of the other micro-batch has the same arguments.
-    with sharding.use_micro_batch(first, 2):
+    with data_parallel.use_micro_batch(first, 2):
       part = compute(*(x[rows] for x in inputs), ids[rows], "flash", rate=0.3)
     check_equal(part, [x[rows] for x in whole], 1e-5)
   compute.clear_cache()

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bertgpt.devices import hardware, sharding
+from bertgpt.devices import data_parallel, hardware, sharding
 from bertgpt.planning import collectives, hlo, roofline, topologies
 from bertgpt.planning.collectives import Collective, Network, Place
 
@@ -213,7 +213,7 @@ def test_gradients_of_any_shape_send_what_a_ring_would():
   grads = [jax.ShapeDtypeStruct((mesh.size, *shape), jnp.float32, sharding=place)
            for shape in ((30592, 256), (2, 768), (30592,))]
   with sharding.use_mesh(mesh, config):
-    text = jax.jit(sharding.sum_gradients).lower(grads).compile().as_text()
+    text = jax.jit(data_parallel.sum_gradients).lower(grads).compile().as_text()
   network = Network(topology.chip, [topology.place(d) for d in mesh.devices.flat], topology.torus,
                     dict(mesh.shape))
   totals = roofline.analyze(text, network).collectives

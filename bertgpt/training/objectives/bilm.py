@@ -8,11 +8,10 @@ import functools
 
 import jax.numpy as jnp
 
-from bertgpt import models
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.models import Inputs, cross_entropy
+from bertgpt.models import Inputs, cross_entropy, elmo
 from bertgpt.training.objectives.objective import Objective, keep_batch, name_sums
 
 
@@ -51,4 +50,4 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   return Objective(specs=functools.partial(formats.specs, config), corrupt=keep_batch,
                    weights=weights, compute_sums=compute_sums, init_inputs=Inputs.of,
-                   carry=models.carry_specs(config))
+                   carry=elmo.carry_specs(config.model))

@@ -72,10 +72,10 @@ def scale_by_depth(config: ConfigDict, table: Table) -> optax.GradientTransforma
 
   def scale_array(path, u):
     name = path_of(path)
-    part = parameters.find_part(table, name)
-    if part == "embedding":
+    param = parameters.find(table, name)
+    if param.is_embedding:
       return u * decay ** (layers + 2)
-    if part != "layer":
+    if not param.is_stacked:
       return u
     if numbered := re.search(r"_(\d+)_", name):  # For example encoder/lstm_1_kernel.
       return u * decay ** (layers + 1 - int(numbered[1]))
