@@ -223,7 +223,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
     return objectives.total_loss(sums, objective.weights(batch))
 
   inputs = Inputs.of(batch)
-  prediction, _ = tiny.apply(model, back.params, inputs, method="predict")
+  prediction = tiny.apply(model, back.params, inputs, method="predict")
   tokens, is_replaced = rtd.replace(batch, sampling.sample(prediction, batch["sample_key_data"]))
   assert 0 < is_replaced.sum() <= batch["predict_targets"].size
 

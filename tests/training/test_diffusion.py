@@ -51,7 +51,7 @@ def nats_by_masks():
   for shown, subset in zip(tokens, subsets, strict=True):
     shown[list(subset)] = tiny.MASK
   batch = {name: np.repeat(x, len(subsets), 0) for name, x in row.items()} | {"tokens": tokens}
-  prediction, _ = bound.predict(Inputs.of(batch))
+  prediction = bound.predict(Inputs.of(batch))
   logp = np.asarray(jax.nn.log_softmax(prediction.logits()), np.float64)
   return {subset: {place: -logp[i, place, TEXT[place - 1]] for place in subset}
           for i, subset in enumerate(subsets)}

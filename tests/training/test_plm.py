@@ -210,7 +210,7 @@ def test_a_prediction_depends_on_exactly_the_tokens_before_it(block):
     changed = np.repeat(np.asarray(drawn["tokens"]), tiny.LENGTH, axis=0)
     changed[at, at] = (changed[at, at] + 7) % tiny.VOCAB
     logits = jax.jit(lambda tokens: jax.vmap(lambda row: setup.model.apply(
-        {"params": params}, inputs._replace(tokens_BL=row[None]))[0][0])(tokens))
+        {"params": params}, inputs._replace(tokens_BL=row[None]))[0])(tokens))
     before, after = jnp.split(logits(np.concatenate([drawn["tokens"], changed])), [1])
   differs = np.asarray(jnp.abs(after - before).max(-1) > 0)  # [replaced token, slot]
   order, slots = np.asarray(drawn["order"][0]), np.asarray(drawn["predict_positions"][0])
@@ -228,7 +228,7 @@ def test_a_target_that_sees_nothing_is_predicted_from_nothing():
   first = np.zeros((2, 1), np.int32)
   inputs = Inputs(tokens, np.where(np.arange(8) < 1, 1, 2 * ones), ones, 0 * ones, first)
   with tiny.Setup(config) as setup:
-    logits, _ = tiny.apply(setup.model, setup.init().params, inputs)
+    logits = tiny.apply(setup.model, setup.init().params, inputs)
   np.testing.assert_array_equal(logits[0], logits[1])
   assert np.isfinite(logits).all()
 

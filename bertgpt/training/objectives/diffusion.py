@@ -47,7 +47,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(predict_positions_BK=None)
-    prediction, _ = model.predict(inputs)
+    prediction = model.predict(inputs)
     weights_BL = batch["predict_weights"]
     loss, correct = cross_entropy.score(prediction, batch["predict_targets"], weights_BL,
                                         config.objective.loss_chunk)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches.parts import Specs
 from bertgpt.models import Inputs, Module
+from bertgpt.models.cross_entropy import Prediction
 
 Batch = Mapping[str, jax.Array]
 Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
@@ -35,7 +36,7 @@ class BoundModel(NamedTuple):
   keys: Keys
   carry: Any = ()
 
-  def predict(self, inputs: Inputs) -> Any:
+  def predict(self, inputs: Inputs) -> Prediction:
     """Returns the result of the model's method `predict`.
 
     Args:

@@ -34,7 +34,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   one_sequence = formats.has_one_sequence(config)
 
   def compute_sums(model, batch):
-    prediction, _ = model.predict(Inputs.of(batch, one_sequence))
+    prediction = model.predict(Inputs.of(batch, one_sequence))
     return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME)
 
   return Objective(specs=functools.partial(formats.specs, config),

@@ -46,7 +46,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return losses
 
   def compute_sums(model, batch):
-    mlm, _ = model.predict(Inputs.of(batch, one_sequence))
+    mlm = model.predict(Inputs.of(batch, one_sequence))
     sampled_BK = sampling.sample(mlm, batch["sample_key_data"])
     tokens_BL, is_replaced_BL = replace(batch, sampled_BK)
     inputs = Inputs.of(batch, one_sequence)._replace(tokens_BL=tokens_BL, predict_positions_BK=None)
