@@ -110,8 +110,7 @@ class TrainState:
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, number of consecutive steps up to now that were not applied.
     spike_guard: state of the guard against spikes, see `spikes.init_guard`; () without one.
-    carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`;
-      () if there is none.
+    carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`.
   """
 
   step: jax.Array
@@ -119,7 +118,7 @@ class TrainState:
   opt_state: Any
   bad_steps: jax.Array
   spike_guard: Any = ()
-  carry: Any = ()
+  carry: objectives.Carry = dataclasses.field(default_factory=dict)
 
 
 # -------------------------------------------------------------- one step
@@ -169,7 +168,7 @@ def make_train_step(setup: Setup) -> Callable:
 
 
 def make_gradients(setup: Setup) -> Callable:
-  """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
+  """Returns (params, batch, step, carry) -> (gradients, (loss, sums, carry)) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, and `hash`
   dropout depends on the index of a row in the whole batch, so the loss does not depend on the
@@ -182,29 +181,29 @@ def make_gradients(setup: Setup) -> Callable:
   config, model, objective = setup.config, setup.model, setup.objective
   micro_batches, axes_of = setup.phase.micro_batches, models.axes_of(config)
 
-  def compute_gradients(params, batch, step, carry=()):
+  def compute_gradients(params, batch, step, carry):
     rows = batch["tokens"].shape[0]
     batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
     weights = objective.weights(batch)
-    keys = {"dropout": make_key(config, DROPOUT_STREAM, step)}
+    key = make_key(config, DROPOUT_STREAM, step)
 
-    def loss_fn(params, micro_batch, carry, keys):
-      bound = objectives.BoundModel(model, params, keys, carry)
-      sums, carry = objectives.compute_sums_and_carry(objective, bound, micro_batch)
+    def loss_fn(params, micro_batch, carry, key):
+      bound = objectives.BoundModel(model, params, key, carry)
+      sums, carry = objective.compute_sums(bound, micro_batch)
       loss = objectives.total_loss(sums, weights)
       return loss, (loss, sums, carry)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if micro_batches == 1 and not sharding.sums_by_slice():
-      return grad_fn(params, batch, carry, keys)
+      return grad_fn(params, batch, carry, key)
 
     split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
     def grads_of(m):
-      keys_of_m = _fold_in(setup, keys, m)
+      key_of_m = _fold_in(setup, key, m)
       with sharding.use_micro_batch(m, micro_batches):
         grads, (loss, sums, carry) = sharding.map_replicas(
-            lambda rows, carry: grad_fn(params, rows, carry, keys_of_m),
+            lambda rows, carry: grad_fn(params, rows, carry, key_of_m),
             *jax.tree.map(lambda x: x[m], (split, carries)))
       return (grads, (loss, sums)), carry
 
@@ -252,11 +251,11 @@ def _round_matrices(config: ConfigDict, grads: Any) -> Any:
                       grads, is_matrix)
 
 
-def _fold_in(setup: Setup, keys: dict[str, jax.Array], m: jax.Array) -> dict[str, jax.Array]:
-  """Returns the keys of micro-batch m; `hash` needs no other key, as its masks number all rows."""
+def _fold_in(setup: Setup, key: jax.Array, m: jax.Array) -> jax.Array:
+  """Returns the key of micro-batch m; `hash` needs no other key, as its masks number all rows."""
   if setup.phase.micro_batches == 1 or setup.config.model.dropout_rng == "hash":
-    return keys
-  return {name: jax.random.fold_in(key, m) for name, key in keys.items()}
+    return key
+  return jax.random.fold_in(key, m)
 
 
 def _split(micro_batches: int, x: jax.Array) -> jax.Array:
@@ -303,7 +302,7 @@ def init_state(setup: Setup) -> TrainState:
   zero = jnp.zeros((), jnp.int32)
   carry = objectives.make_zero_carry(objective, config.phases[0].batch_size)
   return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero,
-                    spikes.init_guard(config), carry or ())
+                    spikes.init_guard(config), carry)
 
 
 def make_abstract_state(setup: Setup) -> TrainState:

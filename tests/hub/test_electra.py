@@ -219,7 +219,7 @@ def test_a_step_is_that_of_pytorch(embedding_size):
   objective = objectives.make_objective(config, tiny.make_vocabulary())
 
   def total(params):
-    sums = objective.compute_sums(objectives.BoundModel(model, params, {}), batch)
+    sums, _ = objective.compute_sums(objectives.BoundModel(model, params), batch)
     return objectives.total_loss(sums, objective.weights(batch))
 
   inputs = Inputs.of(batch)

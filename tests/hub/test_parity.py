@@ -142,7 +142,7 @@ def run_theirs(theirs, config, batch):
 
 def total_loss(config, params, batch):
   objective = objectives.make_objective(config, tiny.make_vocabulary())
-  sums = objective.compute_sums(objectives.BoundModel(models.make_model(config), params, {}), batch)
+  sums, _ = objective.compute_sums(objectives.BoundModel(models.make_model(config), params), batch)
   return objectives.total_loss(sums, objective.weights(batch))
 
 

@@ -293,7 +293,7 @@ def test_loss_and_gradients_equal_those_of_pytorch():
   carry = objectives.make_zero_carry(objective, 3)
 
   def loss_of(params):
-    model = objectives.BoundModel(module, params, {}, carry)
+    model = objectives.BoundModel(module, params, carry=carry)
     sums, _ = objective.compute_sums(model, batch)
     return objectives.total_loss(sums, objective.weights(batch))
 

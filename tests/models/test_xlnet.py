@@ -187,8 +187,8 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
              "predict_targets": goal, "predict_weights": np.ones((ROWS, TARGETS), np.float32)}
 
     def our_loss(params, batch, carry):
-      bound = objectives.BoundModel(model, params, {}, carry)
-      sums, carry = objectives.compute_sums_and_carry(objective, bound, batch)
+      bound = objectives.BoundModel(model, params, carry=carry)
+      sums, carry = objective.compute_sums(bound, batch)
       return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
     logits = tiny.apply(model, params, Inputs.of(batch)._replace(

@@ -244,8 +244,8 @@ def make_memory_config(**options):
 
 def score(setup, params, batch, carry):
   """Returns the loss of a corrupted batch, and the new carry."""
-  bound = objectives.BoundModel(setup.model, params, {}, carry)
-  sums, carry = objectives.compute_sums_and_carry(setup.objective, bound, batch)
+  bound = objectives.BoundModel(setup.model, params, carry=carry)
+  sums, carry = setup.objective.compute_sums(bound, batch)
   return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
 
@@ -261,7 +261,7 @@ def test_an_empty_memory_changes_nothing():
       batch = setup.objective.corrupt(tiny.make_batch(config, rows=4), jax.random.key(0),
                                       np.arange(4))
       if name == "plm":
-        sums = setup.objective.compute_sums(objectives.BoundModel(setup.model, params, {}), batch)
+        sums, _ = setup.objective.compute_sums(objectives.BoundModel(setup.model, params), batch)
         losses.append(sums["plm_loss"][0] / sums["plm_loss"][1])
         continue
       empty = objectives.make_zero_carry(setup.objective, 4)

@@ -21,7 +21,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     mlm = model.predict(Inputs.of(batch, one_sequence))
-    return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
+    return masking.score_mlm(mlm, batch, config.objective.loss_chunk), {}
 
   return Objective(specs=functools.partial(formats.specs, config),
                    corrupt=masking.make_corrupt(config, vocabulary), weights=masking.weigh_mlm,

@@ -31,7 +31,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     mlm, pair_logits_BP2 = model.call("predict_pairs", inputs)
     pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
-            | name_sums(name, pairs, batch[weighted]))
+            | name_sums(name, pairs, batch[weighted])), {}
 
   def init_inputs(batch):
     return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])

@@ -35,7 +35,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     prediction = model.predict(Inputs.of(batch, one_sequence))
-    return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME)
+    return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME), {}
 
   return Objective(specs=functools.partial(formats.specs, config),
                    corrupt=make_corrupt(config, vocabulary),
