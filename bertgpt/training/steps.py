@@ -141,7 +141,7 @@ def make_train_step(setup: Setup) -> Callable:
   compute_gradients = make_gradients(setup)
 
   def train_step(state: TrainState, batch):
-    grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
+    (grads, loss, sums), carry = compute_gradients(state.params, batch, state.step, state.carry)
     grads = optimizers.zero_frozen(setup.config, grads)
     grads = remat.gpu_barrier(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -149,15 +149,11 @@ def make_train_step(setup: Setup) -> Callable:
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
-    is_applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
-    guard = spikes.at_step(setup.config, state.spike_guard, state.step)
-    if guard:
-      is_applied &= ~spikes.is_spike(setup.config, guard, watched)
+    is_applied, spike_guard = spikes.judge(setup.config, state.spike_guard, state.step, loss,
+                                           grad_norm)
     params, opt_state, carry = jax.tree.map(
         functools.partial(jnp.where, is_applied), (params, opt_state, carry),
         (state.params, state.opt_state, state.carry))
-    spike_guard = spikes.add_values(guard, watched, is_applied)
     bad_steps = jnp.where(is_applied, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
@@ -167,8 +163,16 @@ def make_train_step(setup: Setup) -> Callable:
   return train_step
 
 
+class Part(NamedTuple):
+  """Gradients, loss and metrics of a part of a batch, or of all of it; those of parts add up."""
+
+  grads: Any
+  loss: jax.Array
+  sums: objectives.Sums
+
+
 def make_gradients(setup: Setup) -> Callable:
-  """Returns (params, batch, step, carry) -> (gradients, (loss, sums, carry)) for a whole batch.
+  """Returns (params, batch, step, carry) -> (`Part`, carry) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, and `hash`
   dropout depends on the index of a row in the whole batch, so the loss does not depend on the
@@ -190,54 +194,57 @@ def make_gradients(setup: Setup) -> Callable:
     def loss_fn(params, micro_batch, carry, key):
       bound = objectives.BoundModel(model, params, key, carry)
       sums, carry = objective.compute_sums(bound, micro_batch)
-      loss = objectives.total_loss(sums, weights)
-      return loss, (loss, sums, carry)
+      return objectives.total_loss(sums, weights), (sums, carry)
 
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    def compute_part(micro_batch, carry, key):
+      (loss, (sums, carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+          params, micro_batch, carry, key)
+      return Part(grads, loss, sums), carry
+
     if micro_batches == 1 and not sharding.sums_by_slice():
-      return grad_fn(params, batch, carry, key)
+      return compute_part(batch, carry, key)
 
     split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
-    def grads_of(m):
+    def part_of(m):
       key_of_m = _fold_in(setup, key, m)
       with sharding.use_micro_batch(m, micro_batches):
-        grads, (loss, sums, carry) = sharding.map_replicas(
-            lambda rows, carry: grad_fn(params, rows, carry, key_of_m),
-            *jax.tree.map(lambda x: x[m], (split, carries)))
-      return (grads, (loss, sums)), carry
+        return sharding.map_replicas(lambda rows, carry: compute_part(rows, carry, key_of_m),
+                                     *jax.tree.map(lambda x: x[m], (split, carries)))
 
     if micro_batches == 1:
-      (grads, sums), carry = grads_of(0)
-      grads, carries = _round_matrices(config, grads), jax.tree.map(lambda x: x[None], carry)
+      part, carry = part_of(0)
+      part = part._replace(grads=_round_matrices(config, part.grads))
+      carries = jax.tree.map(lambda x: x[None], carry)
     else:
-      (grads, sums), carries = _accumulate(grads_of, carries, micro_batches, axes_of)
+      part, carries = _accumulate(part_of, carries, micro_batches, axes_of)
     # The only sum over the replicas.
     grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
-                         sharding.sum_gradients(grads), params)
-    loss, sums = jax.tree.map(lambda x: x.sum(0), sums)
-    return grads, (loss, sums, jax.tree.map(_join, carries))
+                         sharding.sum_gradients(part.grads), params)
+    loss, sums = jax.tree.map(lambda x: x.sum(0), (part.loss, part.sums))
+    return Part(grads, loss, sums), jax.tree.map(_join, carries)
 
   return compute_gradients
 
 
-def _accumulate(grads_of: Callable, carries: Any, micro_batches: int, axes_of: Callable) -> Any:
-  """Returns ((gradients, sums), carries), the first two summed over the micro-batches in a loop.
+def _accumulate(part_of: Callable, carries: Any, micro_batches: int, axes_of: Callable
+                ) -> tuple[Part, Any]:
+  """Returns the sum of the parts of all micro-batches, computed in a loop, and their carries.
 
   Args:
-    grads_of: index of a micro-batch -> ((gradients, sums), carry), per replica.
+    part_of: index of a micro-batch -> (`Part`, carry), per replica.
     carries: carries of all micro-batches before the step, [micro_batches, ...].
     micro_batches: their number.
     axes_of: path of a parameter -> its logical axes.
   """
   def add(m, totals):
     total, carries = totals
-    found, carry = grads_of(m)
-    grads, sums = jax.tree.map(jnp.add, total, found)
+    part, carry = part_of(m)
+    total = jax.tree.map(jnp.add, total, part)
     carries = jax.tree.map(lambda x, x_m: x.at[m].set(x_m), carries, carry)
-    return (sharding.constrain_gradients(grads, axes_of), sums), carries
+    return total._replace(grads=sharding.constrain_gradients(total.grads, axes_of)), carries
 
-  zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
+  zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, 0))
   return jax.lax.fori_loop(0, micro_batches, add, (zeros, carries))
 
 

@@ -168,7 +168,7 @@ class Setup:
     compute = steps.make_gradients(self.split(micro_batches))
 
     def without_carry(params, batch, step):
-      grads, (loss, sums, _) = compute(params, batch, step, {})
+      (grads, loss, sums), _ = compute(params, batch, step, {})
       return grads, (loss, sums)
 
     return jax.jit(without_carry)

@@ -127,8 +127,8 @@ def test_pieces_and_replicas_drop_apart(generator):
                                lambda batch: {"loss": 1}, compute_sums, lambda batch: ())
   mesh = sharding.make_mesh(config, tiny.devices_of(config))
   with sharding.use_mesh(mesh, config):
-    grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(
+    part, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(
         {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0, {})
-  kept = np.asarray(grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
+  kept = np.asarray(part.grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
   assert abs(z_score(kept - 2)) < 4.5
   assert kept.var() == pytest.approx(1, abs=0.03)

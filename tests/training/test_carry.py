@@ -116,7 +116,7 @@ def test_a_step_that_is_not_applied_hands_on_nothing():
 def test_an_objective_without_a_carry_adds_nothing_to_the_state():
   with tiny.Setup(tiny.make_config("causal")) as setup:
     assert not jax.tree.leaves(setup.abstract.carry)
-    _, (_, _, carry) = jax.eval_shape(
+    _, carry = jax.eval_shape(
         steps.make_gradients(setup.split(4)), setup.abstract.params,
         tiny.make_batch(setup.config), 0, setup.abstract.carry)
   assert not jax.tree.leaves(carry)

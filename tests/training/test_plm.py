@@ -331,8 +331,8 @@ def compute_step(mesh, micro_batches, remat="none", unroll=1):
         ((1, 1, 1), 4), ((8, 1, 1), 1, "full", 0), ((1, 8, 1), 2, "dots", 1),
         ((1, 1, 4), 4, "products", 0), ((2, 2, 2), 1, "full", 1)))], ids=str)
 def test_a_step_with_memory_does_not_depend_on_the_layout(layout):
-  grads, (loss, sums, carry) = compute_step(*layout)
-  expected_grads, (expected_loss, expected_sums, expected_carry) = compute_step((1, 1, 1), 1)
+  (grads, loss, sums), carry = compute_step(*layout)
+  (expected_grads, expected_loss, expected_sums), expected_carry = compute_step((1, 1, 1), 1)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)

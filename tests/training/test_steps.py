@@ -171,7 +171,7 @@ def test_a_phase_has_its_own_masks_and_positions():
     with tiny.Setup(config) as setup:
       at = steps.at_phase(setup.training, index)
       compute = jax.jit(steps.make_gradients(at))
-      _, (loss, sums, _) = compute(setup.init().params, tiny.make_batch(config, rows=8), 3, {})
+      (_, loss, sums), _ = compute(setup.init().params, tiny.make_batch(config, rows=8), 3, {})
     return float(loss), float(sums["mlm_loss"][1])
 
   config = tiny.make_config("mlm", **modern)
