@@ -54,7 +54,7 @@ def conditions(config: ConfigDict, phase_index: int) -> dict[str, Any]:
   Returns:
     Name -> JSON value.
   """
-  config, rows_by = config_lib.at_phase(config, phase_index, True), config.eval.rows_by
+  config, rows_by = config_lib.config_of_phase(config, phase_index, True), config.eval.rows_by
   p = config.phases[0]
   found = {"seq_len": p.seq_len, "mask_prob": config.objective.mask_prob,
            "max_predictions": p.max_predictions, "max_rows": config.eval.max_rows,

@@ -50,32 +50,28 @@ class Setup(NamedTuple):
     return self.config.phases[self.phase_index]
 
 
-def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
-  """Returns the model and the objective that a config names, to be trained on a mesh.
-
-  Args:
-    config: a whole config, with `model.vocab_size` set.
-    mesh: mesh over the devices; an AbstractMesh if there are none.
-    vocabulary: vocabulary of the tokenizer.
-  """
-  return Setup(config, mesh, models.make_model(config),
-               objectives.make_objective(config, vocabulary), vocabulary)
-
-
-def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
-  """Returns the setup of a phase, with the model and the objective as they are in it.
+def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary,
+               phase_index: int = 0, in_evaluation: bool = False) -> Setup:
+  """Returns the model and the objective of a phase, to be trained on a mesh.
 
   The shares of masked tokens and the bases of rotary positions may differ between phases. The
   parameters are the same.
 
   Args:
-    setup: constants of the training, with a vocabulary.
-    index: index of the phase.
-    in_evaluation: see `config.at_phase`.
+    config: a whole config, with `model.vocab_size` set.
+    mesh: mesh over the devices; an AbstractMesh if there are none.
+    vocabulary: vocabulary of the tokenizer.
+    phase_index: index of the phase.
+    in_evaluation: see `config.config_of_phase`.
   """
-  config = config_lib.at_phase(setup.config, index, in_evaluation)
-  return setup._replace(model=models.make_model(config), phase_index=index,
-                        objective=objectives.make_objective(config, setup.vocabulary))
+  own = config_lib.config_of_phase(config, phase_index, in_evaluation)
+  return Setup(config, mesh, models.make_model(own), objectives.make_objective(own, vocabulary),
+               vocabulary, phase_index)
+
+
+def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
+  """Returns the same training at another phase; for the arguments, see `make_setup`."""
+  return make_setup(setup.config, setup.mesh, setup.vocabulary, index, in_evaluation)
 
 
 # Fields of a phase that its train step does not depend on: every step has the schedule of the whole
@@ -93,7 +89,7 @@ def program_key(config: ConfigDict, index: int, in_evaluation: bool = False) -> 
     index: index of the phase.
     in_evaluation: whether the program is that of the evaluation, not the train step.
   """
-  fields = dict(config_lib.leaves(config_lib.at_phase(config, index, in_evaluation)))
+  fields = dict(config_lib.leaves(config_lib.config_of_phase(config, index, in_evaluation)))
   for name in NOT_IN_EVALUATION if in_evaluation else NOT_IN_PROGRAM:
     del fields[f"phases[0].{name}"]
   return str(fields)
