@@ -215,7 +215,7 @@ def held_out_batches(config: ConfigDict, corpus: Corpus) -> list[dict[str, np.nd
     config: config of the run, with `model.vocab_size` set.
     corpus: documents of the evaluation.
   """
-  config, size = config_lib.at_phase(config, 0, in_evaluation=True), config.eval.batch_size
+  config, size = config_lib.config_of_phase(config, 0, in_evaluation=True), config.eval.batch_size
   corrupt = jax.jit(objectives.make_objective(config, corpus.vocabulary).corrupt)
   key, rows = jax.random.key(EVAL_SEED), np.arange(size, dtype=np.int32)
   return [jax.device_get(corrupt(batch, key, i * size + rows)) for i, batch in

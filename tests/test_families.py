@@ -17,7 +17,7 @@ from bertgpt.models.parameters import find
 from bertgpt.training import steps
 from bertgpt.trees import named_leaves
 
-# Ability -> methods of the model that it calls; see docs/extending.md.
+# Ability -> methods of the model that it calls; see `bertgpt.models`.
 METHODS = {
     "generate": ("extend", "logits"), "score": ("features", "logits"), "embed": ("features",),
     "fill": ("predict",), "pseudo_score": ("predict",),

@@ -6,11 +6,11 @@ A recipe imports `base` and `phase` from here. No module of this folder imports 
 from bertgpt.config import unread
 from bertgpt.config.checks import find_problems, remote_problem, validate
 from bertgpt.config.derived import (
-    at_phase,
+    config_of_phase,
+    find_phase,
     max_predictions,
     max_sequences,
     padded_vocab_size,
-    phase_at,
     predicted_share,
     total_steps,
     with_model_at,
@@ -26,7 +26,7 @@ from bertgpt.config.pretraining import (
 )
 
 __all__ = [
-    "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "at_phase", "base", "find_problems",
-    "leaves", "max_predictions", "max_sequences", "padded_vocab_size", "phase", "phase_at",
+    "CHOICES", "MESH_AXES", "PHASE_CHOICES", "ConfigDict", "base", "config_of_phase", "find_phase",
+    "find_problems", "leaves", "max_predictions", "max_sequences", "padded_vocab_size", "phase",
     "predicted_share", "remote_problem", "total_steps", "unread", "validate", "with_model_at",
 ]

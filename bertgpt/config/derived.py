@@ -34,7 +34,7 @@ def count_trained(skipped: Sequence[tuple[int, int]], start: int, end: int) -> i
   return sum(b - a for a, b in ranges_to_train(skipped, start, end))
 
 
-def phase_at(config: ConfigDict, step: int) -> tuple[int, int]:
+def find_phase(config: ConfigDict, step: int) -> tuple[int, int]:
   """Returns the phase of a step.
 
   Args:
@@ -66,7 +66,7 @@ def max_predictions(config: ConfigDict, p: ConfigDict) -> int:
   return p.max_predictions or max(1, min(slots, p.seq_len))
 
 
-def at_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> ConfigDict:
+def config_of_phase(config: ConfigDict, index: int, in_evaluation: bool = False) -> ConfigDict:
   """Returns a config with one phase only, and with its values in the model and the objective.
 
   Args:
@@ -96,7 +96,7 @@ def with_model_at(config: ConfigDict, step: int) -> ConfigDict:
   """
   config = config.copy_and_resolve_references()
   config.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
-  index, _ = phase_at(config, min(max(step, 1), total_steps(config)) - 1)
+  index, _ = find_phase(config, min(max(step, 1), total_steps(config)) - 1)
   for field in PHASE_OF_MODEL:
     config.model[field] = config.phases[index][field] or config.model[field]
     for p in config.phases:

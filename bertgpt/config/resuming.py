@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from bertgpt.config import ConfigDict, leaves, phase_at, total_steps
+from bertgpt.config import ConfigDict, find_phase, leaves, total_steps
 
 # Fields that may differ when a run is resumed, because they change neither the batches, nor the
 # model, nor the update. The number of steps may change too; the remaining steps then have the
@@ -36,9 +36,9 @@ def find_phase_problem(old: ConfigDict, new: ConfigDict, step: int, path: pathli
             "steps. Raise them, or use another --workdir")
   if not step:
     return ""
-  current, _ = phase_at(old, step - 1)
+  current, _ = find_phase(old, step - 1)
   finished, wanted = ([p.steps for p in config.phases[:current]] for config in (old, new))
-  if finished != wanted or phase_at(new, step - 1)[0] != current:
+  if finished != wanted or find_phase(new, step - 1)[0] != current:
     return (f"phases[].steps: the run in {path} has done {step} steps, so the phases before the "
             "current one cannot change. Change the last one, or use another --workdir")
   return ""

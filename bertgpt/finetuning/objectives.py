@@ -51,11 +51,7 @@ def _apply(model, batch):
 
   The seed of the dropout comes with the batch, so that one compiled step serves every run.
   """
-  module, params, keys, _ = model
-  rngs = {}
-  if "dropout" in keys:
-    rngs = {"dropout": jax.random.fold_in(keys["dropout"], batch["seed"][0])}
-  return module.apply({"params": params}, Inputs.of(batch), rngs=rngs)
+  return model.fold(batch["seed"][0]).call("__call__", Inputs.of(batch))
 
 
 def _specs(phase: ConfigDict) -> Specs:
@@ -69,7 +65,7 @@ def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
   del config, lm_weight
 
   def compute_sums(model, batch):
-    return score(_apply(model, batch), batch)
+    return score(_apply(model, batch), batch), {}
 
   def weights(batch):
     return {"task_loss": _task_weight(batch)}
@@ -175,7 +171,7 @@ def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: C
       loss, _ = cross_entropy.score(prediction, targets_BL, weights_BL,
                                     config.objective.loss_chunk)
       sums["lm_loss"] = loss, weights_BL.sum()
-    return sums
+    return sums, {}
 
   return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
                    init_inputs=Inputs.of)
@@ -201,7 +197,7 @@ def _make_head(make_model, make_objective, read, finish, choose) -> Head:
     choose: `Head.outputs` -> `Head.predict`.
   """
   def outputs(model, params, batch):
-    return finish(read(_apply(BoundModel(model, params, {}), batch)), batch)
+    return finish(read(_apply(BoundModel(model, params), batch)), batch)
 
   return Head(make_model, make_objective,
               lambda model, params, batch: choose(outputs(model, params, batch)), outputs)

@@ -148,7 +148,7 @@ def likeliest(tokenizer: Tokenizer, p_V: np.ndarray, top: int) -> np.ndarray:
 def _predict(model, params, tokens_BL, lengths_B, predict_BM):
   cls_last = families.FAMILIES[model.config.family].cls_last
   inputs = Inputs.of_texts(tokens_BL, lengths_B, cls_last)._replace(predict_positions_BK=predict_BM)
-  logits_BMV, _ = model.apply({"params": params}, inputs)
+  logits_BMV = model.apply({"params": params}, inputs, method="predict").logits()
   return jax.nn.softmax(logits_BMV[..., :model.config.vocab_size])
 
 

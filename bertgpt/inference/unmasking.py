@@ -124,7 +124,7 @@ def _unmask(model, slots, params, rows, banned_V, key, sampling):
   def reveal(step, state):
     tokens_BL, is_masked_BM = state
     inputs = Inputs.of_texts(tokens_BL, rows.lengths_B)._replace(predict_positions_BK=places_BM)
-    logits_BMV, _ = model.apply({"params": params}, inputs)
+    logits_BMV = model.apply({"params": params}, inputs, method="predict").logits()
     logits_BMV = jnp.where(banned_V, -jnp.inf, logits_BMV[..., :model.config.vocab_size])
     drawn_BM = draw(logits_BMV.reshape(-1, logits_BMV.shape[-1]), sampling,
                     keys_of(step + 1).reshape(-1)).reshape(num_rows, slots)

@@ -1,6 +1,23 @@
 """Flax Linen modules, one file per family.
 
 Layouts are named by logical axes (see `devices.sharding`), so no model names an axis of the mesh.
+
+`__call__(inputs)` of a model touches every parameter that pretraining trains; `init` calls it. The
+other methods are those that the objectives and abilities of its family need. x: features, [..., D].
+
+| method                | returns                                  | needed by                     |
+|-----------------------|------------------------------------------|-------------------------------|
+| predict(inputs)       | Prediction at the positions to predict;  | every objective but `bilm`;   |
+|                       | decoders: of every next token            | fill, unmask, pseudo_score    |
+| predict_pairs(inputs) | the same, and logits of pairs [B, P, 2]  | `mlm_nsp`, `mlm_sop`          |
+| features(inputs)      | [B, L, D] in the compute dtype           | embed, score, all tasks       |
+| extend(tokens_BL,     | features [B, L, D], and the new cache    | generate                      |
+|  positions_BL, cache) |                                          |                               |
+| logits(x)             | float32 [..., V]                         | score, generate               |
+| pool(x)               | [..., D]; x is that of [CLS] or a mean   | encoders: classes, values     |
+| token_features(x)     | [..., D]                                 | tokens, spans                 |
+| text_features(x)      | [..., D]; x is that of the last token    | decoders: classes, values     |
+| predict_next(x)       | Prediction of the next token             | decoders: classes, values     |
 """
 
 import re

@@ -39,29 +39,35 @@ class Bert(nn.Module):
     self.pairs = layers.make_dense(config, 2, self.pair_head)
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the logits of both heads at chosen positions; no others are computed.
+    """Returns the logits of both heads; it touches every parameter, for initialization.
 
     Args:
       inputs: tokens, and the positions to predict.
     Returns:
-      Masked-LM logits [B, K, V] and pair logits [B, P, 2] or None, float32.
+      Masked-LM logits [B, K, V] and pair logits [B, P, 2], float32; without the positions of pairs,
+      None in place of the latter.
     """
-    mlm, pair_logits_BP2 = self.predict(inputs)
+    if inputs.pair_positions_BP is None:
+      return self.predict(inputs).logits(), None
+    mlm, pair_logits_BP2 = self.predict_pairs(inputs)
     return mlm.logits(), pair_logits_BP2
 
-  def predict(self, inputs: Inputs) -> tuple[Prediction, jax.Array | None]:
-    """Returns both predictions without the masked-LM logits: a loss needs only a few at a time.
+  def predict(self, inputs: Inputs) -> Prediction:
+    """Returns the masked-LM prediction without its logits: a loss needs only a few at a time.
 
     Args:
       inputs: tokens, and the positions to predict.
     """
+    return self._predict(self.features(inputs), inputs)
+
+  def predict_pairs(self, inputs: Inputs) -> tuple[Prediction, jax.Array]:
+    """Returns the same, and the logits of pairs, float32 [B, P, 2].
+
+    Args:
+      inputs: tokens, the positions to predict, and those of the [CLS] of every pair.
+    """
     x_BLD = self.features(inputs)
-    x_BKD = x_BLD
-    if inputs.predict_positions_BK is not None:
-      x_BKD = layers.gather(x_BLD, inputs.predict_positions_BK)
-    mlm = self.embeddings.predict(*self.mlm(x_BKD))
-    if inputs.pair_positions_BP is None:
-      return mlm, None
+    mlm = self._predict(x_BLD, inputs)
     return mlm, self.pair_logits(layers.gather(x_BLD, inputs.pair_positions_BP))
 
   def features(self, inputs: Inputs) -> jax.Array:
@@ -100,6 +106,11 @@ class Bert(nn.Module):
       x: features of the last layer at [CLS], [..., D].
     """
     return self.pairs(self.pool(x)).astype(jnp.float32)
+
+  def _predict(self, x_BLD, inputs):
+    if inputs.predict_positions_BK is not None:
+      x_BLD = layers.gather(x_BLD, inputs.predict_positions_BK)
+    return self.embeddings.predict(*self.mlm(x_BLD))
 
 
 MODEL = Bert

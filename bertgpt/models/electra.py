@@ -54,7 +54,7 @@ class Electra(nn.Module):
     self.pooler = layers.make_dense(config, config.width, None)
 
   def __call__(self, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """Returns the logits of both models for the same tokens.
+    """Returns the logits of both models; it touches every parameter, for initialization.
 
     Args:
       inputs: tokens, and the positions to predict.
@@ -62,10 +62,10 @@ class Electra(nn.Module):
       The generator's logits of tokens, float32 [B, K, V], and the discriminator's logits of being
       replaced, float32 [B, L].
     """
-    return self.predict(inputs)[0].logits(), self.detect(inputs)
+    return self.predict(inputs).logits(), self.detect(inputs)
 
-  def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
-    """Returns the generator's prediction, and no logits of pairs.
+  def predict(self, inputs: Inputs) -> Prediction:
+    """Returns the generator's prediction without its logits.
 
     Args:
       inputs: tokens, and the positions to predict.
@@ -79,7 +79,7 @@ class Electra(nn.Module):
     x_BLG = self.generator_final_norm(x_BLG) if self.config.norm == "pre" else x_BLG
     if inputs.predict_positions_BK is not None:
       x_BLG = layers.gather(x_BLG, inputs.predict_positions_BK)
-    return embeddings.predict(*self.mlm(x_BLG)), None
+    return embeddings.predict(*self.mlm(x_BLG))
 
   def detect(self, inputs: Inputs) -> jax.Array:
     """Returns the discriminator's logits of being replaced, float32 [B, L].

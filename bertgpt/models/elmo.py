@@ -72,18 +72,15 @@ class Elmo(nn.Module):
     self.lm = OutputLayer(config)
     self.mix = ScalarMix(config)
 
-  def __call__(self, inputs: Inputs) -> tuple[jax.Array, None]:
-    """Returns the logits of masked words, and no logits of pairs.
+  def __call__(self, inputs: Inputs) -> jax.Array:
+    """Returns the logits of `predict`, float32 [B, K, V]; it touches every parameter.
 
     Args:
       inputs: rows of one text each, and the positions to predict.
-    Returns:
-      float32 [B, K, V].
     """
-    prediction, _ = self.predict(inputs)
-    return prediction.logits(), None
+    return self.predict(inputs).logits()
 
-  def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
+  def predict(self, inputs: Inputs) -> Prediction:
     """Returns the prediction of masked words without its logits.
 
     A word is predicted from the words before it by one direction, and from those after it by the
@@ -104,7 +101,7 @@ class Elmo(nn.Module):
              + gather(backward_BLP, jnp.minimum(positions_BK + 1, last)))
     prediction = self.lm(x_BKP)
     bias_V = jnp.where(prediction.bias_V < -1e8, prediction.bias_V, 2 * prediction.bias_V)
-    return _with_all_words(prediction._replace(bias_V=bias_V), self.config), None
+    return _with_all_words(prediction._replace(bias_V=bias_V), self.config)
 
   def read(self, tokens_2BL: jax.Array, is_token_BL: jax.Array,
            carry: dict[str, jax.Array]) -> tuple[Prediction, Prediction, dict[str, jax.Array]]:

@@ -34,7 +34,7 @@ class Gpt(nn.Module):
       self.final_norm = layers.make_norm(config, None)
 
   def __call__(self, inputs: Inputs) -> jax.Array:
-    """Returns the logits of the next token at every position, float32 [B, L, V].
+    """Returns the logits of `predict`, float32 [B, L, V]; it touches every parameter.
 
     Args:
       inputs: tokens; the positions to predict are not read.
@@ -42,7 +42,7 @@ class Gpt(nn.Module):
     return self.predict(inputs).logits()
 
   def predict(self, inputs: Inputs) -> Prediction:
-    """Returns the prediction without its logits: a loss needs only a few at a time.
+    """Returns the prediction of the next token at every position, without its logits.
 
     Args:
       inputs: tokens; the positions to predict are not read.

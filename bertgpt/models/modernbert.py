@@ -36,16 +36,15 @@ class ModernBert(nn.Module):
     self.final_norm = layers.make_norm(config, None)
     self.mlm = MaskedLmTransform(config)
 
-  def __call__(self, inputs: Inputs) -> tuple[jax.Array, None]:
-    """Returns masked-LM logits at chosen positions, float32 [B, K, V], and no logits of pairs.
+  def __call__(self, inputs: Inputs) -> jax.Array:
+    """Returns the logits of `predict`, float32 [B, K, V]; it touches every parameter.
 
     Args:
       inputs: tokens, and the positions to predict.
     """
-    mlm, _ = self.predict(inputs)
-    return mlm.logits(), None
+    return self.predict(inputs).logits()
 
-  def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
+  def predict(self, inputs: Inputs) -> Prediction:
     """Returns the prediction without its logits: a loss needs only a few at a time.
 
     Args:
@@ -54,7 +53,7 @@ class ModernBert(nn.Module):
     x_BLD = self.features(inputs)
     if inputs.predict_positions_BK is not None:
       x_BLD = layers.gather(x_BLD, inputs.predict_positions_BK)
-    return self.embeddings.predict(*self.mlm(x_BLD)), None
+    return self.embeddings.predict(*self.mlm(x_BLD))
 
   def features(self, inputs: Inputs) -> jax.Array:
     """Returns the features of the last layer, [B, L, D] in the compute dtype.

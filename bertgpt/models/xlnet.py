@@ -54,30 +54,29 @@ class Xlnet(nn.Module):
     self.pooler = layers.make_dense(config, config.width, None)
     self.mlm = OutputBias(config)
 
-  def __call__(self, inputs: Inputs) -> tuple[jax.Array, None]:
-    """Returns the logits of the targets, float32 [B, K, V], and no logits of pairs.
+  def __call__(self, inputs: Inputs) -> jax.Array:
+    """Returns the logits of `predict`, float32 [B, K, V]; it touches every parameter.
+
+    Args:
+      inputs: see `predict`.
+    """
+    return self.predict(inputs).logits()
+
+  def predict(self, inputs: Inputs) -> Prediction:
+    """Returns the prediction of the targets without its logits: a loss needs few at a time.
 
     Args:
       inputs: tokens, and the positions to predict. Without an order, a target sees all tokens
         except the targets, whose ids are not read.
     """
-    prediction, _ = self.predict(inputs)
-    return prediction.logits(), None
-
-  def predict(self, inputs: Inputs) -> tuple[Prediction, None]:
-    """Returns the same without computing the logits: a loss needs few at a time.
-
-    Args:
-      inputs: see `__call__`.
-    """
-    return self.predict_and_remember(inputs, 0, 0)[0], None
+    return self.predict_and_remember(inputs, 0, 0)[0]
 
   def predict_and_remember(self, inputs: Inputs, reuse: int,
                            memory_length: int) -> tuple[Prediction, jax.Array]:
     """Returns the prediction, and the memory for the rows that follow these.
 
     Args:
-      inputs: see `__call__`.
+      inputs: see `predict`.
       reuse: number of tokens at the start of a row after which the next row continues.
       memory_length: tokens of the new memory: the last ones of the old memory and these rows.
     Returns:

@@ -204,9 +204,9 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   phase = config.phases[phase_index]
   mesh = sharding.make_mesh(config, topology.devices)
   with sharding.use_mesh(mesh, config):
-    setup = steps.make_setup(config, mesh, make_vocabulary(config.model.vocab_size))
+    setup = steps.make_setup(config, mesh, make_vocabulary(config.model.vocab_size), phase_index)
     state = steps.make_abstract_state(setup)
-    step = steps.jit_train_step(steps.at_phase(setup, phase_index), state)
+    step = steps.jit_train_step(setup, state)
     program = step.lower(state, abstract_batch(config, phase, mesh))
   network = collectives.Network(topology.chip, [topology.place(d) for d in mesh.devices.flat],
                                 topology.torus, dict(mesh.shape))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bertgpt.config import ConfigDict, at_phase, choices
+from bertgpt.config import ConfigDict, choices, config_of_phase
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import frequencies
@@ -47,7 +47,7 @@ def masked_unigram_baseline(run: Finished) -> Baseline:
     run: the finished run of a masked LM.
   """
   vocabulary, phases = run.held_out.vocabulary, run.trained.config.phases
-  config = at_phase(run.trained.config, len(phases) - 1, in_evaluation=True)
+  config = config_of_phase(run.trained.config, len(phases) - 1, in_evaluation=True)
   corrupt = jax.jit(objectives.make_objective(config, vocabulary).corrupt)
   is_shown = "objective.replace_with_mask" in choices.OBJECTIVES[config.objective.name].reads
   unigram = target_probabilities(run, corrupt)

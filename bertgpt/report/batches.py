@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from bertgpt.config import ConfigDict, at_phase, unread
+from bertgpt.config import ConfigDict, config_of_phase, unread
 from bertgpt.data.batches import description
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus.corpus import open_corpus
@@ -25,7 +25,8 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
   config = corpora.resolve(config, corpus.tokenizer)
-  corrupt = jax.jit(objectives.make_objective(at_phase(config, 0), corpus.vocabulary).corrupt)
+  objective = objectives.make_objective(config_of_phase(config, 0), corpus.vocabulary)
+  corrupt = jax.jit(objective.corrupt)
 
   def mask(batch):
     rows = np.arange(len(batch["tokens"]), dtype=np.int32)

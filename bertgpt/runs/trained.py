@@ -89,7 +89,7 @@ def longest_row(trained: Trained) -> int:
   if not trained.step:
     return trained.config.model.max_positions
   step = min(trained.step, config_lib.total_steps(trained.config))
-  last, _ = config_lib.phase_at(trained.config, step - 1)
+  last, _ = config_lib.find_phase(trained.config, step - 1)
   return max(phase.seq_len for phase in trained.config.phases[:last + 1])
 
 

@@ -54,7 +54,7 @@ def conditions(config: ConfigDict, phase_index: int) -> dict[str, Any]:
   Returns:
     Name -> JSON value.
   """
-  config, rows_by = config_lib.at_phase(config, phase_index, True), config.eval.rows_by
+  config, rows_by = config_lib.config_of_phase(config, phase_index, True), config.eval.rows_by
   p = config.phases[0]
   found = {"seq_len": p.seq_len, "mask_prob": config.objective.mask_prob,
            "max_predictions": p.max_predictions, "max_rows": config.eval.max_rows,
@@ -77,8 +77,7 @@ def make_eval_step(setup: Setup) -> Callable:
   def eval_step(params, batch, row_ids_B, carry):
     key = jax.random.key(EVAL_SEED)
     batch = objective.corrupt(batch, key, row_ids_B)
-    model = BoundModel(setup.model, params, {}, carry)
-    return objectives.compute_sums_and_carry(objective, model, batch)
+    return objective.compute_sums(BoundModel(setup.model, params, carry=carry), batch)
 
   return eval_step
 
@@ -137,8 +136,8 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
   return means
 
 
-def make_carry(evaluator: Evaluator, layout: jax.sharding.NamedSharding) -> Any:
-  """Returns the carry with which an evaluation begins, on the devices; () if there is none.
+def make_carry(evaluator: Evaluator, layout: jax.sharding.NamedSharding) -> objectives.Carry:
+  """Returns the carry with which an evaluation begins, on the devices.
 
   Args:
     evaluator: evaluator of a set.
@@ -146,7 +145,7 @@ def make_carry(evaluator: Evaluator, layout: jax.sharding.NamedSharding) -> Any:
   """
   config, objective = evaluator.setup.config, evaluator.setup.objective
   make = functools.partial(objectives.make_zero_carry, objective, config.eval.batch_size)
-  return jax.jit(make, out_shardings=layout)() if objective.carry else ()
+  return jax.jit(make, out_shardings=layout)()
 
 
 def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:

@@ -134,7 +134,7 @@ def _find_phase(trained: trained_lib.Trained, config: ConfigDict) -> int:
   """Returns the index of the phase whose rows and masks a checkpoint is evaluated with."""
   last_step = config_lib.total_steps(config)
   step = trained.step if trained.step and config.eval.rows_by == "length" else last_step
-  return config_lib.phase_at(config, min(step, last_step) - 1)[0]
+  return config_lib.find_phase(config, min(step, last_step) - 1)[0]
 
 
 def check_text_is_read(trained: ConfigDict, config: ConfigDict) -> None:

@@ -220,7 +220,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     Held-out metric -> value; None if it was stopped, in which case nothing is logged or kept.
   """
   log.write_all()
-  phase_index, _ = config_lib.phase_at(run.config, step - 1)
+  phase_index, _ = config_lib.find_phase(run.config, step - 1)
   results = evaluate.evaluate_corpus(run.evaluator, state.params, phase_index, should_stop)
   if results is None:
     return None

@@ -75,7 +75,7 @@ class SkippedSteps:
 
   def _describe(self, step: int) -> dict[str, Any]:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
-    index, first = config_lib.phase_at(self._config, step - 1)
+    index, first = config_lib.find_phase(self._config, step - 1)
     if index not in self._rows:
       self._rows[index] = TrainRows(self._corpus, self._config, index, self._config.seed)
     rows, size = self._rows[index], self._config.phases[index].batch_size

@@ -33,11 +33,43 @@ def init_guard(config: ConfigDict) -> Any:
           "count": jnp.zeros((), jnp.int32)}
 
 
-def find_starts(config: ConfigDict) -> list[int]:
-  """Returns for every phase but the first the steps done when its first step begins.
+def judge(config: ConfigDict, guard: Any, step: jax.Array, loss: jax.Array,
+          grad_norm: jax.Array) -> tuple[jax.Array, Any]:
+  """Returns whether a step is applied, a bool scalar, and the state of the guard after the step.
+
+  A step is not applied if its loss or its gradient is not finite or, with a guard, a spike.
 
   Args:
-    config: a whole config. Steps that `train.skip_steps` leaves out begin no phase.
+    config: a whole config.
+    guard: state of the guard after the previous step; () without one.
+    step: int32 scalar, steps done before this one.
+    loss, grad_norm: float scalars of the step.
+  """
+  is_applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  if not guard:
+    return is_applied, guard
+  values = jnp.stack([loss, grad_norm]).astype(jnp.float32)
+  guard = _restart(config, guard, step)
+  is_applied &= ~_is_spike(config, guard, values)
+  return is_applied, _add_values(guard, values, is_applied)
+
+
+def _restart(config, guard, step):
+  """Returns the state of the guard for a step: empty if a phase begins.
+
+  The gradients of a phase with other batches or rows may be larger by more than a spike, and
+  skipped steps would never change the median.
+  """
+  starts = _find_starts(config)
+  if not starts:
+    return guard
+  return guard | {"count": jnp.where(jnp.isin(step, jnp.array(starts)), 0, guard["count"])}
+
+
+def _find_starts(config):
+  """Returns for every phase but the first the steps done when its first step begins.
+
+  Steps that `train.skip_steps` leaves out begin no phase.
   """
   starts, first = [], 0
   for p in config.phases[:-1]:
@@ -50,31 +82,8 @@ def find_starts(config: ConfigDict) -> list[int]:
   return starts
 
 
-def at_step(config: ConfigDict, guard: Any, step: jax.Array) -> Any:
-  """Returns the state of the guard for a step: empty if a phase begins.
-
-  The gradients of a phase with other batches or rows may be larger by more than a spike, and
-  skipped steps would never change the median.
-
-  Args:
-    config: a whole config.
-    guard: state of the guard after the previous step; () without one.
-    step: int32 scalar, steps done.
-  """
-  starts = find_starts(config)
-  if not guard or not starts:
-    return guard
-  return guard | {"count": jnp.where(jnp.isin(step, jnp.array(starts)), 0, guard["count"])}
-
-
-def is_spike(config: ConfigDict, guard: Any, values: jax.Array) -> jax.Array:
-  """Returns whether a step is a spike: a bool scalar.
-
-  Args:
-    config: a whole config.
-    guard: state of the guard.
-    values: float32 [2], loss and gradient norm of the step.
-  """
+def _is_spike(config, guard, values):
+  """Returns whether a step with these values, float32 [2], is a spike: a bool scalar."""
   size = config.train.spike_window
   filled = jnp.minimum(guard["count"], size)
   # Empty places sort last. The lower median is used, because it is one of the values.
@@ -84,16 +93,8 @@ def is_spike(config: ConfigDict, guard: Any, values: jax.Array) -> jax.Array:
   return is_warm & (values > config.train.spike_factor * median).any()
 
 
-def add_values(guard: Any, values: jax.Array, is_applied: jax.Array) -> Any:
-  """Returns the state of the guard after a step.
-
-  Args:
-    guard: state of the guard; () without one.
-    values: float32 [2], loss and gradient norm of the step.
-    is_applied: whether the step was applied; otherwise, or without a gradient, nothing changes.
-  """
-  if not guard:
-    return guard
+def _add_values(guard, values, is_applied):
+  """Returns the state of the guard after a step."""
   is_added = is_applied & (values[WATCHED.index("grad_norm")] > 0)
   place = guard["count"] % guard["values"].shape[1]
   added = guard["values"].at[:, place].set(values)

@@ -50,32 +50,28 @@ class Setup(NamedTuple):
     return self.config.phases[self.phase_index]
 
 
-def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary) -> Setup:
-  """Returns the model and the objective that a config names, to be trained on a mesh.
-
-  Args:
-    config: a whole config, with `model.vocab_size` set.
-    mesh: mesh over the devices; an AbstractMesh if there are none.
-    vocabulary: vocabulary of the tokenizer.
-  """
-  return Setup(config, mesh, models.make_model(config),
-               objectives.make_objective(config, vocabulary), vocabulary)
-
-
-def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
-  """Returns the setup of a phase, with the model and the objective as they are in it.
+def make_setup(config: ConfigDict, mesh: Mesh | AbstractMesh, vocabulary: Vocabulary,
+               phase_index: int = 0, in_evaluation: bool = False) -> Setup:
+  """Returns the model and the objective of a phase, to be trained on a mesh.
 
   The shares of masked tokens and the bases of rotary positions may differ between phases. The
   parameters are the same.
 
   Args:
-    setup: constants of the training, with a vocabulary.
-    index: index of the phase.
-    in_evaluation: see `config.at_phase`.
+    config: a whole config, with `model.vocab_size` set.
+    mesh: mesh over the devices; an AbstractMesh if there are none.
+    vocabulary: vocabulary of the tokenizer.
+    phase_index: index of the phase.
+    in_evaluation: see `config.config_of_phase`.
   """
-  config = config_lib.at_phase(setup.config, index, in_evaluation)
-  return setup._replace(model=models.make_model(config), phase_index=index,
-                        objective=objectives.make_objective(config, setup.vocabulary))
+  own = config_lib.config_of_phase(config, phase_index, in_evaluation)
+  return Setup(config, mesh, models.make_model(own), objectives.make_objective(own, vocabulary),
+               vocabulary, phase_index)
+
+
+def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
+  """Returns the same training at another phase; for the arguments, see `make_setup`."""
+  return make_setup(setup.config, setup.mesh, setup.vocabulary, index, in_evaluation)
 
 
 # Fields of a phase that its train step does not depend on: every step has the schedule of the whole
@@ -93,7 +89,7 @@ def program_key(config: ConfigDict, index: int, in_evaluation: bool = False) -> 
     index: index of the phase.
     in_evaluation: whether the program is that of the evaluation, not the train step.
   """
-  fields = dict(config_lib.leaves(config_lib.at_phase(config, index, in_evaluation)))
+  fields = dict(config_lib.leaves(config_lib.config_of_phase(config, index, in_evaluation)))
   for name in NOT_IN_EVALUATION if in_evaluation else NOT_IN_PROGRAM:
     del fields[f"phases[0].{name}"]
   return str(fields)
@@ -110,8 +106,7 @@ class TrainState:
     opt_state: state of the optimizer.
     bad_steps: int32 scalar, number of consecutive steps up to now that were not applied.
     spike_guard: state of the guard against spikes, see `spikes.init_guard`; () without one.
-    carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`;
-      () if there is none.
+    carry: name -> [batch size, ...], state that rows carry to the next step, see `Objective.carry`.
   """
 
   step: jax.Array
@@ -119,7 +114,7 @@ class TrainState:
   opt_state: Any
   bad_steps: jax.Array
   spike_guard: Any = ()
-  carry: Any = ()
+  carry: objectives.Carry = dataclasses.field(default_factory=dict)
 
 
 # -------------------------------------------------------------- one step
@@ -142,7 +137,7 @@ def make_train_step(setup: Setup) -> Callable:
   compute_gradients = make_gradients(setup)
 
   def train_step(state: TrainState, batch):
-    grads, (loss, sums, carry) = compute_gradients(state.params, batch, state.step, state.carry)
+    (grads, loss, sums), carry = compute_gradients(state.params, batch, state.step, state.carry)
     grads = optimizers.zero_frozen(setup.config, grads)
     grads = remat.gpu_barrier(grads)  # One kernel then updates an array and both of its moments.
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -150,15 +145,11 @@ def make_train_step(setup: Setup) -> Callable:
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
 
     grad_norm = optax.tree.norm(grads)
-    is_applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    watched = jnp.stack([loss, grad_norm]).astype(jnp.float32)
-    guard = spikes.at_step(setup.config, state.spike_guard, state.step)
-    if guard:
-      is_applied &= ~spikes.is_spike(setup.config, guard, watched)
+    is_applied, spike_guard = spikes.judge(setup.config, state.spike_guard, state.step, loss,
+                                           grad_norm)
     params, opt_state, carry = jax.tree.map(
         functools.partial(jnp.where, is_applied), (params, opt_state, carry),
         (state.params, state.opt_state, state.carry))
-    spike_guard = spikes.add_values(guard, watched, is_applied)
     bad_steps = jnp.where(is_applied, 0, state.bad_steps + 1)
     scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate,
                "bad_steps": bad_steps, "tokens": (batch["sequence_ids"] > 0).sum()}
@@ -168,8 +159,16 @@ def make_train_step(setup: Setup) -> Callable:
   return train_step
 
 
+class Part(NamedTuple):
+  """Gradients, loss and metrics of a part of a batch, or of all of it; those of parts add up."""
+
+  grads: Any
+  loss: jax.Array
+  sums: objectives.Sums
+
+
 def make_gradients(setup: Setup) -> Callable:
-  """Returns (params, batch, step, carry=()) -> (gradients, (loss, sums, carry)) for a whole batch.
+  """Returns (params, batch, step, carry) -> (`Part`, carry) for a whole batch.
 
   The batch is corrupted, and the weights of its losses are computed, before it is split, and `hash`
   dropout depends on the index of a row in the whole batch, so the loss does not depend on the
@@ -182,63 +181,66 @@ def make_gradients(setup: Setup) -> Callable:
   config, model, objective = setup.config, setup.model, setup.objective
   micro_batches, axes_of = setup.phase.micro_batches, models.axes_of(config)
 
-  def compute_gradients(params, batch, step, carry=()):
+  def compute_gradients(params, batch, step, carry):
     rows = batch["tokens"].shape[0]
     batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
     weights = objective.weights(batch)
-    keys = {"dropout": make_key(config, DROPOUT_STREAM, step)}
+    key = make_key(config, DROPOUT_STREAM, step)
 
-    def loss_fn(params, micro_batch, carry, keys):
-      bound = objectives.BoundModel(model, params, keys, carry)
-      sums, carry = objectives.compute_sums_and_carry(objective, bound, micro_batch)
-      loss = objectives.total_loss(sums, weights)
-      return loss, (loss, sums, carry)
+    def loss_fn(params, micro_batch, carry, key):
+      bound = objectives.BoundModel(model, params, key, carry)
+      sums, carry = objective.compute_sums(bound, micro_batch)
+      return objectives.total_loss(sums, weights), (sums, carry)
 
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    def compute_part(micro_batch, carry, key):
+      (loss, (sums, carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+          params, micro_batch, carry, key)
+      return Part(grads, loss, sums), carry
+
     if micro_batches == 1 and not data_parallel.sums_by_slice():
-      return grad_fn(params, batch, carry, keys)
+      return compute_part(batch, carry, key)
 
     split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
 
-    def grads_of(m):
-      keys_of_m = _fold_in(setup, keys, m)
+    def part_of(m):
+      key_of_m = _fold_in(setup, key, m)
       with data_parallel.use_micro_batch(m, micro_batches):
-        grads, (loss, sums, carry) = data_parallel.map_replicas(
-            lambda rows, carry: grad_fn(params, rows, carry, keys_of_m),
-            *jax.tree.map(lambda x: x[m], (split, carries)))
-      return (grads, (loss, sums)), carry
+        return data_parallel.map_replicas(lambda rows, carry: compute_part(rows, carry, key_of_m),
+                                     *jax.tree.map(lambda x: x[m], (split, carries)))
 
     if micro_batches == 1:
-      (grads, sums), carry = grads_of(0)
-      grads, carries = _round_matrices(config, grads), jax.tree.map(lambda x: x[None], carry)
+      part, carry = part_of(0)
+      part = part._replace(grads=_round_matrices(config, part.grads))
+      carries = jax.tree.map(lambda x: x[None], carry)
     else:
-      (grads, sums), carries = _accumulate(grads_of, carries, micro_batches, axes_of)
+      part, carries = _accumulate(part_of, carries, micro_batches, axes_of)
     # The only sum over the replicas.
     grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
-                         data_parallel.sum_gradients(grads), params)
-    loss, sums = jax.tree.map(lambda x: x.sum(0), sums)
-    return grads, (loss, sums, jax.tree.map(_join, carries))
+                         data_parallel.sum_gradients(part.grads), params)
+    loss, sums = jax.tree.map(lambda x: x.sum(0), (part.loss, part.sums))
+    return Part(grads, loss, sums), jax.tree.map(_join, carries)
 
   return compute_gradients
 
 
-def _accumulate(grads_of: Callable, carries: Any, micro_batches: int, axes_of: Callable) -> Any:
-  """Returns ((gradients, sums), carries), the first two summed over the micro-batches in a loop.
+def _accumulate(part_of: Callable, carries: Any, micro_batches: int, axes_of: Callable
+                ) -> tuple[Part, Any]:
+  """Returns the sum of the parts of all micro-batches, computed in a loop, and their carries.
 
   Args:
-    grads_of: index of a micro-batch -> ((gradients, sums), carry), per replica.
+    part_of: index of a micro-batch -> (`Part`, carry), per replica.
     carries: carries of all micro-batches before the step, [micro_batches, ...].
     micro_batches: their number.
     axes_of: path of a parameter -> its logical axes.
   """
   def add(m, totals):
     total, carries = totals
-    found, carry = grads_of(m)
-    grads, sums = jax.tree.map(jnp.add, total, found)
+    part, carry = part_of(m)
+    total = jax.tree.map(jnp.add, total, part)
     carries = jax.tree.map(lambda x, x_m: x.at[m].set(x_m), carries, carry)
-    return (data_parallel.constrain_gradients(grads, axes_of), sums), carries
+    return total._replace(grads=data_parallel.constrain_gradients(total.grads, axes_of)), carries
 
-  zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grads_of, 0))
+  zeros, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, 0))
   return jax.lax.fori_loop(0, micro_batches, add, (zeros, carries))
 
 
@@ -252,11 +254,11 @@ def _round_matrices(config: ConfigDict, grads: Any) -> Any:
                       grads, is_matrix)
 
 
-def _fold_in(setup: Setup, keys: dict[str, jax.Array], m: jax.Array) -> dict[str, jax.Array]:
-  """Returns the keys of micro-batch m; `hash` needs no other key, as its masks number all rows."""
+def _fold_in(setup: Setup, key: jax.Array, m: jax.Array) -> jax.Array:
+  """Returns the key of micro-batch m; `hash` needs no other key, as its masks number all rows."""
   if setup.phase.micro_batches == 1 or setup.config.model.dropout_rng == "hash":
-    return keys
-  return {name: jax.random.fold_in(key, m) for name, key in keys.items()}
+    return key
+  return jax.random.fold_in(key, m)
 
 
 def _split(micro_batches: int, x: jax.Array) -> jax.Array:
@@ -303,7 +305,7 @@ def init_state(setup: Setup) -> TrainState:
   zero = jnp.zeros((), jnp.int32)
   carry = objectives.make_zero_carry(objective, config.phases[0].batch_size)
   return TrainState(zero, params, optimizers.make_optimizer(config).init(params), zero,
-                    spikes.init_guard(config), carry or ())
+                    spikes.init_guard(config), carry)
 
 
 def make_abstract_state(setup: Setup) -> TrainState:

@@ -10,10 +10,10 @@ def test_every_step_belongs_to_one_phase():
   config = config_lib.base()
   config.phases = tuple(config_lib.phase(steps=n) for n in (3, 1, 2))
   assert config_lib.total_steps(config) == 6
-  assert [config_lib.phase_at(config, step) for step in range(6)] == [
+  assert [config_lib.find_phase(config, step) for step in range(6)] == [
       (0, 0), (0, 0), (0, 0), (1, 3), (2, 4), (2, 4)]
   with pytest.raises(IndexError):
-    config_lib.phase_at(config, 6)
+    config_lib.find_phase(config, 6)
 
 
 def test_static_shapes_of_a_row():

@@ -43,7 +43,7 @@ def compute(objective, mesh, micro_batches, remat, unroll, num_slices=0, **model
                       else rng.normal(size=x.shape).astype(x.dtype))
     carry = jax.tree.map(lambda x: jax.device_put(draw(x), layout), state.carry)
     step = jax.jit(steps.make_gradients(setup.split(micro_batches)))
-    grads, (loss, sums, carry) = step(state.params, batch, 3, carry)
+    (grads, loss, sums), carry = step(state.params, batch, 3, carry)
     return jax.device_get((state.params, grads, loss, sums, carry))
 
 

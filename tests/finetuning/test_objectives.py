@@ -39,9 +39,9 @@ def make_head(family, kind, **model):
   return head, module, objective, params
 
 
-def evaluate(objective, module, params, batch, **keys):
-  return jax.jit(lambda params, batch, keys: objective.compute_sums(
-      objectives.BoundModel(module, params, keys), batch))(params, batch, keys)
+def evaluate(objective, module, params, batch, dropout_key=None):
+  return jax.jit(lambda params, batch, key: objective.compute_sums(
+      objectives.BoundModel(module, params, key), batch)[0])(params, batch, dropout_key)
 
 
 def collate(rows, size, length):
@@ -143,7 +143,7 @@ def test_dropout_depends_on_the_runs_seed(family):
 
   def loss(seed):
     sums = evaluate(objective, module, params, batch | {"seed": np.full(8, seed, np.int32)},
-                    dropout=jax.random.key(0))
+                    jax.random.key(0))
     return float(sums["task_loss"][0])
 
   assert loss(1) == loss(1) and loss(1) != loss(2)
@@ -158,6 +158,6 @@ def test_gradients_do_not_depend_on_micro_batches(family, kind):
   results = []
   for config.phases[0].micro_batches in (1, 4):
     setup = steps.Setup(config, None, module, objective)
-    results.append(jax.jit(steps.make_gradients(setup))(params, batch, 0)[0])
+    results.append(jax.jit(steps.make_gradients(setup))(params, batch, 0, {})[0].grads)
   for one, other in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -29,8 +29,8 @@ def instead(bert, tokens, at):
   row[0, at + 1] = tokenizer.mask_id
   is_text = (np.arange(ROOM) < length)[None].astype(np.int32)
   inputs = Inputs.of_texts(row, is_text.sum(1))
-  logits, _ = tiny.apply(bert.model, bert.params,
-                         inputs._replace(predict_positions_BK=np.array([[at + 1]])))
+  inputs = inputs._replace(predict_positions_BK=np.array([[at + 1]]))
+  logits = tiny.apply(bert.model, bert.params, inputs, method="predict").logits()
   return log_softmax(logits[0, 0, :tokenizer.vocab_size])
 
 

@@ -164,11 +164,11 @@ class Setup:
     return self.training._replace(config=config)
 
   def gradients(self, micro_batches=1):
-    """Returns the jitted (params, batch, step) -> (gradients, (loss, sums))."""
+    """Returns the jitted (params, batch, step) -> (gradients, (loss, sums)), without a carry."""
     compute = steps.make_gradients(self.split(micro_batches))
 
     def without_carry(params, batch, step):
-      grads, (loss, sums, _) = compute(params, batch, step)
+      (grads, loss, sums), _ = compute(params, batch, step, {})
       return grads, (loss, sums)
 
     return jax.jit(without_carry)

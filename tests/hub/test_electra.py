@@ -219,11 +219,11 @@ def test_a_step_is_that_of_pytorch(embedding_size):
   objective = objectives.make_objective(config, tiny.make_vocabulary())
 
   def total(params):
-    sums = objective.compute_sums(objectives.BoundModel(model, params, {}), batch)
+    sums, _ = objective.compute_sums(objectives.BoundModel(model, params), batch)
     return objectives.total_loss(sums, objective.weights(batch))
 
   inputs = Inputs.of(batch)
-  prediction, _ = tiny.apply(model, back.params, inputs, method="predict")
+  prediction = tiny.apply(model, back.params, inputs, method="predict")
   tokens, is_replaced = rtd.replace(batch, sampling.sample(prediction, batch["sample_key_data"]))
   assert 0 < is_replaced.sum() <= batch["predict_targets"].size
 

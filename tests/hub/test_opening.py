@@ -123,14 +123,13 @@ def assert_same_logits(theirs, ours, atol=1e-4):
   """Compares the logits of every pretraining head that transformers has."""
   tokens, lengths = make_rows(theirs, ours.tokenizer.vocab_size)
   output = run_theirs(theirs, tokens, lengths)
-  inputs, pairs = Inputs.of_texts(tokens, lengths), None
-  if ours.config.objective.name != "causal":
-    inputs = inputs._replace(
-        predict_positions_BK=jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1)),
-        pair_positions_BP=jnp.zeros((len(tokens), 1), int) if "pooler" in ours.params else None)
+  every, pairs = jnp.tile(jnp.arange(tokens.shape[1]), (len(tokens), 1)), None
+  inputs = Inputs.of_texts(tokens, lengths)._replace(predict_positions_BK=every)
+  if "pooler" in ours.params:
+    inputs = inputs._replace(pair_positions_BP=jnp.zeros((len(tokens), 1), int))
     logits, pairs = tiny.apply(ours.model, ours.params, inputs)
   else:
-    logits = tiny.apply(ours.model, ours.params, inputs)
+    logits = tiny.apply(ours.model, ours.params, inputs, method="predict").logits()
   expected = getattr(output, "prediction_logits", None)
   expected = output.logits if expected is None else expected
   is_text, size = np.arange(tokens.shape[1]) < lengths[:, None], ours.tokenizer.vocab_size

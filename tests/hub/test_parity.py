@@ -142,19 +142,18 @@ def run_theirs(theirs, config, batch):
 
 def total_loss(config, params, batch):
   objective = objectives.make_objective(config, tiny.make_vocabulary())
-  sums = objective.compute_sums(objectives.BoundModel(models.make_model(config), params, {}), batch)
+  sums, _ = objective.compute_sums(objectives.BoundModel(models.make_model(config), params), batch)
   return objectives.total_loss(sums, objective.weights(batch))
 
 
 def our_logits(config, params, batch):
-  """Returns the logits of every position, and those of next-sentence prediction or None."""
+  """Returns the logits of every position, and those of pairs or None."""
   model, every = models.make_model(config), jnp.tile(jnp.arange(tiny.LENGTH), (ROWS, 1))
-  inputs = Inputs.of(batch)
-  if config.objective.name == "causal":
-    return tiny.apply(model, params, inputs), None
-  return tiny.apply(model, params, inputs._replace(
-      predict_positions_BK=every,
-      pair_positions_BP=batch.get("nsp_positions", batch.get("sop_positions"))))
+  inputs = Inputs.of(batch)._replace(predict_positions_BK=every)
+  if name := formats.find(config).pair_name:
+    inputs = inputs._replace(pair_positions_BP=batch[f"{name}_positions"])
+    return tiny.apply(model, params, inputs)
+  return tiny.apply(model, params, inputs, method="predict").logits(), None
 
 
 def assert_same_function(theirs, config, params):

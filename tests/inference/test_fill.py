@@ -45,8 +45,8 @@ def test_rows_are_not_longer_than_the_text_in_effect(bert):
   masked[3] = tokenizer.mask_id
   row = masked[None].astype(np.int32)
   inputs = Inputs.of_texts(row, np.array([len(tokens)]))
-  logits, _ = tiny.apply(bert.model, bert.params,
-                         inputs._replace(predict_positions_BK=np.array([[3]])))
+  inputs = inputs._replace(predict_positions_BK=np.array([[3]]))
+  logits = tiny.apply(bert.model, bert.params, inputs, method="predict").logits()
   logits = np.float64(logits[0, 0, :tokenizer.vocab_size])
   expected = np.exp(logits) / np.exp(logits).sum()
   np.testing.assert_allclose(fill.predict_masked(bert, tokens, [3])[0], expected, atol=1e-6)

@@ -62,7 +62,7 @@ def run(config, batch, params=None):
   with tiny.Setup(config) as setup:
     params = setup.init().params if params is None else params
     step = jax.jit(steps.make_gradients(setup.training))
-    grads, (loss, *_) = step(params, batch, 0)
+    (grads, loss, _), _ = step(params, batch, 0, {})
   return jax.device_get((loss, grads, params))
 
 

@@ -119,16 +119,16 @@ def test_pieces_and_replicas_drop_apart(generator):
   config.phases[0].micro_batches = 2
 
   def compute_sums(model, batch):
-    key, params = model.keys["dropout"], model.params
+    key, params = model.dropout_key, model.params
     key = jax.random.key_data(key) if generator == "hash" else key
-    return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}
+    return {"loss": (dropout.drop(params["final_norm"]["scale"], 0.5, key).sum(), 1)}, {}
 
   plain = objectives.Objective(lambda phase: {}, lambda batch, key, rows: batch,
                                lambda batch: {"loss": 1}, compute_sums, lambda batch: ())
   mesh = sharding.make_mesh(config, tiny.devices_of(config))
   with sharding.use_mesh(mesh, config):
-    grads, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(
-        {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0)
-  kept = np.asarray(grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
+    part, _ = jax.jit(steps.make_gradients(steps.Setup(config, mesh, None, plain)))(
+        {"final_norm": {"scale": jnp.ones(width)}}, tiny.make_batch(config), 0, {})
+  kept = np.asarray(part.grads["final_norm"]["scale"]) / 2  # 0 to 4 of the masks keep an element.
   assert abs(z_score(kept - 2)) < 4.5
   assert kept.var() == pytest.approx(1, abs=0.03)

@@ -53,7 +53,7 @@ def trained_by(config):
 
     def loss_of(params, chosen):
       corrupted = setup.objective.corrupt(batch, jax.random.key(0), jnp.arange(4))
-      sums = setup.objective.compute_sums(BoundModel(setup.model, params, {}), corrupted)
+      sums, _ = setup.objective.compute_sums(BoundModel(setup.model, params), corrupted)
       return sum(chosen[i] * sums[name][0] for i, name in enumerate(names))
 
     gradients = jax.jit(jax.grad(loss_of))

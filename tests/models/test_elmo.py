@@ -194,7 +194,7 @@ def test_a_hidden_word_is_guessed_from_all_others_but_not_from_itself():
   config, module, params = make_model()
   sentence = np.array([tiny.CLS, 7, 8, 9, 10, 11, tiny.SEP], np.int32)
   apply = jax.jit(lambda tokens: module.apply({"params": params}, Inputs.of_texts(
-      tokens[None], jnp.array([7]))._replace(predict_positions_BK=jnp.array([[3]])))[0])
+      tokens[None], jnp.array([7]))._replace(predict_positions_BK=jnp.array([[3]]))))
   logits = apply(sentence)
   for place in range(1, 6):
     changed = sentence.copy()
@@ -208,7 +208,7 @@ def test_words_that_are_not_predicted_never_win():
   _, module, params = make_model(target_words=12)
   assert params["lm"]["bias"].shape == (128,)
   inputs = Inputs.of_texts(np.array([[tiny.CLS, 7, 30, tiny.SEP]], np.int32), np.array([4]))
-  logits, _ = tiny.apply(module, params, inputs)
+  logits = tiny.apply(module, params, inputs)
   assert logits.shape == (1, 4, 128)
   assert (logits[..., 12:] < -1e8).all() and (logits[..., :12] > -100).all()
 
@@ -293,7 +293,7 @@ def test_loss_and_gradients_equal_those_of_pytorch():
   carry = objectives.make_zero_carry(objective, 3)
 
   def loss_of(params):
-    model = objectives.BoundModel(module, params, {}, carry)
+    model = objectives.BoundModel(module, params, carry=carry)
     sums, _ = objective.compute_sums(model, batch)
     return objectives.total_loss(sums, objective.weights(batch))
 

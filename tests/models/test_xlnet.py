@@ -148,7 +148,7 @@ def test_gradients_are_those_of_transformers(small, memory):
   loss.backward()
 
   def our_loss(params, inputs):
-    logits, _ = models.make_model(config).apply({"params": params}, inputs)
+    logits = models.make_model(config).apply({"params": params}, inputs)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), goal[..., None], 2).mean()
 
   value, grads = jax.jit(jax.value_and_grad(our_loss))(params, inputs)
@@ -187,11 +187,11 @@ def test_rows_that_are_continued_are_those_of_transformers(small):
              "predict_targets": goal, "predict_weights": np.ones((ROWS, TARGETS), np.float32)}
 
     def our_loss(params, batch, carry):
-      bound = objectives.BoundModel(model, params, {}, carry)
-      sums, carry = objectives.compute_sums_and_carry(objective, bound, batch)
+      bound = objectives.BoundModel(model, params, carry=carry)
+      sums, carry = objective.compute_sums(bound, batch)
       return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
-    logits, _ = tiny.apply(model, params, Inputs.of(batch)._replace(
+    logits = tiny.apply(model, params, Inputs.of(batch)._replace(
         memory_YBMD=jnp.moveaxis(carry["memory"], 1, 0), is_memory_BM=carry["is_memory"]))
     check_close("logits", logits[..., :tiny.VOCAB], output.logits.detach().numpy())
     (value, carry), grads = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(

@@ -81,8 +81,8 @@ def compute(mesh, micro_batches):
         ((8, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1),
         ((1, 8, 1), 4), ((1, 1, 4), 1), ((1, 1, 4), 4)))], ids=str)
 def test_loss_gradients_and_states_do_not_depend_on_the_layout(mesh, micro_batches):
-  grads, (loss, sums, carry) = compute(mesh, micro_batches)
-  expected_grads, (expected_loss, expected_sums, expected_carry) = compute((1, 1, 1), 1)
+  (grads, loss, sums), carry = compute(mesh, micro_batches)
+  (expected_grads, expected_loss, expected_sums), expected_carry = compute((1, 1, 1), 1)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)

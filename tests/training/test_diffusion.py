@@ -38,7 +38,7 @@ def make_model():
   with tiny.Setup(config) as setup:
     params = setup.init().params
   params["mlm"]["bias"] = jax.random.normal(jax.random.key(1), params["mlm"]["bias"].shape)
-  return config, setup.objective, BoundModel(setup.model, params, {})
+  return config, setup.objective, BoundModel(setup.model, params)
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def nats_by_masks():
   for shown, subset in zip(tokens, subsets, strict=True):
     shown[list(subset)] = tiny.MASK
   batch = {name: np.repeat(x, len(subsets), 0) for name, x in row.items()} | {"tokens": tokens}
-  prediction, _ = bound.predict(Inputs.of(batch))
+  prediction = bound.predict(Inputs.of(batch))
   logp = np.asarray(jax.nn.log_softmax(prediction.logits()), np.float64)
   return {subset: {place: -logp[i, place, TEXT[place - 1]] for place in subset}
           for i, subset in enumerate(subsets)}
@@ -106,7 +106,7 @@ def test_the_exact_mean_of_the_loss_is_the_bound():
     first.setdefault(tuple(np.flatnonzero(shown == tiny.MASK).tolist()), i)
   assert len(first) == 15
   mean = 0.0
-  evaluate = jax.jit(lambda batch: objective.compute_sums(bound, batch))
+  evaluate = jax.jit(lambda batch: objective.compute_sums(bound, batch)[0])
   for places, i in first.items():
     loss, weight = evaluate({name: x[i:i + 1] for name, x in masked.items()})["diffusion_loss"]
     assert float(weight) == 4  # All tokens, masked or not.
@@ -117,7 +117,8 @@ def test_the_exact_mean_of_the_loss_is_the_bound():
 
 def test_the_estimate_of_many_rows_is_near_the_bound():
   _, objective, bound = make_model()
-  sums = jax.jit(lambda batch: objective.compute_sums(bound, batch))(corrupt(make_row(None), ROWS))
+  batch = corrupt(make_row(None), ROWS)
+  sums, _ = jax.jit(lambda batch: objective.compute_sums(bound, batch))(batch)
   loss, weight = map(float, sums["diffusion_loss"])
   nats = nats_by_masks()
   second = sum((sum(nats[s].values()) * 4 / len(s)) ** 2 / (4 * math.comb(4, len(s)))
@@ -170,7 +171,7 @@ def test_an_empty_row_adds_nothing():
   _, objective, bound = make_model()
   blank = {name: np.zeros_like(x) for name, x in make_row(None).items()}
   masked = jax.jit(objective.corrupt)(blank, jax.random.key(0), np.arange(1))
-  sums = jax.jit(lambda masked: objective.compute_sums(bound, masked))(masked)
+  sums, _ = jax.jit(lambda masked: objective.compute_sums(bound, masked))(masked)
   assert np.asarray(masked["predict_weights"]).sum() == 0
   assert float(total_loss(sums, objective.weights(masked))) == 0
 
@@ -219,9 +220,9 @@ def test_other_encoders_are_trained_by_it(family, fields):
   """Before the first step, the predictions are uniform."""
   config = tiny.make_config("diffusion", family=family, **fields)
   with tiny.Setup(config) as setup:
-    bound = BoundModel(setup.model, setup.init().params, {})
+    bound = BoundModel(setup.model, setup.init().params)
     batch = jax.jit(setup.objective.corrupt)(tiny.make_batch(config), jax.random.key(0),
                                              np.arange(tiny.ROWS))
-    sums = jax.jit(lambda batch: setup.objective.compute_sums(bound, batch))(batch)
+    sums, _ = jax.jit(lambda batch: setup.objective.compute_sums(bound, batch))(batch)
     loss = total_loss(sums, setup.objective.weights(batch))
   assert float(loss) == pytest.approx(math.log(tiny.VOCAB), rel=0.1)

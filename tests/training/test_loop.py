@@ -68,7 +68,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
     batch = jax.jit(setup.objective.corrupt)(setup.put(tiny.make_batch(config)),
                                              jax.random.key(0), jnp.arange(tiny.ROWS))
     loss, weight = jax.jit(lambda params: setup.objective.compute_sums(
-        objectives.BoundModel(setup.model, params, {}), batch)["mlm_loss"])(silent)
+        objectives.BoundModel(setup.model, params), batch)[0]["mlm_loss"])(silent)
   q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
   assert len(set(q)) > 1
   batch = jax.device_get(batch)

@@ -210,7 +210,7 @@ def test_a_prediction_depends_on_exactly_the_tokens_before_it(block):
     changed = np.repeat(np.asarray(drawn["tokens"]), tiny.LENGTH, axis=0)
     changed[at, at] = (changed[at, at] + 7) % tiny.VOCAB
     logits = jax.jit(lambda tokens: jax.vmap(lambda row: setup.model.apply(
-        {"params": params}, inputs._replace(tokens_BL=row[None]))[0][0])(tokens))
+        {"params": params}, inputs._replace(tokens_BL=row[None]))[0])(tokens))
     before, after = jnp.split(logits(np.concatenate([drawn["tokens"], changed])), [1])
   differs = np.asarray(jnp.abs(after - before).max(-1) > 0)  # [replaced token, slot]
   order, slots = np.asarray(drawn["order"][0]), np.asarray(drawn["predict_positions"][0])
@@ -228,7 +228,7 @@ def test_a_target_that_sees_nothing_is_predicted_from_nothing():
   first = np.zeros((2, 1), np.int32)
   inputs = Inputs(tokens, np.where(np.arange(8) < 1, 1, 2 * ones), ones, 0 * ones, first)
   with tiny.Setup(config) as setup:
-    logits, _ = tiny.apply(setup.model, setup.init().params, inputs)
+    logits = tiny.apply(setup.model, setup.init().params, inputs)
   np.testing.assert_array_equal(logits[0], logits[1])
   assert np.isfinite(logits).all()
 
@@ -244,8 +244,8 @@ def make_memory_config(**options):
 
 def score(setup, params, batch, carry):
   """Returns the loss of a corrupted batch, and the new carry."""
-  bound = objectives.BoundModel(setup.model, params, {}, carry)
-  sums, carry = objectives.compute_sums_and_carry(setup.objective, bound, batch)
+  bound = objectives.BoundModel(setup.model, params, carry=carry)
+  sums, carry = setup.objective.compute_sums(bound, batch)
   return sums["plm_loss"][0] / sums["plm_loss"][1], carry
 
 
@@ -261,7 +261,7 @@ def test_an_empty_memory_changes_nothing():
       batch = setup.objective.corrupt(tiny.make_batch(config, rows=4), jax.random.key(0),
                                       np.arange(4))
       if name == "plm":
-        sums = setup.objective.compute_sums(objectives.BoundModel(setup.model, params, {}), batch)
+        sums, _ = setup.objective.compute_sums(objectives.BoundModel(setup.model, params), batch)
         losses.append(sums["plm_loss"][0] / sums["plm_loss"][1])
         continue
       empty = objectives.make_zero_carry(setup.objective, 4)
@@ -331,8 +331,8 @@ def compute_step(mesh, micro_batches, remat="none", unroll=1):
         ((1, 1, 1), 4), ((8, 1, 1), 1, "full", 0), ((1, 8, 1), 2, "dots", 1),
         ((1, 1, 4), 4, "products", 0), ((2, 2, 2), 1, "full", 1)))], ids=str)
 def test_a_step_with_memory_does_not_depend_on_the_layout(layout):
-  grads, (loss, sums, carry) = compute_step(*layout)
-  expected_grads, (expected_loss, expected_sums, expected_carry) = compute_step((1, 1, 1), 1)
+  (grads, loss, sums), carry = compute_step(*layout)
+  (expected_grads, expected_loss, expected_sums), expected_carry = compute_step((1, 1, 1), 1)
   assert loss == pytest.approx(expected_loss, rel=1e-5)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   jax.tree.map(functools.partial(close, rtol=1e-4), sums, expected_sums)

@@ -145,7 +145,7 @@ def test_evaluation_uses_the_same_replacements_every_time():
   with tiny.Setup(config) as setup:
     params, objective = setup.init().params, setup.objective
     evaluate = jax.jit(lambda ids: objective.compute_sums(
-        BoundModel(setup.model, params, {}), objective.corrupt(batch, jax.random.key(9), ids)))
+        BoundModel(setup.model, params), objective.corrupt(batch, jax.random.key(9), ids))[0])
     first, again = (jax.device_get(evaluate(np.arange(8))) for _ in range(2))
   assert set(choices.OBJECTIVES["rtd"].other_metrics) <= first.keys()
   assert first == again

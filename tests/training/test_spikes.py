@@ -44,11 +44,7 @@ def test_the_guard_is_that_of_plain_python(size, seed):
   pairs[rng.random((200, 2)) < 0.03] = np.nan
   pairs[rng.random((200, 2)) < 0.03] = np.inf
 
-  @jax.jit
-  def judge(guard, values):
-    applies = jnp.isfinite(values).all() & ~spikes.is_spike(config, guard, values)
-    return applies, spikes.add_values(guard, values, applies)
-
+  judge = jax.jit(lambda guard, pair: spikes.judge(config, guard, 0, *pair))
   guard, found, expected = spikes.init_guard(config), [], []
   for pair in pairs:
     applies, guard = judge(guard, pair)
@@ -63,10 +59,10 @@ def test_steps_without_a_gradient_leave_the_median_as_it_is():
   config = make_config(window=4)
   guard = spikes.init_guard(config)
   for values in [(5.0, 1.0)] * 4 + [(0.0, 0.0)] * 4:
-    assert not spikes.is_spike(config, guard, jnp.array(values))
-    guard = spikes.add_values(guard, jnp.array(values), jnp.array(True))
-  assert not spikes.is_spike(config, guard, jnp.array((5.0, 1.0)))
-  assert spikes.is_spike(config, guard, jnp.array((16.0, 1.0)))
+    is_applied, guard = spikes.judge(config, guard, 0, *values)
+    assert is_applied
+  assert spikes.judge(config, guard, 0, 5.0, 1.0)[0]
+  assert not spikes.judge(config, guard, 0, 16.0, 1.0)[0]
 
 
 def test_a_spike_changes_nothing_but_the_counters_and_the_next_step_is_applied():
@@ -93,10 +89,10 @@ def test_the_guard_restarts_in_every_phase(skip_steps, starts):
   first, = config.phases
   config.phases = tuple(config_lib.phase(**(first.to_dict() | {"steps": n})) for n in (3, 2, 9))
   config.train.skip_steps = skip_steps
-  assert spikes.find_starts(config) == starts
-  guard = spikes.add_values(spikes.init_guard(config), jnp.ones(2), jnp.array(True))
+  _, guard = spikes.judge(config, spikes.init_guard(config), 0, 1.0, 1.0)
   for step in range(10):
-    assert int(spikes.at_step(config, guard, jnp.int32(step))["count"]) == (step not in starts)
+    _, after = spikes.judge(config, guard, step, 1.0, 1.0)
+    assert int(after["count"]) == (1 if step in starts else 2)
 
 
 def test_gradients_that_are_larger_in_the_next_phase_are_no_spikes():
@@ -120,3 +116,5 @@ def spikes_state(state, params):
 def test_without_a_guard_the_state_has_none():
   with tiny.Setup(tiny.make_config()) as setup:
     assert setup.abstract.spike_guard == ()
+  for loss, norm in ((1.0, 1e9), (np.nan, 1.0), (1.0, np.inf)):
+    assert spikes.judge(setup.config, (), 5, loss, norm) == (norm == 1e9, ())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertgpt.config import ConfigDict, phase_at, total_steps
+from bertgpt.config import ConfigDict, find_phase, total_steps
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.batches.rows import TrainRows
@@ -41,7 +41,7 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
   batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
   lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
   for step in steps:
-    i, first = phase_at(config, step)
+    i, first = find_phase(config, step)
     size = config.phases[i].batch_size
     batch = loader.read_step(phases[i], size, slice(0, size), step - first)
     lines.append(f"step {step}: sha256 {loader.batch_sha256(batch)}")

@@ -80,8 +80,8 @@ def _score(model, params, tokens_BL, lengths_B, at_B, mask_id):
   rows_B = jnp.arange(len(tokens_BL))
   inputs = Inputs.of_texts(tokens_BL.at[rows_B, at_B].set(mask_id), lengths_B,
                            families.FAMILIES[model.config.family].cls_last)
-  logits_B1V, _ = model.apply({"params": params},
-                              inputs._replace(predict_positions_BK=at_B[:, None]))
+  inputs = inputs._replace(predict_positions_BK=at_B[:, None])
+  logits_B1V = model.apply({"params": params}, inputs, method="predict").logits()
   logp_BV = jax.nn.log_softmax(logits_B1V[:, 0, :model.config.vocab_size])
   return logp_BV[rows_B, tokens_BL[rows_B, at_B]]
 

@@ -10,16 +10,16 @@ from bertgpt.data.tokens.vocabulary import Vocabulary
 from bertgpt.training.objectives.objective import (
     Batch,
     BoundModel,
+    Carry,
     Objective,
     Sums,
-    compute_sums_and_carry,
     keep_batch,
     make_zero_carry,
     total_loss,
 )
 
-__all__ = ["Batch", "BoundModel", "Objective", "Sums", "compute_sums_and_carry",
-           "keep_batch", "make_objective", "make_zero_carry", "total_loss"]
+__all__ = ["Batch", "BoundModel", "Carry", "Objective", "Sums", "keep_batch", "make_objective",
+           "make_zero_carry", "total_loss"]
 
 
 def make_objective(config: ConfigDict, vocabulary: Vocabulary) -> Objective:

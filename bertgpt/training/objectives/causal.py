@@ -27,7 +27,7 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     weights_BL = batch["loss_weights"]
     scores = cross_entropy.score(prediction, batch["targets"], weights_BL,
                                  config.objective.loss_chunk)
-    return name_sums("lm", scores, weights_BL)
+    return name_sums("lm", scores, weights_BL), {}
 
   return Objective(specs=functools.partial(formats.specs, config), corrupt=keep_batch,
                    weights=weights, compute_sums=compute_sums, init_inputs=Inputs.of)

@@ -47,12 +47,12 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(predict_positions_BK=None)
-    prediction, _ = model.predict(inputs)
+    prediction = model.predict(inputs)
     weights_BL = batch["predict_weights"]
     loss, correct = cross_entropy.score(prediction, batch["predict_targets"], weights_BL,
                                         config.objective.loss_chunk)
     return {"diffusion_loss": (loss, find_candidates(batch).sum().astype(jnp.float32)),
-            "diffusion_accuracy": (correct, weights_BL.sum())}
+            "diffusion_accuracy": (correct, weights_BL.sum())}, {}
 
   return Objective(specs=functools.partial(formats.specs, config),
                    corrupt=functools.partial(corrupt, vocabulary.mask_id), weights=weigh,

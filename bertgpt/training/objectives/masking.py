@@ -66,10 +66,10 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
   its row id.
 
   Args:
-    config: a whole config.
+    config: a whole config; of its phases, only the first is read.
     vocabulary: vocabulary of the tokenizer.
   """
-  slots_of = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
+  slots = config_lib.max_predictions(config, config.phases[0])
   objective, rule = config.objective, MASK_RULES[config.objective.mask_rule]
   choose = words.choose_words if objective.whole_words else choose_tokens
   if objective.ngram > 1:
@@ -80,7 +80,6 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary) -> Callable:
 
   def corrupt(batch, key, row_ids_B):
     tokens_BL = batch["tokens"]
-    slots = slots_of[tokens_BL.shape[1]]
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
     keys_of = lambda draw: jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, draw)
     is_candidate_BL = (batch["sequence_ids"] > 0) & jnp.asarray(is_candidate_V)[tokens_BL]

@@ -20,8 +20,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   one_sequence = formats.has_one_sequence(config)
 
   def compute_sums(model, batch):
-    mlm, _ = model.predict(Inputs.of(batch, one_sequence))
-    return masking.score_mlm(mlm, batch, config.objective.loss_chunk)
+    mlm = model.predict(Inputs.of(batch, one_sequence))
+    return masking.score_mlm(mlm, batch, config.objective.loss_chunk), {}
 
   return Objective(specs=functools.partial(formats.specs, config),
                    corrupt=masking.make_corrupt(config, vocabulary), weights=masking.weigh_mlm,

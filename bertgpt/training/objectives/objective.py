@@ -14,28 +14,29 @@ import jax.numpy as jnp
 from bertgpt.config import ConfigDict
 from bertgpt.data.batches.parts import Specs
 from bertgpt.models import Inputs, Module
+from bertgpt.models.cross_entropy import Prediction
 
 Batch = Mapping[str, jax.Array]
-Keys = Mapping[str, jax.Array]  # stream -> key; 'dropout' is absent in evaluation
+Carry = Mapping[str, jax.Array]  # arrays of `Objective.carry`, [rows, ...]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight), float32 scalars
 
 
 class BoundModel(NamedTuple):
-  """A model bound to its parameters and random keys.
+  """A model bound to its parameters, its random key and the carry of its rows.
 
   Attributes:
     model: Flax module of a family.
     params: nested dicts of arrays.
-    keys: random keys by stream; without 'dropout', nothing is dropped.
-    carry: carry of the rows, with the arrays of `Objective.carry`; () if there is none.
+    dropout_key: random key; None: nothing is dropped.
+    carry: what the rows carry from the previous step, see `Objective.carry`.
   """
 
   model: Module
   params: Any
-  keys: Keys
-  carry: Any = ()
+  dropout_key: jax.Array | None = None
+  carry: Carry = types.MappingProxyType({})
 
-  def predict(self, inputs: Inputs) -> Any:
+  def predict(self, inputs: Inputs) -> Prediction:
     """Returns the result of the model's method `predict`.
 
     Args:
@@ -50,17 +51,18 @@ class BoundModel(NamedTuple):
       method: name of the method.
       args: its arguments.
     """
-    rngs = {"dropout": self.keys["dropout"]} if "dropout" in self.keys else {}
+    rngs = {} if self.dropout_key is None else {"dropout": self.dropout_key}
     return self.model.apply({"params": self.params}, *args, rngs=rngs, method=method)
 
-  def fold(self, number: int) -> "BoundModel":
-    """Returns the model with other keys, for one more call in the same step.
+  def fold(self, number: int | jax.Array) -> "BoundModel":
+    """Returns the model with another random key, for one more call in the same step.
 
     Args:
       number: index of the call.
     """
-    return self._replace(keys={name: jax.random.fold_in(key, number)
-                               for name, key in self.keys.items()})
+    if self.dropout_key is None:
+      return self
+    return self._replace(dropout_key=jax.random.fold_in(self.dropout_key, number))
 
 
 class Objective(NamedTuple):
@@ -71,35 +73,20 @@ class Objective(NamedTuple):
     corrupt: (batch, key, row_ids_B) -> batch with inputs and targets. The result for a row depends
       only on the key and its row id, not on the other rows.
     weights: corrupted batch -> weight of every loss term, float32 scalars.
-    compute_sums: (model, corrupted batch) -> sums of the loss terms and of the other metrics; with
-      a carry: (these sums, the new carry).
+    compute_sums: (model, corrupted batch) -> (sums of the loss terms and of the other metrics, the
+      new carry).
     init_inputs: batch of zeros -> inputs with which the model creates all its parameters.
     carry: schema of what every row of a step carries to the same row of the next step, such as the
       state of a recurrent network: name -> (shape per row, dtype). It begins as zeros and is part
-      of the train state. No gradient flows through it.
+      of the train state. No gradient flows through it. Empty: nothing.
   """
 
   specs: Callable[[ConfigDict], Specs]
   corrupt: Callable[[Batch, jax.Array, jax.Array], Batch]
   weights: Callable[[Batch], dict[str, jax.Array]]
-  compute_sums: Callable[[BoundModel, Batch], Any]
+  compute_sums: Callable[[BoundModel, Batch], tuple[Sums, Carry]]
   init_inputs: Callable[[Batch], Inputs]
   carry: Mapping[str, tuple[tuple[int, ...], type]] = types.MappingProxyType({})
-
-
-def compute_sums_and_carry(objective: Objective, model: BoundModel,
-                           batch: Batch) -> tuple[Sums, Any]:
-  """Returns the sums of an objective, and the new carry of the rows, or () if there is none.
-
-  Args:
-    objective: any objective.
-    model: model with the carry of the rows.
-    batch: corrupted batch.
-  """
-  if not objective.carry:
-    return objective.compute_sums(model, batch), ()
-  sums, carry = objective.compute_sums(model, batch)
-  return sums, jax.lax.stop_gradient(carry)
 
 
 def make_zero_carry(objective: Objective, rows: int) -> dict[str, jax.Array]:
@@ -117,7 +104,7 @@ def total_loss(sums: Sums, weights: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss: the sum over its terms of sum / global weight, a float32 scalar.
 
   Args:
-    sums: result of `Objective.compute_sums` for a part of the batch.
+    sums: sums of `Objective.compute_sums` for a part of the batch.
     weights: term -> weight in the whole global batch.
   """
   # The weight of a scaled term may be below 1. A term without targets has weight 0 and sum 0.

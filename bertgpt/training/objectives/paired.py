@@ -28,10 +28,10 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
 
   def compute_sums(model, batch):
     inputs = Inputs.of(batch, one_sequence)._replace(pair_positions_BP=batch[positions])
-    mlm, pair_logits_BP2 = model.predict(inputs)
+    mlm, pair_logits_BP2 = model.call("predict_pairs", inputs)
     pairs = cross_entropy.score_logits(pair_logits_BP2, batch[labels], batch[weighted])
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
-            | name_sums(name, pairs, batch[weighted]))
+            | name_sums(name, pairs, batch[weighted])), {}
 
   def init_inputs(batch):
     return masking.init_inputs(batch)._replace(pair_positions_BP=batch[positions])

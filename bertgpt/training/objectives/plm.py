@@ -34,8 +34,8 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
   one_sequence = formats.has_one_sequence(config)
 
   def compute_sums(model, batch):
-    prediction, _ = model.predict(Inputs.of(batch, one_sequence))
-    return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME)
+    prediction = model.predict(Inputs.of(batch, one_sequence))
+    return masking.score_mlm(prediction, batch, config.objective.loss_chunk, NAME), {}
 
   return Objective(specs=functools.partial(formats.specs, config),
                    corrupt=make_corrupt(config, vocabulary),
@@ -52,16 +52,15 @@ def make_corrupt(config: ConfigDict, vocabulary: Vocabulary
   The result for a row depends only on the key and its row id.
 
   Args:
-    config: a whole config.
+    config: a whole config; of its phases, only the first is read.
     vocabulary: vocabulary of the tokenizer.
   """
-  slots_of = {p.seq_len: config_lib.max_predictions(config, p) for p in config.phases}
+  slots = config_lib.max_predictions(config, config.phases[0])
   objective = config.objective
   is_special_V = masking.special_mask(vocabulary)
 
   def corrupt(batch, key, row_ids_B):
     tokens_BL, is_text_BL = batch["tokens"], batch["sequence_ids"] > 0
-    slots = slots_of[tokens_BL.shape[1]]
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids_B)
     keys_B2 = jax.vmap(lambda k: jax.random.split(k, 2))(keys_B)
     is_special_BL = is_text_BL & jnp.asarray(is_special_V)[tokens_BL]

@@ -46,13 +46,13 @@ def make(config: ConfigDict, vocabulary: Vocabulary) -> Objective:
     return losses
 
   def compute_sums(model, batch):
-    mlm, _ = model.predict(Inputs.of(batch, one_sequence))
+    mlm = model.predict(Inputs.of(batch, one_sequence))
     sampled_BK = sampling.sample(mlm, batch["sample_key_data"])
     tokens_BL, is_replaced_BL = replace(batch, sampled_BK)
     inputs = Inputs.of(batch, one_sequence)._replace(tokens_BL=tokens_BL, predict_positions_BK=None)
     logits_BL = model.fold(1).call("detect", inputs)
     return (masking.score_mlm(mlm, batch, config.objective.loss_chunk)
-            | score_replaced(logits_BL, is_replaced_BL, batch["sequence_ids"] > 0))
+            | score_replaced(logits_BL, is_replaced_BL, batch["sequence_ids"] > 0)), {}
 
   return Objective(specs=functools.partial(formats.specs, config), corrupt=corrupt,
                    weights=weights, compute_sums=compute_sums, init_inputs=masking.init_inputs)
