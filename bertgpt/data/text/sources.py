@@ -68,7 +68,6 @@ from bertgpt.devices import watchdog
 from bertgpt.errors import ConfigError
 
 Place = tuple[str, str, str]  # Target, split and field of a `Source`.
-
 MAX_WEIGHT = 1e6
 WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 MAX_COMMAS = 8  # Commas in the name of a file that look like the start of another source.
@@ -205,7 +204,6 @@ def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]])
 # ------------------------------------------------------------------- specs
 
 
-_NEXT_SOURCE = re.compile(r",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|pydocs\s*(?:,|$)))")
 _WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\s*\*\s*)?(?P<kind>[^:]*):?(?P<rest>.*)",
                        re.DOTALL)
 _TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_][\w.-]*(?:\[[^\]]*\])?)")
@@ -447,3 +445,6 @@ SOURCE_KINDS = {
                            datasets.list_shards(source.target, source.split)),
                        identify=_identify_tfds, is_glob=False),
 }
+# Commas before the name of a kind, known or misspelled; others are part of the name of a file.
+_STARTS = "|".join(re.escape(n) + (":" if k.form else r"\s*(?:,|$)") for n, k in SOURCE_KINDS.items())
+_NEXT_SOURCE = re.compile(rf",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|{_STARTS}))")

@@ -1,9 +1,11 @@
 """Documents are read whole, in order and clean, or the error says where one is not."""
 
 import gzip
+import importlib.util
 import json
 import lzma
 import math
+import pathlib
 import re
 import subprocess
 import sys
@@ -119,6 +121,20 @@ def test_sources_are_joined_and_weighted_in_documents(tmp_path):
   b = write(tmp_path / "b.txt", b"\n\n".join(b"b%d" % i for i in range(4)))
   assert paragraphs(f"2*text:{a},0.5*text:{b}") == [
       ("a0",), ("a0",), ("a1",), ("a1",), ("b1",), ("b3",)]
+
+
+def test_a_new_kind_is_a_line_of_the_table(tmp_path):
+  """Its name may have digits, and it may have no target, like pydocs."""
+  module = tmp_path / "more_sources.py"
+  lines = ('SOURCE_KINDS |= {"mp3": SOURCE_KINDS["text"], "notes": SOURCE_KINDS["pydocs"]}\n'
+           "# Commas before")
+  module.write_text(pathlib.Path(sources.__file__).read_text().replace("# Commas before", lines))
+  spec = importlib.util.spec_from_file_location("more_sources", module)
+  more = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(more)
+  found = more.parse("mp3:a,2*notes,text:b,c.txt,mp3:d,notes")
+  assert [(source.kind, source.target, source.weight) for source in found] == [
+      ("mp3", "a", 1), ("notes", "", 2), ("text", "b,c.txt", 1), ("mp3", "d", 1), ("notes", "", 1)]
 
 
 def test_spaces_around_commas_and_weights_do_not_count(tmp_path):
