@@ -7,22 +7,19 @@ from typing import Any
 import numpy as np
 
 from bertgpt import files
-from bertgpt.devices import peers, watchdog
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
-from bertgpt.finetuning.tuning import Program, Tuning, put_batch
-from bertgpt.models import precision
+from bertgpt.finetuning.tuning import Tuning, put_batch
 
 Evaluation = tuple[dict[str, dict[str, float]], dict[str, Any]]  # Metrics, outputs; both by set.
 
 
-def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callable[[], bool], *,
+def evaluate(tuning: Tuning, params: Any, should_stop: Callable[[], bool], *,
              with_tests: bool) -> Evaluation | None:
   """Predicts the evaluation sets and scores those with labels.
 
   Args:
     tuning: the opened fine-tuning.
-    program: compiled parts, with the learning rate.
     params: parameters of the run, on the devices.
     should_stop: called once per batch, the same number of times by all processes; once it returns
       True, the evaluation ends.
@@ -33,26 +30,26 @@ def evaluate(tuning: Tuning, program: Program, params: Any, should_stop: Callabl
   sets = [s for s in tuning.task.evals if s.score or with_tests]
   outputs: dict[str, Any] = {}
   for s in sets:
-    outputs[s.name] = predict(tuning, program, params, s.rows, should_stop)
+    outputs[s.name] = predict(tuning, params, s.rows, should_stop)
     if outputs[s.name] is None:
       return None
   return {s.name: s.score(outputs[s.name]) for s in sets if s.score}, outputs
 
 
-def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
+def predict(tuning: Tuning, params: Any, chosen: Rows,
             should_stop: Callable[[], bool] = lambda: False
             ) -> np.ndarray | list[np.ndarray] | None:
   """Returns the outputs for all rows, in order: [N], or a list of N arrays [..., length].
 
   Args:
-    tuning, program: see `evaluate`.
+    tuning: see `evaluate`.
     params: parameters of the run, on the devices.
     chosen: rows of a set, at least one.
     should_stop: see `evaluate`; once it returns True, the result is None.
   """
   outputs: list[Any] = [None] * len(chosen)
   pending = None
-  size, system = tuning.config.eval.batch_size, tuning.config.system
+  size = tuning.config.eval.batch_size
 
   def collect(index, values):
     values = np.asarray(values)
@@ -63,13 +60,7 @@ def predict(tuning: Tuning, program: Program, params: Any, chosen: Rows,
     if should_stop():
       return None
     batch = put_batch(tuning, chosen, index, size, tuning.eval_lengths)
-    shape = batch["tokens"].shape
-    watchdog.arm_for(system, compiles=shape not in program.predicted)
-    with precision.matmul_precision(program.setup.config):  # As in `bertgpt predict`.
-      if shape not in program.predicted:
-        peers.compile_together("the evaluation", system, program.predict, params, batch)
-        program.predicted.add(shape)
-      started = index, program.predict(params, batch)
+    started = index, tuning.outputs.start(params, batch)
     if pending is not None:
       collect(*pending)  # While the devices compute the batch that was just started.
     pending = started

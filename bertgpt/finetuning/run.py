@@ -174,7 +174,7 @@ def evaluate_if_due(tuning: Tuning, program: Program, log: StepLog, state: steps
     raise DivergedError(f"step {step}: loss or gradient not finite")
   if not (is_last or tuning.config.eval.every_epoch):
     return {}, {}
-  found = evaluation.evaluate(tuning, program, state.params, should_stop, with_tests=is_last)
+  found = evaluation.evaluate(tuning, state.params, should_stop, with_tests=is_last)
   if found is None:
     return None
   scores, outputs = found

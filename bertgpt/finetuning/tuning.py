@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +13,51 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.devices import hardware, sharding
+from bertgpt.devices import hardware, peers, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import lengths
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tasks.rows import Rows, Task
+from bertgpt.models import precision
 from bertgpt.runs.trained import Trained
 from bertgpt.training import optimizers, steps
+
+
+class Outputs:
+  """The outputs of the task's model, by one program for the runs of all learning rates and seeds.
+
+  It is compiled once for every shape of a batch.
+  """
+
+  def __init__(self, head: task_objectives.Head, config: ConfigDict, mesh: Mesh, num_labels: int):
+    """Compiles nothing yet.
+
+    Args:
+      head: output layer of the task.
+      config: config of any run, from `make_run_config`.
+      mesh: mesh over the devices of all processes.
+      num_labels: outputs of the layer.
+    """
+    model = head.make_model(FrozenConfigDict(config.model), num_labels)
+    self._config, self._shapes = config, set[tuple[int, ...]]()
+    self._program = jax.jit(functools.partial(head.predict, model),
+                            out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+  def start(self, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the outputs [B, ...] for a batch, replicated; the devices may not have them yet.
+
+    Args:
+      params: parameters of a run, on the devices.
+      batch: batch of `put_batch`.
+    """
+    shape, system = batch["tokens"].shape, self._config.system
+    watchdog.arm_for(system, compiles=shape not in self._shapes)
+    with precision.matmul_precision(self._config):  # As in `bertgpt predict`.
+      if shape not in self._shapes:
+        peers.compile_together("the evaluation", system, self._program, params, batch)
+        self._shapes.add(shape)
+      return self._program(params, batch)
 
 
 class Tuning(NamedTuple):
@@ -32,6 +69,7 @@ class Tuning(NamedTuple):
     pretrained: the model in that folder.
     task: rows, labels and metrics.
     head: output layer, loss and predictions for the kind of the task.
+    outputs: the program that predicts.
     mesh: mesh over the devices of all processes.
     path: fine-tuning workdir.
     stamp: result of `resume.make_stamp`, which identifies weights, rows and config.
@@ -44,6 +82,7 @@ class Tuning(NamedTuple):
   pretrained: Trained
   task: Task
   head: task_objectives.Head
+  outputs: Outputs
   mesh: Mesh
   path: pathlib.Path
   stamp: dict[str, Any]
@@ -59,16 +98,12 @@ class Program(NamedTuple):
     setup: model, objective and mesh, with an ordinary config from `make_run_config`.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
     step: (state, batch) -> (state, metrics); the old state is donated.
-    predict: (params, batch) -> outputs, replicated over the devices.
-    predicted: shapes of the batches that `predict` was called with, in any run; it grows.
   """
 
   learning_rate: float
   setup: steps.Setup
   abstract: steps.TrainState
   step: Callable
-  predict: Callable
-  predicted: set[tuple[int, ...]]
 
 
 def check_run(config: ConfigDict, pretrained: Trained) -> None:
@@ -114,8 +149,9 @@ def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, tas
   """
   head = task_objectives.find_task_head(pretrained.config, task.kind)
   run = make_run_config(config, pretrained, 1, config.learning_rates[0])
-  platform = jax.default_backend()
-  return Tuning(config, init, pretrained, task, head, sharding.make_mesh(run), path, stamp,
+  mesh, platform = sharding.make_mesh(run), jax.default_backend()
+  outputs = Outputs(head, run, mesh, len(task.labels))
+  return Tuning(config, init, pretrained, task, head, outputs, mesh, path, stamp,
                 lengths.for_training(config, run, task.train, platform),
                 lengths.for_evaluation(config, run, task, platform))
 
@@ -123,7 +159,7 @@ def open_tuning(config: ConfigDict, init: pathlib.Path, pretrained: Trained, tas
 def make_program(tuning: Tuning, learning_rate: float) -> Program:
   """Returns the compiled parts of the runs with one learning rate.
 
-  They are the same for all seeds, so every shape of a batch is compiled once per learning rate.
+  They are the same for all seeds, so a step is compiled once per shape of a batch and rate.
 
   Args:
     tuning: everything that the runs share.
@@ -137,9 +173,7 @@ def make_program(tuning: Tuning, learning_rate: float) -> Program:
     abstract = steps.make_abstract_state(training)
     optimizers.check_frozen(config, abstract.params)
     step = steps.jit_train_step(training, abstract)
-  predict = jax.jit(functools.partial(tuning.head.predict, model),
-                    out_shardings=NamedSharding(tuning.mesh, PartitionSpec()))
-  return Program(learning_rate, training, abstract, step, predict, set())
+  return Program(learning_rate, training, abstract, step)
 
 
 def count_steps(tuning: Tuning) -> int:
