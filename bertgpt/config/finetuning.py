@@ -209,7 +209,7 @@ def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
   checked = run.copy_and_resolve_references()
   # Fine-tuning makes no rows of the pretraining and computes only the first stack of layers, so no
   # value of these fields is wrong.
-  checked.objective.update(mask_prob=1.0, permutation_block=1)
+  checked.objective.update(mask_prob=1e-3, permutation_block=1, memory=1)
   parts = max(1, run.mesh.tensor)
   for stack in families.find(run).stacks[1:]:
     checked.model.update({f"{stack}width": 2 * parts, f"{stack}num_heads": parts,
