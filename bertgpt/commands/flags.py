@@ -216,33 +216,6 @@ def read_config(arguments: argparse.Namespace) -> "ConfigDict":
   return config
 
 
-def read_unvalidated(arguments: argparse.Namespace,
-                     devices: Callable[[], tuple[int, str]]) -> "ConfigDict":
-  """Returns the recipe with its overrides, for a function that validates it.
-
-  Args:
-    arguments: values of the flags.
-    devices: returns the number and the platform of the devices. It is called only if an override or
-      the source is wrong, to list these problems together with all others.
-  Raises:
-    ConfigError: an override or the source is wrong; the message has one line per problem of the
-      config.
-  """
-  from bertgpt import config as config_lib
-  config, problems = try_config(arguments)
-  if problems:
-    refuse(problems + config_lib.find_problems(config, *devices()))
-  return config
-
-
-def own_devices() -> tuple[int, str]:
-  """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
-  import jax
-
-  from bertgpt.devices import cluster
-  return cluster.count_devices(), jax.default_backend()
-
-
 def refuse(problems: list[str]) -> None:
   """Raises ConfigError if there are problems."""
   if problems:

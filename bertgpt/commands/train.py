@@ -25,10 +25,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
   """Reads the config, which `training.run.open_run` validates with the devices."""
+  from bertgpt import config as config_lib
+  config, problems = flags.try_config(arguments)
   if arguments.distributed:  # The devices are known only when all processes have joined.
-    arguments.config = flags.read_config(arguments)
-  else:
-    arguments.config = flags.read_unvalidated(arguments, flags.own_devices)
+    flags.refuse(problems + config_lib.find_problems(config))
+  elif problems:
+    flags.refuse(problems + config_lib.find_problems(config, *own_devices()))
+  arguments.config = config
   arguments.fields = parse_fields(arguments.allow_change, arguments.config)
 
 
@@ -41,6 +44,14 @@ def run(arguments: argparse.Namespace) -> None:
     finished = loop.train(arguments.config, arguments.workdir, arguments.fields)
     with events.during("report"):
       end_of_run.write(finished)
+
+
+def own_devices() -> tuple[int, str]:
+  """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
+  import jax
+
+  from bertgpt.devices import cluster
+  return cluster.count_devices(), jax.default_backend()
 
 
 def parse_fields(text: str, config: "ConfigDict") -> list[str]:
