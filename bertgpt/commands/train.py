@@ -23,25 +23,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(resumes=True)
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Reads the config, which `training.run.open_run` validates with the devices."""
+def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
+  """Returns the config, and the fields that may differ from the existing run's.
+
+  `training.run.open_run` validates the config with the devices.
+  """
   from bertgpt import config as config_lib
   config, problems = flags.try_config(arguments)
   if arguments.distributed:  # The devices are known only when all processes have joined.
     flags.refuse(problems + config_lib.find_problems(config))
   elif problems:
     flags.refuse(problems + config_lib.find_problems(config, *own_devices()))
-  arguments.config = config
-  arguments.fields = parse_fields(arguments.allow_change, arguments.config)
+  return config, parse_fields(arguments.allow_change, config)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, checked: "tuple[ConfigDict, list[str]]") -> None:
   """Trains, or continues, and writes the report."""
   from bertgpt.devices import events
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
+  config, fields = checked
   with events.recording():
-    finished = loop.train(arguments.config, arguments.workdir, arguments.fields)
+    finished = loop.train(config, arguments.workdir, fields)
     with events.during("report"):
       end_of_run.write(finished)
 
