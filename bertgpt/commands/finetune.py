@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -35,7 +35,7 @@ def check(arguments: argparse.Namespace) -> "ConfigDict":
   recipe = recipes.load(arguments.recipe, finetuning.base)
   config, problems = try_override(recipe, arguments.overrides)
   config.task.name = arguments.task or config.task.name
-  flags.refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
+  refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
   return config
 
 

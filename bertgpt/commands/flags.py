@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -214,9 +214,3 @@ def read_config(arguments: argparse.Namespace) -> "ConfigDict":
   config, problems = try_config(arguments)
   refuse(problems + config_lib.find_problems(config))
   return config
-
-
-def refuse(problems: list[str]) -> None:
-  """Raises ConfigError if there are problems."""
-  if problems:
-    raise ConfigError("\n".join(problems))

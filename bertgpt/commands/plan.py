@@ -3,6 +3,7 @@
 import argparse
 
 from bertgpt.commands import flags
+from bertgpt.errors import refuse
 
 HELP = "Predict memory, time and price of a run, without its hardware."
 USES = ("bertgpt.config", "bertgpt.planning.plan", "bertgpt.planning.topologies")
@@ -43,8 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
   config, problems = flags.try_config(arguments)
   topology = topologies.open_topology(arguments.topology)
   if problems:  # `plan.run` checks the fields.
-    flags.refuse(problems + config_lib.find_problems(config, len(topology.devices),
-                                                     topology.platform))
+    refuse(problems + config_lib.find_problems(config, len(topology.devices), topology.platform))
   if arguments.network_gbps:
     topology = topologies.with_network(topology, arguments.network_gbps)
   request = plan.Request(arguments.phase, arguments.price_per_chip_hour, arguments.kernels,

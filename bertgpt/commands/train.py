@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -31,9 +31,9 @@ def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
   from bertgpt import config as config_lib
   config, problems = flags.try_config(arguments)
   if arguments.distributed:  # The devices are known only when all processes have joined.
-    flags.refuse(problems + config_lib.find_problems(config))
+    refuse(problems + config_lib.find_problems(config))
   elif problems:
-    flags.refuse(problems + config_lib.find_problems(config, *own_devices()))
+    refuse(problems + config_lib.find_problems(config, *own_devices()))
   return config, parse_fields(arguments.allow_change, config)
 
 

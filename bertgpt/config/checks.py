@@ -9,7 +9,7 @@ from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
 from bertgpt.config.derived import max_predictions, total_steps
 from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
-from bertgpt.errors import ConfigError
+from bertgpt.errors import refuse
 
 AT_LEAST = {
     "seed": 0,
@@ -67,8 +67,7 @@ def validate(config: ConfigDict, num_devices: int | None = None, platform: str =
   Raises:
     ConfigError: the config has problems; the message has one line per problem.
   """
-  if problems := find_problems(config, num_devices, platform):
-    raise ConfigError("\n".join(problems))
+  refuse(find_problems(config, num_devices, platform))
 
 
 def find_problems(config: ConfigDict, num_devices: int | None = None,
