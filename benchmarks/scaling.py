@@ -19,7 +19,7 @@ from benchmarks.side_by_side import Row, spread
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
 from bertgpt.errors import ConfigError
-from bertgpt.planning import aot, topologies
+from bertgpt.planning import aot, topologies, vocabulary_size
 
 FLAT = ("1x1", "2x4", "4x4", "8x8", "16x16", "16x16:2", "16x16:4")
 CUBIC = ("1x1x1", "2x2x2", "2x2x4", "4x4x4", "4x8x8", "4x8x8:2", "4x8x8:4")
@@ -40,7 +40,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> side_by_side.Result:
   """Compiles the step for every slice and compares the programs."""
-  config = aot.assume_vocabulary(side_by_side.read_config(arguments))
+  config = side_by_side.read_config(arguments)
+  config = vocabulary_size.find(config).set_in(config)
   if not 0 <= arguments.phase < len(config.phases):
     raise ConfigError(f"--phase={arguments.phase}: the config has phases 0 to "
                       f"{len(config.phases) - 1}")
@@ -111,7 +112,7 @@ def compile_for(config: ConfigDict, name: str, phase_index: int,
   config.eval.batch_size = chips
   if config_lib.find_problems(config, chips):
     return None
-  config_lib.validate(config, *aot.devices_of(topology))
+  config_lib.validate(config, len(topology.devices), topology.platform)
   step = aot.compile_step(aot.lower_step(config, phase_index, topology), topology.platform)
   if step.overflow:
     raise ConfigError(f"--rows_per_chip={rows_per_chip}: the memory of a chip of {name} is too "

@@ -165,17 +165,17 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.is_heavy:
       watchdog.arm(watchdog.START_MINUTES + arguments.distributed_timeout / 60)
     release = stack.enter_context(signals.hold())
-    if hasattr(command, "check"):
-      command.check(arguments)
+    checked = command.check(arguments) if hasattr(command, "check") else None
+    inputs = (arguments,) if checked is None else (arguments, checked)
     for module in command.USES:
       importlib.import_module(module)
     release()
     if not arguments.distributed:
-      return command.run(arguments) or 0
+      return command.run(*inputs) or 0
     from bertgpt.devices import cluster, peers
     cluster.start_distributed(arguments.distributed, arguments.distributed_timeout)
     with peers.end_together(), name_preemption(arguments), cluster.name_lost_peer():
-      return command.run(arguments) or 0
+      return command.run(*inputs) or 0
 
 
 @contextlib.contextmanager

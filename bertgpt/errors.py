@@ -19,7 +19,7 @@ Any other code, with a traceback, indicates a bug, or a device that ran out of m
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 MAX_LINE_CHARS = 300  # The messages of some libraries fill pages.
 INTERRUPTED = 130  # Ctrl-C outside the training loop: 128 + SIGINT, following shell convention.
@@ -112,8 +112,19 @@ def one_line(e: BaseException) -> str:
     line = str(e)
   else:
     line = f"{type(e).__name__}: {e}"
-  line = " ".join(line.split()).removesuffix(":") or type(e).__name__
+  return shorten(line) or type(e).__name__
+
+
+def shorten(text: str) -> str:
+  """Returns a text with white space collapsed, without a final colon, cut to MAX_LINE_CHARS."""
+  line = " ".join(text.split()).removesuffix(":")
   return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS - 3] + "..."
+
+
+def refuse(problems: Sequence[str]) -> None:
+  """Raises ConfigError if there are problems; the message has one line per problem."""
+  if problems:
+    raise ConfigError("\n".join(problems))
 
 
 @contextlib.contextmanager

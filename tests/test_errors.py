@@ -70,6 +70,12 @@ def test_one_line_of_an_exception(e, line):
   assert errors.one_line(e) == line
 
 
+def test_problems_are_refused_together_and_none_are_no_error():
+  errors.refuse([])
+  with pytest.raises(errors.ConfigError, match="^first\nsecond$"):
+    errors.refuse(["first", "second"])
+
+
 def test_a_page_is_cut_to_one_line():
   line = errors.one_line(RuntimeError("word\n" * 1000))
   assert len(line) == errors.MAX_LINE_CHARS

@@ -7,8 +7,9 @@ The module of a command has
   add_flags  (parser): adds the flags of the command, and `parser.set_defaults(resumes=True)` if the
              same command continues where Ctrl-C stopped it; others begin again
   check      (arguments), optional: checks everything that needs neither devices nor the other
-             processes of a run, so that a wrong flag is refused at once
-  run        (arguments) -> exit code; None means 0
+             processes of a run, so that a wrong flag is refused at once; may return what it read
+  run        (arguments) or, with what `check` returned, (arguments, checked) -> exit code; None
+             means 0
 
 `bertgpt.cli` calls `check` before `run`. Every start of the program loads all of these modules, so
 modules that are slow to import (JAX, and even the config) are imported inside their functions.

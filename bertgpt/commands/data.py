@@ -1,9 +1,13 @@
 """`bertgpt data`: a report on the batches of a config."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
+
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
 
 HELP = "Show the batches that a config makes."
 USES = ("bertgpt.report.batches",)
@@ -17,16 +21,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "three")
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Validates the config and replaces `steps` with a list of numbers."""
+def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[int]]":
+  """Returns the config, which is validated, and the steps whose batches are hashed."""
   from bertgpt import config as config_lib
-  arguments.config = flags.read_config(arguments)
-  num_steps = config_lib.total_steps(arguments.config)
-  arguments.steps = (list(range(min(3, num_steps))) if arguments.steps is None
-                     else parse_steps(arguments.steps, num_steps))
+  config = flags.read_config(arguments)
+  num_steps = config_lib.total_steps(config)
+  if arguments.steps is None:
+    return config, list(range(min(3, num_steps)))
+  return config, parse_steps(arguments.steps, num_steps)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, checked: "tuple[ConfigDict, list[int]]") -> None:
   """Prints the report on the batches."""
   import jax
 
@@ -34,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   # Masks are the same on every platform, and a host of a pod cannot open its TPU alone.
   jax.config.update("jax_platforms", "cpu")
-  print(batches.describe_data(arguments.config, arguments.steps))
+  print(batches.describe_data(*checked))
 
 
 def parse_steps(text: str, num_steps: int) -> list[int]:

@@ -1,9 +1,13 @@
 """`bertgpt finetune`: training of a trained model on a task, and its scores."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
+
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
 
 HELP = "Fine-tune a trained model on a task, and score it."
 USES = ("bertgpt.finetuning.loop", "bertgpt.hub.opening")
@@ -23,23 +27,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(resumes=True)
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Checks the config of the task."""
+def check(arguments: argparse.Namespace) -> "ConfigDict":
+  """Returns the config of the task, which is validated."""
   from bertgpt.config import finetuning, recipes
   from bertgpt.config.overrides import try_override
   from bertgpt.finetuning import tasks
   recipe = recipes.load(arguments.recipe, finetuning.base)
   config, problems = try_override(recipe, arguments.overrides)
   config.task.name = arguments.task or config.task.name
-  flags.refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
-  arguments.config = config
+  refuse(problems + tasks.name_problems(config.task.name) + finetuning.find_problems(config))
+  return config
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, config: "ConfigDict") -> None:
   """Fine-tunes every run of the config and writes the results."""
   from bertgpt.finetuning import loop
   from bertgpt.hub import opening
-  config, init, workdir = arguments.config, arguments.init, arguments.workdir
+  init, workdir = arguments.init, arguments.workdir
   if not workdir and opening.is_of_transformers(init):
     raise ConfigError(f"--init {init}: is a model of transformers, and nothing is written into its "
                       "folder. Name a folder for the results with --workdir")

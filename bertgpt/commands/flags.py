@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -214,36 +214,3 @@ def read_config(arguments: argparse.Namespace) -> "ConfigDict":
   config, problems = try_config(arguments)
   refuse(problems + config_lib.find_problems(config))
   return config
-
-
-def read_unvalidated(arguments: argparse.Namespace,
-                     devices: Callable[[], tuple[int, str]]) -> "ConfigDict":
-  """Returns the recipe with its overrides, for a function that validates it.
-
-  Args:
-    arguments: values of the flags.
-    devices: returns the number and the platform of the devices. It is called only if an override or
-      the source is wrong, to list these problems together with all others.
-  Raises:
-    ConfigError: an override or the source is wrong; the message has one line per problem of the
-      config.
-  """
-  from bertgpt import config as config_lib
-  config, problems = try_config(arguments)
-  if problems:
-    refuse(problems + config_lib.find_problems(config, *devices()))
-  return config
-
-
-def own_devices() -> tuple[int, str]:
-  """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
-  import jax
-
-  from bertgpt.devices import cluster
-  return cluster.count_devices(), jax.default_backend()
-
-
-def refuse(problems: list[str]) -> None:
-  """Raises ConfigError if there are problems."""
-  if problems:
-    raise ConfigError("\n".join(problems))

@@ -1,12 +1,12 @@
 """`bertgpt plan`: memory, time and price of a run, predicted from its compiled programs."""
 
 import argparse
-import functools
 
 from bertgpt.commands import flags
+from bertgpt.errors import refuse
 
 HELP = "Predict memory, time and price of a run, without its hardware."
-USES = ("bertgpt.planning.aot", "bertgpt.planning.plan", "bertgpt.planning.topologies")
+USES = ("bertgpt.config", "bertgpt.planning.plan", "bertgpt.planning.topologies")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the prediction."""
-  from bertgpt.planning import aot, plan, topologies
-  # The recipe is checked first: its errors do not depend on whether the compiler is installed.
-  open_topology = functools.cache(lambda: topologies.open_topology(arguments.topology))
-  config = flags.read_unvalidated(arguments, lambda: aot.devices_of(open_topology()))
-  topology = open_topology()
+  from bertgpt import config as config_lib
+  from bertgpt.planning import plan, topologies
+  config, problems = flags.try_config(arguments)
+  topology = topologies.open_topology(arguments.topology)
+  if problems:  # `plan.run` checks the fields.
+    refuse(problems + config_lib.find_problems(config, len(topology.devices), topology.platform))
   if arguments.network_gbps:
     topology = topologies.with_network(topology, arguments.network_gbps)
   request = plan.Request(arguments.phase, arguments.price_per_chip_hour, arguments.kernels,

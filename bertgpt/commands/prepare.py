@@ -1,10 +1,14 @@
 """`bertgpt prepare`: a prepared corpus, made from text."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bertgpt import console
 from bertgpt.commands import flags
 from bertgpt.errors import ConfigError
+
+if TYPE_CHECKING:  # The config is slow to import.
+  from bertgpt.config import ConfigDict
 
 HELP = "Turn text into a prepared corpus."
 USES = ("bertgpt.data.corpus.corpus", "bertgpt.data.corpus.prepare",
@@ -34,10 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                            "all parts of the sample")
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Validates the config; a prepared corpus, and parts of one, need --out."""
-  arguments.config = flags.read_config(arguments)
-  corpus = arguments.config.data.corpus
+def check(arguments: argparse.Namespace) -> "ConfigDict":
+  """Returns the config, which is validated; a prepared corpus, and parts of one, need --out."""
+  config = flags.read_config(arguments)
+  corpus = config.data.corpus
   if arguments.out is None and corpus:
     raise ConfigError(f"data.corpus={corpus} is already prepared. Leave it empty to prepare "
                       "data.source, or give --out")
@@ -52,14 +56,15 @@ def check(arguments: argparse.Namespace) -> None:
     raise ConfigError("--train_tokenizer: the engine trains the tokenizer by itself. Leave it out")
   if arguments.beam_args and not arguments.engine:
     raise ConfigError("--beam_args: give --engine beam too, or leave them out")
+  return config
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, config: "ConfigDict") -> None:
   """Prepares the corpus, or a part of it, and prints its path."""
   from bertgpt.data.corpus import beam, corpus, machines, prepare
   from bertgpt.data.text import pieces
   from bertgpt.devices import watchdog
-  config, out = arguments.config, arguments.out
+  out = arguments.out
   watchdog.arm(config.system.hang_timeout_minutes)
   if arguments.part:
     make = machines.sample_part if arguments.train_tokenizer else machines.prepare_part

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from bertgpt.commands import flags
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, refuse
 
 if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
@@ -23,24 +23,38 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(resumes=True)
 
 
-def check(arguments: argparse.Namespace) -> None:
-  """Reads the config, which `training.run.open_run` validates with the devices."""
+def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
+  """Returns the config, and the fields that may differ from the existing run's.
+
+  `training.run.open_run` validates the config with the devices.
+  """
+  from bertgpt import config as config_lib
+  config, problems = flags.try_config(arguments)
   if arguments.distributed:  # The devices are known only when all processes have joined.
-    arguments.config = flags.read_config(arguments)
-  else:
-    arguments.config = flags.read_unvalidated(arguments, flags.own_devices)
-  arguments.fields = parse_fields(arguments.allow_change, arguments.config)
+    refuse(problems + config_lib.find_problems(config))
+  elif problems:
+    refuse(problems + config_lib.find_problems(config, *own_devices()))
+  return config, parse_fields(arguments.allow_change, config)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, checked: "tuple[ConfigDict, list[str]]") -> None:
   """Trains, or continues, and writes the report."""
   from bertgpt.devices import events
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
+  config, fields = checked
   with events.recording():
-    finished = loop.train(arguments.config, arguments.workdir, arguments.fields)
+    finished = loop.train(config, arguments.workdir, fields)
     with events.during("report"):
       end_of_run.write(finished)
+
+
+def own_devices() -> tuple[int, str]:
+  """Returns the number of devices of this process, and their platform, 'cpu', 'gpu' or 'tpu'."""
+  import jax
+
+  from bertgpt.devices import cluster
+  return cluster.count_devices(), jax.default_backend()
 
 
 def parse_fields(text: str, config: "ConfigDict") -> list[str]:

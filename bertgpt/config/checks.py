@@ -9,7 +9,7 @@ from bertgpt.config import attention_kernels as kernels
 from bertgpt.config import choices, compiler_options, families
 from bertgpt.config.derived import max_predictions, total_steps
 from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
-from bertgpt.errors import ConfigError
+from bertgpt.errors import refuse
 
 AT_LEAST = {
     "seed": 0,
@@ -67,19 +67,28 @@ def validate(config: ConfigDict, num_devices: int | None = None, platform: str =
   Raises:
     ConfigError: the config has problems; the message has one line per problem.
   """
-  if problems := find_problems(config, num_devices, platform):
-    raise ConfigError("\n".join(problems))
+  refuse(find_problems(config, num_devices, platform))
 
 
 def find_problems(config: ConfigDict, num_devices: int | None = None,
                   platform: str = "") -> list[str]:
-  """Returns the problems of a config, one line each. The arguments are those of `validate`."""
+  """Returns the problems of a config, one line each.
+
+  If a field has a name that is not one of its choices, fields that do not fit together are not
+  listed.
+
+  Args:
+    config, num_devices, platform: see `validate`.
+  """
   if problems := [describe_empty(field) for field, value in leaves(config) if value is None]:
     return problems
-  problems = [*_choice_problems(config), *_range_problems(config), *_model_problems(config),
-              *_axes_problems(config), *_path_problems(config)]
   if any(not isinstance(p, ConfigDict) for p in config.phases) or not config.phases:
-    return [*problems, "phases: give a tuple of at least one phase(...)"]
+    return ["phases: give a tuple of at least one phase(...)"]
+  unknown = list(_choice_problems(config))
+  problems = [*unknown, *_range_problems(config), *_path_problems(config)]
+  if unknown:  # The other checks look these names up.
+    return problems
+  problems += [*_model_problems(config), *_axes_problems(config)]
   for i, p in enumerate(config.phases):
     problems += _phase_problems(config, p, f"phases[{i}]")
   if total_steps(config) > MAX_STEPS >= max(p.steps for p in config.phases):
@@ -107,6 +116,9 @@ def _choice_problems(config):
   for field, names in CHOICES.items():
     group, name = field.split(".")
     yield from _unknown_choice(field, config[group][name], names)
+  for i, p in enumerate(config.phases):
+    for field, names in PHASE_CHOICES.items():
+      yield from _unknown_choice(f"phases[{i}].{field}", p[field], names)
 
 
 def _tracker_problems(config):
@@ -158,6 +170,11 @@ def _range_problems(config):
       yield f"{field}={values[field]}: must be at least 0 and below 1"
   if config.objective.replace_with_mask + config.objective.replace_with_random > 1 + 1e-9:
     yield "objective.replace_with_mask + objective.replace_with_random: must not exceed 1"
+  for i, p in enumerate(config.phases):
+    for field, low in PHASE_AT_LEAST.items():
+      yield from range_problems(f"phases[{i}].{field}", p[field], low)
+    for field in PHASE_FRACTIONS:
+      yield from _fraction_problems(f"phases[{i}].{field}", p[field])
 
 
 def _path_problems(config):
@@ -184,18 +201,17 @@ def remote_problem(path: str) -> str | None:
 
 def _model_problems(config):
   model = config.model
-  for stack in ("", *(stack for stack in _stacks(model) if stack)):
+  family = families.FAMILIES[model.family]
+  objective = choices.OBJECTIVES[config.objective.name]
+  for stack in ("", *(stack for stack in family.stacks if stack)):
     heads, width = model[f"{stack}num_heads"], model[f"{stack}width"]
     if heads > 0 and width % heads:
       yield f"model.{stack}num_heads={heads} does not divide model.{stack}width={width}"
-  for stack in _stacks(model):
-    if model.position == "rope" and (width := _head_width(model, stack)) % 2:
+  for stack in family.stacks:
+    width = model[f"{stack}width"] // max(1, model[f"{stack}num_heads"])
+    if model.position == "rope" and width % 2:
       yield (f"model.position='rope' rotates pairs of features, but a head of model.{stack}width="
              f"{model[f'{stack}width']} is {width} wide. Choose an even width")
-  family = families.FAMILIES.get(model.family)
-  objective = choices.OBJECTIVES.get(config.objective.name)
-  if family is None or objective is None:
-    return
   if config.objective.name not in family.objectives:
     yield (f"objective.name={config.objective.name!r} does not train model.family="
            f"{model.family!r}. Choose one of {', '.join(family.objectives)}, or another family")
@@ -215,15 +231,6 @@ def _model_problems(config):
     yield "objective.mask_prob=0.0: nothing would be predicted. BERT has 0.15"
 
 
-def _stacks(model):
-  family = families.FAMILIES.get(model.family)
-  return family.stacks if family else ("",)
-
-
-def _head_width(model, stack):
-  return model[f"{stack}width"] // max(1, model[f"{stack}num_heads"])
-
-
 def _axes_problems(config):
   axes = config.mesh.axes
   for name in axes:
@@ -234,35 +241,30 @@ def _axes_problems(config):
       return
     if len(set(axes[name])) < len(axes[name]):
       yield f"mesh.axes.{name}={tuple(axes[name])} names an axis twice"
-  family = families.FAMILIES.get(config.model.family)
-  for one, other in (*AXES_TOGETHER, *(family.axes_together if family else ())):
+  for one, other in (*AXES_TOGETHER, *families.find(config).axes_together):
     if shared := set(axes[one]) & set(axes[other]):
       yield (f"mesh.axes.{one} and mesh.axes.{other} both name {', '.join(sorted(shared))}, but "
              "some arrays have both. Remove it from one of them")
 
 
 def _phase_problems(config, p, name):
-  for field, names in PHASE_CHOICES.items():
-    yield from _unknown_choice(f"{name}.{field}", p[field], names)
-  for field, low in PHASE_AT_LEAST.items():
-    yield from range_problems(f"{name}.{field}", p[field], low)
-  for field in PHASE_FRACTIONS:
-    yield from _fraction_problems(f"{name}.{field}", p[field])
   if p.seq_len > config.model.max_positions:
     yield (f"{name}.seq_len={p.seq_len} is longer than "
            f"model.max_positions={config.model.max_positions}. Set it to at most "
            f"{config.model.max_positions}")
   if p.micro_batches > 0 and p.batch_size % p.micro_batches:
     yield f"{name}.micro_batches={p.micro_batches} does not divide {name}.batch_size={p.batch_size}"
-  objective = choices.OBJECTIVES.get(config.objective.name)
+  objective = choices.OBJECTIVES[config.objective.name]
+  has_memory = "objective.memory" in objective.reads
   reuse = config.objective.permutation_block
-  if objective and "objective.memory" in objective.reads and not 0 < reuse < p.seq_len - 3:
+  if has_memory and not 0 < reuse < p.seq_len - 3:
     yield (f"objective.permutation_block={reuse}: with objective {config.objective.name}, set it "
            f"between 1 and {name}.seq_len - 4 = {p.seq_len - 4}")
-  heads = max((config.model[f"{stack}num_heads"] for stack in _stacks(config.model)), default=0)
-  queries = keys = p.seq_len
-  if objective and "objective.memory" in objective.reads:  # XLNet's second stream has queries too.
-    queries, keys = queries + max_predictions(config, p), keys + config.objective.memory
+  heads = max((config.model[f"{stack}num_heads"] for stack in families.find(config).stacks),
+              default=0)
+  queries, keys = p.seq_len, p.seq_len + config.objective.memory * has_memory
+  if objective.has_target_stream and 0 <= (p.mask_prob or config.objective.mask_prob) <= 1:
+    queries += max_predictions(config, p)
   if (config.model.attention_dropout > 0 and config.model.dropout_rng == "hash"
       and heads * queries * keys > 2**32):  # The hash numbers the weights of a row in 32 bits.
     yield (f"{name}.seq_len={p.seq_len}: several of {heads} heads would drop the same attention "
@@ -281,7 +283,7 @@ def _phase_problems(config, p, name):
 
 def _attention_problems(config, platform):
   model = config.model
-  stacks = [stack for stack in _stacks(model) if model[f"{stack}num_heads"] > 0]
+  stacks = [stack for stack in families.find(config).stacks if model[f"{stack}num_heads"] > 0]
   if model.attention not in kernels.FUSED:
     return
   obstacles = {}  # An ordered set, because most obstacles are the same in every phase.
@@ -320,7 +322,7 @@ def skip_problems(config: ConfigDict) -> Iterator[str]:
 def _best_problems(config):
   """Yields what is wrong with the metric of the best checkpoint."""
   metric = config.checkpoint.keep_best
-  if not metric or config.objective.name not in choices.OBJECTIVES:
+  if not metric:
     return
   objective = choices.OBJECTIVES[config.objective.name]
   stem = objective.loss.removesuffix("loss")
@@ -377,7 +379,7 @@ def _mesh_problems(config, num_devices):
       problems.append(f"mesh.{axis}={sizes[axis]}: the axes mesh.axes.embed would cut model.width="
                       f"{config.model.width} into {split} parts, which do not divide it. Set "
                       "another number")
-  fields = [f"{stack}{field}" for stack in _stacks(config.model)
+  fields = [f"{stack}{field}" for stack in families.find(config).stacks
             for field in ("num_heads", "mlp_dim")]
   for field in fields or ["mlp_dim"]:
     if config.model[field] % mesh.tensor:

@@ -26,6 +26,8 @@ class ObjectiveRecord(NamedTuple):
     counts_bytes: whether the loss covers whole texts with their ends, so that bits per byte can be
       computed from it.
     continues_rows: whether a row continues the same row of the previous step.
+    has_target_stream: whether the predicted tokens are queries of their own, after those of the
+      tokens of the row.
     abilities: those of `families.ABILITIES` that this objective gives a model, besides those of
       its family.
     exported_as: objective under which `transformers` has the same model; '': this one.
@@ -40,6 +42,7 @@ class ObjectiveRecord(NamedTuple):
   other_metrics: tuple[str, ...] = ()
   counts_bytes: bool = False
   continues_rows: bool = False
+  has_target_stream: bool = False
   abilities: frozenset[str] = frozenset()
   exported_as: str = ""
 
@@ -79,11 +82,12 @@ OBJECTIVES = {
         abilities=frozenset({"unmask"}), exported_as="mlm"),
     "plm": ObjectiveRecord(
         rows="pairs_then_cls", needs=("cls", "sep"), loss="plm_loss",
-        predicts_all=False, has_pairs=True, reads=_PERMUTED | _PAIRS),
+        predicts_all=False, has_pairs=True, reads=_PERMUTED | _PAIRS,
+        has_target_stream=True),
     "plm_memory": ObjectiveRecord(
         rows="reused_pairs", needs=("cls", "sep"), loss="plm_loss",
         predicts_all=False, has_pairs=True, reads=_PERMUTED | {"objective.memory"},
-        continues_rows=True, exported_as="plm"),
+        continues_rows=True, has_target_stream=True, exported_as="plm"),
     "causal": ObjectiveRecord(
         rows="blocks", needs=("eod",), loss="lm_loss",
         predicts_all=True, has_pairs=False, reads=_PACKED | {"data.isolate_documents"},

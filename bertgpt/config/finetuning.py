@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, attention_kernels, checks, families, unread
-from bertgpt.errors import ConfigError
+from bertgpt.errors import refuse
 
 AS_PRETRAINED = -1.0
 
@@ -150,8 +150,7 @@ def check_read(config: ConfigDict, readers: Mapping[str, Iterable[str]],
                 *unread.irrelevant_in_all(values)]
   if families.find(pretrained).kind == "encoder":
     irrelevant.append(("model.family of --init", pretrained.model.family, ["task.lm_weight"]))
-  if lines := [line for _, line in unread.find_set(values, defaults, irrelevant)]:
-    raise ConfigError("\n".join(lines))
+  refuse([line for _, line in unread.find_set(values, defaults, irrelevant)])
 
 
 def run_config(pretrained: ConfigDict, config: ConfigDict, *, steps: int, learning_rate: float,
@@ -209,15 +208,13 @@ def validate_run(run: ConfigDict, num_devices: int, platform: str) -> None:
   checked = run.copy_and_resolve_references()
   # Fine-tuning makes no rows of the pretraining and computes only the first stack of layers, so no
   # value of these fields is wrong.
-  checked.objective.update(mask_prob=1.0, permutation_block=1)
+  checked.objective.update(mask_prob=1e-3, permutation_block=1, memory=1)
   parts = max(1, run.mesh.tensor)
   for stack in families.find(run).stacks[1:]:
     checked.model.update({f"{stack}width": 2 * parts, f"{stack}num_heads": parts,
                           f"{stack}mlp_dim": parts})
   problems = config_lib.find_problems(checked, num_devices, platform)
-  if problems:
-    names = {"phases[0].seq_len": "task.max_length", "phases[0].": "", "phases[0]": "batch_size"}
-    text = "\n".join(problems)
-    for old, new in names.items():
-      text = text.replace(old, new)
-    raise ConfigError(text)
+  names = {"phases[0].seq_len": "task.max_length", "phases[0].": "", "phases[0]": "batch_size"}
+  for old, new in names.items():
+    problems = [line.replace(old, new) for line in problems]
+  refuse(problems)

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from bertgpt.config import ConfigDict, leaves, suggestions
-from bertgpt.errors import ConfigError
+from bertgpt.errors import refuse
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
@@ -24,8 +24,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
       per argument.
   """
   config, problems = try_override(config, arguments)
-  if problems:
-    raise ConfigError("\n".join(problems))
+  refuse(problems)
   return config
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from bertgpt.config import choices, families
 from bertgpt.config.derived import PHASE_OF_MODEL
 from bertgpt.config.pretraining import ConfigDict, base, leaves, phase
-from bertgpt.errors import ConfigError
+from bertgpt.errors import refuse
 
 Irrelevant = tuple[str, Any, list[str]]
 
@@ -31,8 +31,7 @@ def check(config: ConfigDict, begun: ConfigDict | None = None) -> None:
   Raises:
     ConfigError: there are such fields; the message has one line per field.
   """
-  if problems := find_problems(config, begun):
-    raise ConfigError("\n".join(problems))
+  refuse(find_problems(config, begun))
 
 
 def find_problems(config: ConfigDict, begun: ConfigDict | None = None) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from bertgpt.errors import one_line
+from bertgpt.errors import shorten
 
 # Beginnings of JAX's messages about a lost process, or words in them. Messages about memory and
 # compilation quote names of operations, such as optimization_barrier and opt-barrier, so 'barrier'
@@ -42,7 +42,7 @@ def explain(message: str, process_of: Mapping[int, int] | None = None) -> str:
   found = find_processes(message, process_of or {})
   what = template.format(who=name_processes(found) or "another process",
                          be="are" if len(found) > 1 else "is")
-  quoted = one_line(RuntimeError(re.sub(r"\[type\.googleapis\.com[^\]]*\]", "", message)))
+  quoted = shorten(re.sub(r"\[type\.googleapis\.com[^\]]*\]", "", message))
   return f"{what} ({quoted}). {_REMEDY}"
 
 

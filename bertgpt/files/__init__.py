@@ -62,8 +62,8 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "copy_locally", "download_tree", "expand", "find_problem", "has_file", "in_parallel",
            "is_matched", "is_remote", "is_unfinished", "lock", "make_path", "match_objects",
            "naming", "new_folder", "open_growing", "open_read", "parse_json", "publish_when_done",
-           "raise_if_unanswered", "raise_open_limit", "read_json", "read_json_lines", "refuse_dangling",
-           "refuse_existing", "remove_copies", "remove_leftovers", "remove_tree", "rename_new",
-           "require_file", "require_parent", "require_utf8", "size_of", "sync", "unfinished_path",
-           "upload", "upload_all", "without_nonfinite", "write_all", "write_atomically",
+           "raise_if_unanswered", "raise_open_limit", "read_json", "read_json_lines",
+           "refuse_dangling", "refuse_existing", "remove_copies", "remove_leftovers",
+           "remove_tree", "rename_new", "require_file", "require_parent", "require_utf8",
+           "size_of", "sync", "unfinished_path", "upload", "upload_all", "without_nonfinite", "write_all", "write_atomically",
            "write_json"]

@@ -64,6 +64,7 @@ def fill(trained: Trained, texts: Iterable[str], top: int = 5) -> list[list[list
   tokenizer = trained.tokenizer
   rows = [encode_row(trained, text) for text in texts]
   trained_lib.note_untrained(trained, trained_lib.count_untrained(trained, rows), len(rows))
+  trained = trained._replace(params=jax.device_put(trained.params))
   continues_V = tokenizer.continues_word()
   return [[top_guesses(tokenizer, p_V, continues_V, top)
            for p_V in predict_masked(trained, row, np.flatnonzero(row == tokenizer.mask_id))]

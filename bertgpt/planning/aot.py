@@ -2,9 +2,8 @@
 
 The step of a phase is lowered on abstract arrays and compiled by the real compiler (`topologies`);
 its memory, work and time are read from the compiled program (`hlo`, `roofline`). Nothing runs and
-no text is read; a tokenizer is read for its size (`vocabulary_size`). Layers stay scanned as in the
-config, so the program compiles in a fraction of the time; the body of a loop is counted as many
-times as it runs.
+no text is read. Layers stay scanned as in the config, so the program compiles in a fraction of the
+time; the body of a loop is counted as many times as it runs.
 """
 
 import concurrent.futures
@@ -19,15 +18,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families, rematerialization
 from bertgpt.config.families.family import num_global_layers
 from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats
 from bertgpt.data.tokens.vocabulary import Vocabulary
-from bertgpt.devices import hardware, sharding
+from bertgpt.devices import sharding
 from bertgpt.errors import ConfigError
-from bertgpt.planning import collectives, roofline, vocabulary_size
+from bertgpt.planning import collectives, roofline
 from bertgpt.planning.topologies import COMPILER_OPTIONS, Topology
 from bertgpt.training import steps
 
@@ -131,26 +129,6 @@ class PhasePlan(NamedTuple):
 # -------------------------------------------------------------- compiling
 
 
-def devices_of(topology: Topology) -> tuple[int, str]:
-  """Returns the number of devices and their platform, for `config.validate`."""
-  return len(topology.devices), {"cuda": "gpu"}.get(topology.platform, topology.platform)
-
-
-def assume_vocabulary(config: ConfigDict) -> ConfigDict:
-  """Returns a config whose model has the vocabulary that its tokenizer will have.
-
-  Args:
-    config: the run's config; model.vocab_size 0 stands for the tokenizer's size.
-  Returns:
-    A copy with model.vocab_size set.
-  Raises:
-    DataError: see `vocabulary_size.find`.
-  """
-  config = config.copy_and_resolve_references()
-  config.model.vocab_size = vocabulary_size.find(config).tokens
-  return config
-
-
 def make_vocabulary(size: int) -> Vocabulary:
   """Returns a vocabulary with the special tokens first, as in tokenizers that are trained here.
 
@@ -192,8 +170,8 @@ def lower_step(config: ConfigDict, phase_index: int, topology: Topology) -> Lowe
   """Lowers the training step of a phase on abstract arrays.
 
   Args:
-    config: the run's config, validated for the machine, with model.vocab_size set
-      (`assume_vocabulary`).
+    config: the run's config, validated for the machine, with model.vocab_size set:
+      see `vocabulary_size`.
     phase_index: index of the phase.
     topology: the machine to compile for.
   Returns:
@@ -229,7 +207,7 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
 
   Args:
     lowered: the step.
-    platform: 'tpu' or 'cuda'.
+    platform: 'tpu' or 'gpu'.
   Returns:
     The compiled step. If the program does not fit, `overflow` is set; this is not an error.
   Raises:
@@ -330,17 +308,13 @@ def make_plan(config: ConfigDict, topology: Topology, phases: Sequence[int]) -> 
   Phases with equal programs share one compilation.
 
   Args:
-    config: the run's config.
-    topology: the machine to compile for.
+    config, topology: see `lower_step`.
     phases: indices of the phases.
   Returns:
     One plan per phase, in the order of `phases`.
   Raises:
-    ConfigError: every problem of the config, on this machine.
+    ConfigError: see `lower_step` and `compile_step`.
   """
-  config_lib.validate(config, *devices_of(topology))
-  hardware.check_matmul(config.model.matmul, f"--topology={topology.name}", topology.chip)
-  config = assume_vocabulary(config)
   first_with = {steps.program_key(config, i): i for i in reversed(phases)}
   lowered = [lower_step(config, i, topology) for i in sorted(first_with.values())]
   with compiler_threads() as pool:
@@ -394,7 +368,7 @@ def remedies(step: CompiledStep, topology: Topology) -> list[str]:
   if rows % 2 == 0:
     flags.append(f"--config.phases[{i}].micro_batches={phase.micro_batches * 2}")
   stronger = {"none": "products", "products": "full", "dots": "full"}
-  remat, _ = rematerialization.choose(config.model.remat, devices_of(topology)[1])
+  remat, _ = rematerialization.choose(config.model.remat, topology.platform)
   if remat in stronger and "remat" not in families.find(config).ignores:
     flags.append(f"--config.model.remat={stronger[remat]}")
   return flags or ["more chips, or a kind with more memory"]

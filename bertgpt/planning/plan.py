@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, unread
 from bertgpt.config.overrides import override
+from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, compare, kernels, search, vocabulary_size
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
@@ -62,10 +63,11 @@ def run(config: ConfigDict, topology: Topology, request: Request) -> str:
   other = make_other(config, request.compare) if request.compare else None
   if other:
     check(other, topology)
-  plans = aot.make_plan(config, topology, phases)
-  others = aot.make_plan(other, topology, phases) if other else []
-  ranked = search.search(plans[-1].step, topology) if request.do_search else []
   size = vocabulary_size.find(config)
+  plans = aot.make_plan(size.set_in(config), topology, phases)
+  others = (aot.make_plan(vocabulary_size.find(other).set_in(other), topology, phases)
+            if other else [])
+  ranked = search.search(plans[-1].step, topology) if request.do_search else []
   if request.as_json:
     answer = to_json(plans, topology, price, request.kernels)
     answer["vocabulary"] = size._asdict()
@@ -91,7 +93,8 @@ def check(config: ConfigDict, topology: Topology) -> None:
   Raises:
     ConfigError: every problem of the config.
   """
-  config_lib.validate(config, *aot.devices_of(topology))
+  config_lib.validate(config, len(topology.devices), topology.platform)
+  hardware.check_matmul(config.model.matmul, f"--topology={topology.name}", topology.chip)
   unread.check(config)
 
 
@@ -149,7 +152,7 @@ def describe(topology: Topology) -> str:
   Args:
     topology: the machine.
   """
-  groups = "nodes" if topology.platform == "cuda" else "slices"
+  groups = "nodes" if topology.platform == "gpu" else "slices"
   where = f" in {topology.num_slices} {groups}" if topology.num_slices > 1 else ""
   part = "half a " if topology.chip.devices_per_chip == 2 else ""
   kind = part + topology.name.split(":")[0]

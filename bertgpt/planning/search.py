@@ -112,8 +112,8 @@ def choose_variants(step: CompiledStep, topology: Topology) -> list[Variant]:
   needed = step.memory.total if step.memory else step.overflow.needed if step.overflow else 0.0
   excess = max(1.0, needed / estimate_bytes(step.config, step.phase_index, state, topology))
   timed, kinds = [], collections.Counter()
-  for overrides, config in make_variants(step.config, step.phase_index,
-                                         *aot.devices_of(topology)):
+  for overrides, config in make_variants(step.config, step.phase_index, len(topology.devices),
+                                         topology.platform):
     if topology.devices_per_model % (config.mesh.fsdp * config.mesh.tensor):
       continue
     estimate = estimate_bytes(config, step.phase_index, state, topology)
@@ -184,7 +184,7 @@ def remat_choices(config: ConfigDict, platform: str) -> list[str]:
 
 def resolve_remat(config: ConfigDict, topology: Topology) -> str:
   """Returns the value of `model.remat` on a machine, with 'auto' resolved."""
-  return rematerialization.choose(config.model.remat, aot.devices_of(topology)[1])[0]
+  return rematerialization.choose(config.model.remat, topology.platform)[0]
 
 
 def make_variants(config: ConfigDict, phase_index: int, num_devices: int,
@@ -264,7 +264,7 @@ def estimate_bytes(config: ConfigDict, phase_index: int, state: aot.StateBytes,
             / mesh.tensor)
   chunk = config.objective.loss_chunk
   if chunk == 0:
-    logits = min(logits, 2 * cross_entropy.chunk_bytes(aot.devices_of(topology)[1]))
+    logits = min(logits, 2 * cross_entropy.chunk_bytes(topology.platform))
   elif chunk > 0:
     logits = min(logits, chunk * 8 * m.vocab_size / mesh.tensor)
   kept = sum(state) + state.parameters  # The gradients are as large as the parameters.
@@ -288,7 +288,7 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state: aot.StateByt
   work = (step.analytic_flops / num_devices
           * (1 + RECOMPUTED_SHARE[resolve_remat(config, topology)]))
   compute = work / (chip.peak_flops * chip.efficiency.matmul / 2)
-  unroll, _ = layer_loop.choose(m.scan_unroll, aot.devices_of(topology)[1], m.num_layers)
+  unroll, _ = layer_loop.choose(m.scan_unroll, topology.platform, m.num_layers)
   plain = not is_fused(config, step.phase_index, topology)
   weights = (plain * WEIGHT_BYTES * phase.batch_size * m.num_heads * phase.seq_len**2
              * m.num_layers / num_devices / chip.hbm_bandwidth)
@@ -306,5 +306,5 @@ def estimate_seconds(config: ConfigDict, step: CompiledStep, state: aot.StateByt
 
 def is_fused(config: ConfigDict, phase_index: int, topology: Topology) -> bool:
   """Returns whether the attention of a phase stores no array of queries x keys."""
-  layer = attention_layer(config, phase_index, aot.devices_of(topology)[1])
+  layer = attention_layer(config, phase_index, topology.platform)
   return attention_kernels.choose(config.model.attention, layer)[0] != "xla"

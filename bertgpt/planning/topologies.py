@@ -38,7 +38,7 @@ SMALL_SHAPES = {2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
                 3: ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")}
 
 # The CUDA compiler would choose kernels by timing them on the device, which is absent.
-COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_autotune_level": 0}}
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "gpu": {"xla_gpu_autotune_level": 0}}
 
 
 class Topology(NamedTuple):
@@ -46,7 +46,7 @@ class Topology(NamedTuple):
 
   Attributes:
     name: the value of --topology.
-    platform: 'tpu' or 'cuda'.
+    platform: 'tpu' or 'gpu'.
     chip: data sheet of every device.
     torus: number of chips along each axis of a slice; () for GPUs.
     num_slices: number of TPU slices, or of GPU nodes.
@@ -71,7 +71,7 @@ class Topology(NamedTuple):
     Args:
       device: one of `devices`.
     """
-    if self.platform == "cuda":
+    if self.platform == "gpu":
       return Place(device.process_index, ())
     return Place(getattr(device, "slice_index", None) or 0,
                  tuple(device.coords[:len(self.torus)]))
@@ -250,7 +250,7 @@ def _open_gpu(name: str, sides: list[int], num_slices: int) -> Topology:
   except NotImplementedError as e:
     raise ConfigError(f"--topology={name}: the CUDA compiler is not installed. "
                       "In the source tree: make install-gpu, or pip install -e '.[cuda]'") from e
-  return Topology(name, "cuda", hardware.CHIPS[kind], (), nodes, devices)
+  return Topology(name, "gpu", hardware.CHIPS[kind], (), nodes, devices)
 
 
 def target_config(kind: str) -> str:

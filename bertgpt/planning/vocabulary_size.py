@@ -26,6 +26,12 @@ class VocabularySize(NamedTuple):
     assumed = "assumed: " * self.is_assumed
     return f"vocabulary {self.tokens:,} tokens ({assumed}{self.source})"
 
+  def set_in(self, config: ConfigDict) -> ConfigDict:
+    """Returns a copy of a config whose model has this vocabulary."""
+    config = config.copy_and_resolve_references()
+    config.model.vocab_size = self.tokens
+    return config
+
 
 def find(config: ConfigDict) -> VocabularySize:
   """Returns the size of the vocabulary of a run's model.

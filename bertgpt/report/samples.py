@@ -2,6 +2,7 @@
 
 import textwrap
 
+import jax
 import numpy as np
 
 from bertgpt.config import families
@@ -50,6 +51,7 @@ def guess_words(trained: Trained, held_out: Corpus) -> list[str]:
   Returns:
     Lines of the report.
   """
+  trained = trained._replace(params=jax.device_put(trained.params))
   tokenizer, rng = trained.tokenizer, np.random.default_rng(0)
   around = marks.of_encoder(tokenizer, families.find(trained.config).cls_last)
   is_whole = whole_words(tokenizer)

@@ -17,8 +17,8 @@ FIELDS = re.compile(
     r"|phases\[\d+\]\.(learning_rate|end_fraction|warmup_steps|warmup_fraction|decay_fraction"
     r"|power)")
 
-# A run has its lock, logs, curves, memory maps of the corpus and files of a save: up to 15 were seen
-# open. The rest is for libraries, and for shards of the corpus.
+# A run has its lock, logs, curves, memory maps of the corpus and files of a save: up to 15 were
+# seen open. The rest is for libraries, and for shards of the corpus.
 FILES_PER_RUN, OTHER_FILES, WANTED_FILES = 16, 512, 2**16
 
 

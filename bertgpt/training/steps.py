@@ -206,7 +206,7 @@ def make_gradients(setup: Setup) -> Callable:
       key_of_m = _fold_in(setup, key, m)
       with data_parallel.use_micro_batch(m, micro_batches):
         return data_parallel.map_replicas(lambda rows, carry: compute_part(rows, carry, key_of_m),
-                                     *jax.tree.map(lambda x: x[m], (split, carries)))
+                                          *jax.tree.map(lambda x: x[m], (split, carries)))
 
     if micro_batches == 1:
       part, carry = part_of(0)

@@ -32,11 +32,12 @@ def test_defaults_are_valid_on_any_number_of_devices():
 
 @pytest.mark.parametrize("seq_len, rng, objective, refused", [
     (18816, "hash", "mlm_nsp", False), (18944, "hash", "mlm_nsp", True),
-    (18944, "threefry", "mlm_nsp", False), (18000, "hash", "plm_memory", True)])
+    (18944, "threefry", "mlm_nsp", False), (18000, "hash", "mlm_nsp", False),
+    (18000, "hash", "plm_memory", True), (18000, "hash", "plm", True)])
 def test_no_two_heads_drop_the_same_attention_weights(seq_len, rng, objective, refused):
   """A hash of 32 bits numbers the weights of a row: 12 heads x 18,944^2 are more than 2^32.
 
-  With a memory, there are more keys than tokens, and more queries.
+  XLNet's targets are queries too, and a memory holds more keys than the tokens of the row.
   """
   config = config_lib.base()
   config.model.update(max_positions=seq_len, dropout_rng=rng)
@@ -166,12 +167,34 @@ def test_divisors_that_are_0_are_reported_and_do_not_raise():
 
 def test_all_problems_are_listed_at_once():
   config = override(config_lib.base(), [
-      "--config.model.num_heads=7", "--config.optimizer.name=sgd", "--config.data.prefetch=0",
-      "--config.phases[0].seq_len=4096"])
+      "--config.model.num_heads=7", "--config.checkpoint.keep_best=loss",
+      "--config.data.prefetch=0", "--config.phases[0].seq_len=4096"])
   lines = problems_of(config_lib.validate, config)
   assert len(lines) == 4
-  for name in ("num_heads", "optimizer.name", "data.prefetch", "phases[0].seq_len"):
+  for name in ("num_heads", "keep_best", "data.prefetch", "phases[0].seq_len"):
     assert any(name in line for line in lines), name
+
+
+@pytest.mark.parametrize("field", [*config_lib.CHOICES, *(
+    f"phases[0].{field}" for field in config_lib.PHASE_CHOICES)])
+def test_a_misspelled_choice_is_listed_with_the_other_wrong_values(field):
+  """Checks of several fields, which look the choice up, come later."""
+  config = recipes.load("xlnet_large:memory")
+  config.model.attention = "flash"
+  config.eval.batch_size = 0
+  set_field(config, field, "nothing")
+  lines = config_lib.find_problems(config, 8, "gpu")
+  assert [line.partition("=")[0] for line in lines] == [field, "eval.batch_size"]
+  assert lines[0].startswith(f"{field}='nothing': choose one of ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("field", ["objective.mask_prob", "phases[0].mask_prob"])
+def test_a_wrong_share_is_reported_where_the_targets_are_counted(field, value):
+  config = recipes.load("xlnet_large:memory")
+  config.objective.mask_rule = "bernoulli"
+  set_field(config, field, value)
+  assert config_lib.find_problems(config) == [f"{field}={value}: must be between 0 and 1"]
 
 
 def test_axes_that_are_no_names_are_found_with_any_number_of_devices():

@@ -115,6 +115,7 @@ def test_problems_of_a_run_are_told_in_the_recipes_words(fields, devices, fragme
 
 @pytest.mark.parametrize("recipe, change, fields, devices", [
     ("xlnet_base:memory", {}, {"task__max_length": 128}, 1),  # Permutes 256 tokens together.
+    ("xlnet_base", {"model.max_positions": 18_000}, {"task__max_length": 18_000}, 1),  # No targets.
     ("electra_small", {}, {"mesh__tensor": 4}, 4),  # The generator has one head.
     ("bert_base", {"objective.mask_prob": 0.0, "phases[0].mask_prob": 0.3,
                    "phases[1].mask_prob": 0.15}, {}, 1),

@@ -10,7 +10,8 @@ from bertgpt import files
 
 @pytest.mark.parametrize(("limit", "wanted", "raised", "expected"), [
     ((1024, 4096), 600, 1024, 1024), ((1024, 4096), 3000, 3000, 3000),
-    ((1024, 2048), 3000, 2048, 2048), ((1024, -1), 3000, 3000, 3000), ((-1, -1), 9, -1, sys.maxsize)])
+    ((1024, 2048), 3000, 2048, 2048), ((1024, -1), 3000, 3000, 3000),
+    ((-1, -1), 9, -1, sys.maxsize)])
 def test_the_limit_is_raised_and_never_lowered(monkeypatch, limit, wanted, raised, expected):
   now = [limit]
   monkeypatch.setattr(resource, "getrlimit", lambda kind: now[0])

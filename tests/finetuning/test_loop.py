@@ -305,7 +305,7 @@ def test_new_tokens_may_need_more_rows(family):
     abstract = steps.make_abstract_state(training)
     state = init_from_pretrained(
         Tuning(finetuning.base(), None, trained, None, head, None, setup.mesh, None, "", (), ()),
-        Program(1e-5, training, abstract, None, None, set()), 0)
+        Program(1e-5, training, abstract, None), 0)
   for name, x in trees.named_leaves(state.params["body"]).items():
     is_trained = np.asarray(x) == 2.5
     if len(x) == 384:

@@ -88,7 +88,7 @@ def watch_evaluation(path: pathlib.Path, at_batch: int, number: int, seconds: fl
   loader.make_eval_batches = make_watched
 
 
-def run_watched(arguments) -> None:
+def run_watched(arguments, checked) -> None:
   """Sets up the recording, which loads JAX: this must happen after the program forks."""
   write_rows(pathlib.Path(os.environ["WATCH_ROWS"]) / uuid.uuid4().hex)
   if "WATCH_SLOW" in os.environ:
@@ -98,7 +98,7 @@ def run_watched(arguments) -> None:
   at_batch, number, seconds = os.environ.get("WATCH_EVALUATION_SIGNAL", "-1 0 0").split()
   watch_evaluation(pathlib.Path(os.environ["WATCH_EVALUATION"]), int(at_batch), int(number),
                    float(seconds))
-  run_unwatched(arguments)
+  run_unwatched(arguments, checked)
 
 
 if __name__ == "__main__":

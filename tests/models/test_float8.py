@@ -17,7 +17,7 @@ from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import tuning
 from bertgpt.models import float8, layers
-from bertgpt.planning import aot, hlo, hlo_costs, topologies
+from bertgpt.planning import hlo, hlo_costs, plan, topologies
 from bertgpt.runs import trained
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -167,7 +167,7 @@ def test_ironwood_multiplies_float8_faster():
 def test_a_chip_without_float8_is_refused():
   with pytest.raises(ConfigError, match=r"^model.matmul='fp8': --topology=fake has no float8 "
                                         r"matmuls; b200, h200, h100, tpu7x, v6e have"):
-    aot.make_plan(tiny.make_config(matmul="fp8"), on_fake_devices(1), [0])
+    plan.check(tiny.make_config(matmul="fp8"), on_fake_devices(1))
   for kind in ("NVIDIA A100-SXM4-80GB", "TPU v5 lite"):
     with pytest.raises(ConfigError, match=kind):
       hardware.check_matmul("fp8", kind, hardware.find_chip(kind))

@@ -231,5 +231,5 @@ def test_the_recipe_compiles_for_tpus(machine, mesh, micro_batches, variant):
   config.phases[0].update(batch_size=16, micro_batches=micro_batches)
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
   topology = topologies.open_topology(machine)
-  (phase,) = aot.make_plan(aot.assume_vocabulary(config), topology, [0])
+  (phase,) = aot.make_plan(config, topology, [0])
   assert phase.fits and 0 < phase.mfu < 1

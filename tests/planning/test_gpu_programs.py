@@ -14,7 +14,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import attention_kernels, families, recipes
 from bertgpt.config.overrides import set_field
 from bertgpt.data.batches import formats
-from bertgpt.planning import aot, topologies
+from bertgpt.planning import aot, topologies, vocabulary_size
 
 pytestmark = pytest.mark.cuda
 
@@ -45,18 +45,18 @@ def read_recipe(name, **changes):
   config.model.num_layers = 2
   for field, value in changes.items():
     set_field(config, field.replace("__", "."), value)
-  return aot.assume_vocabulary(config)
+  return vocabulary_size.find(config).set_in(config)
 
 
 def lower(config, machine, phase_index=0):
   topology = topologies.open_topology(machine)
-  config_lib.validate(config, *aot.devices_of(topology))
+  config_lib.validate(config, len(topology.devices), topology.platform)
   return aot.lower_step(config, phase_index, topology)
 
 
 def compile_text(config, machine, phase_index=0):
   """Returns the text of the compiled step of a phase."""
-  options = topologies.COMPILER_OPTIONS["cuda"]
+  options = topologies.COMPILER_OPTIONS["gpu"]
   return lower(config, machine, phase_index).program.compile(compiler_options=options).as_text()
 
 

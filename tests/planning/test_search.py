@@ -92,13 +92,13 @@ def test_every_kind_of_program_is_compiled_before_a_second_layout_of_one():
   config = paper(attention_dropout=0.0)
   config.mesh.data = 1
   step = aot.CompiledStep(config, 0, aot.StateBytes(4e8, 8e8), 2e13, None, None, None)
-  topology = topologies.Topology("h200:1", "cuda", hardware.CHIPS["h200"], (), 1, [None])
+  topology = topologies.Topology("h200:1", "gpu", hardware.CHIPS["h200"], (), 1, [None])
   chosen = search.choose_variants(step, topology)
   kinds = [tuple(filter(search.is_program_choice, overrides)) for overrides, _ in chosen]
   assert len(set(kinds)) == len(kinds) == search.MAX_COMPILATIONS
 
 
-@pytest.mark.parametrize("kind, platform", [("h200:1", "cuda"), ("v5p:1x1x1", "tpu")])
+@pytest.mark.parametrize("kind, platform", [("h200:1", "gpu"), ("v5p:1x1x1", "tpu")])
 def test_a_variant_does_not_change_remat_besides_something_else_without_need(kind, platform):
   """The formula finds `none` and `products` equally fast; the one that is better is the default."""
   config = paper()
@@ -147,7 +147,7 @@ def test_chunks_of_logits_are_those_of_the_platform():
   topology = on_fake_devices(1)
   gpu, tpu = (search.estimate_bytes(config, 0, aot.StateBytes(0, 0),
                                     topology._replace(platform=platform))
-              for platform in ("cuda", "tpu"))
+              for platform in ("gpu", "tpu"))
   assert gpu - tpu == 2 * (2**30 - 2**28)
 
 

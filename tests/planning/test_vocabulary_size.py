@@ -9,7 +9,7 @@ from fake_slice import on_fake_devices
 from bertgpt.config import base
 from bertgpt.data.corpus import prepare
 from bertgpt.errors import DataError
-from bertgpt.planning import aot, plan, vocabulary_size
+from bertgpt.planning import plan, vocabulary_size
 from bertgpt.runs import workdir
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(392))]
@@ -37,7 +37,7 @@ def test_a_tokenizer_on_this_machine_is_read(file):
   for path in (file, file.parent):
     config = make_config(tokenizer__path=path)
     assert vocabulary_size.find(config) == (397, f"tokenizer.path={path}", False)
-    assert aot.assume_vocabulary(config).model.vocab_size == 397
+    assert vocabulary_size.find(config).set_in(config).model.vocab_size == 397
 
 
 def test_a_corpus_on_this_machine_is_read(finished_bert):

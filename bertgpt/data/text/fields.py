@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bertgpt.data.text.intake import JSON_LINES
-from bertgpt.errors import one_line
+from bertgpt.errors import shorten
 
 JOINT = "\n\n"  # A blank line, as between a title and its text.
 MAX_KEYS = 20  # Keys of an object that an error message names.
@@ -52,7 +52,7 @@ def describe(record: Any, field: str) -> str:
     if kind := _KINDS.get(type(_find(record, name))):
       return f"Its {name!r} is {kind}."
   names = ", ".join(map(repr, itertools.islice(record, MAX_KEYS))) or "no keys"
-  return one_line(ValueError(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}")) + "."
+  return shorten(f"It has {names}{', ...' * (len(record) > MAX_KEYS)}") + "."
 
 
 def advise(record: Any, field: str) -> tuple[str, str]:
@@ -78,7 +78,7 @@ def _text_names(record: Any) -> str:
     return ""
   names = [name for name, value in record.items() if isinstance(value, str) and value]
   listed = ", ".join(names[:MAX_KEYS]) + ", ..." * (len(names) > MAX_KEYS)
-  return one_line(ValueError(listed)) if names else ""
+  return shorten(listed)
 
 
 def _split(record: Any, field: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bertgpt import files
 from bertgpt.data.text.intake import MAX_DOCUMENT_BYTES, Counts, is_blank
-from bertgpt.errors import DataError, one_line
+from bertgpt.errors import DataError, one_line, shorten
 
 BATCH_BYTES = 2**20   # Estimated from the mean size of the values of a row group.
 BATCH_ROWS = 64       # Limit in case a row group of short values has a batch of long ones.
@@ -156,11 +156,11 @@ def _find_text(schema: Any, name: str, path: str) -> Column:
   found = _find(schema, name)
   texts = [".".join(column) for column, kind in _leaves(schema) if _is_text(kind)]
   names = ", ".join(texts[:MAX_NAMES]) + ", ..." * (len(texts) > MAX_NAMES)
-  remedy = f"Choose one of {one_line(ValueError(names))}" if texts else "No other column has text"
+  remedy = f"Choose one of {shorten(names)}" if texts else "No other column has text"
   if not found:
     raise DataError(f"{path}: no column {name!r} with text. {remedy}")
   if not _is_text(found[1]):
-    kind = one_line(ValueError(found[1]))
+    kind = shorten(str(found[1]))
     raise DataError(f"{path}: the column {name!r} holds {kind} instead of text. {remedy}")
   if schema.names.count(found[0][0]) > 1:
     raise DataError(f"{path}: the column {name!r} occurs twice. Rename one of them")

@@ -446,5 +446,5 @@ SOURCE_KINDS = {
                        identify=_identify_tfds, is_glob=False),
 }
 # Commas before the name of a kind, known or misspelled; others are part of the name of a file.
-_STARTS = "|".join(re.escape(n) + (":" if k.form else r"\s*(?:,|$)") for n, k in SOURCE_KINDS.items())
-_NEXT_SOURCE = re.compile(rf",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|{_STARTS}))")
+_KIND = "|".join(re.escape(n) + (":" if k.form else r"\s*(?:,|$)") for n, k in SOURCE_KINDS.items())
+_NEXT_SOURCE = re.compile(rf",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|{_KIND}))")
