@@ -65,5 +65,5 @@ __all__ = ["BucketPath", "Holder", "LFS_POINTER", "MANIFEST", "append", "check_l
            "raise_if_unanswered", "raise_open_limit", "read_json", "read_json_lines",
            "refuse_dangling", "refuse_existing", "remove_copies", "remove_leftovers",
            "remove_tree", "rename_new", "require_file", "require_parent", "require_utf8",
-           "size_of", "sync", "unfinished_path", "upload", "upload_all", "without_nonfinite", "write_all", "write_atomically",
-           "write_json"]
+           "size_of", "sync", "unfinished_path", "upload", "upload_all",
+           "without_nonfinite", "write_all", "write_atomically", "write_json"]
