@@ -88,7 +88,8 @@ def test_every_parameter_has_a_line_with_an_axis_for_each_dimension(name, object
     group = path.split("/")[0]
     is_late = group in AFTER_LAYERS or group in families.HEADS.keys() - BODY
     assert is_late != (param.is_embedding or param.is_stacked), (
-        f"{path}: neither an embedding, nor of a layer, nor of a head with a name; or two of them")
+        f"{path}: neither an embedding, nor stacked, nor of a head in HEADS or of AFTER_LAYERS; or "
+        "two of them")
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)

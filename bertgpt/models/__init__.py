@@ -7,9 +7,11 @@ other methods are those that the objectives and abilities of its family need. x:
 
 | method                | returns                                  | needed by                     |
 |-----------------------|------------------------------------------|-------------------------------|
-| predict(inputs)       | Prediction at the positions to predict;  | every objective but `bilm`;   |
-|                       | decoders: of every next token            | fill, unmask, pseudo_score    |
+| predict(inputs)       | Prediction at the positions to predict;  | most objectives; fill,        |
+|                       | decoders: of every next token            | unmask, pseudo_score          |
 | predict_pairs(inputs) | the same, and logits of pairs [B, P, 2]  | `mlm_nsp`, `mlm_sop`          |
+| its own names         | see `Electra.detect`, `Elmo.read`,       | `rtd`, `bilm`, `plm_memory`   |
+|                       | `Xlnet.predict_and_remember`             |                               |
 | features(inputs)      | [B, L, D] in the compute dtype           | embed, score, all tasks       |
 | extend(tokens_BL,     | features [B, L, D], and the new cache    | generate                      |
 |  positions_BL, cache) |                                          |                               |

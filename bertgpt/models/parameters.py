@@ -39,8 +39,8 @@ class Param(NamedTuple):
   def is_stacked(self) -> bool:
     """True if the first axis is layers or directions, each with norms and moments of its own.
 
-    All parameters of layers are stacked. With directions, the path has the number of the layer, as
-    in lstm_1_kernel.
+    Those of layers must be stacked: `optimizer.layer_decay` scales no others. With directions, the
+    path has the number of the layer, as in lstm_1_kernel.
     """
     return self.axes[0] in STACKED
 

@@ -96,9 +96,11 @@ def _score(run: Compared, name: str, last: int) -> float | None:
   """Returns a held-out metric of a run as it was after a step, or None if it was not evaluated."""
   if run.steps <= last:
     return run.scores.get(name)
-  curve = run.curves.get(f"eval/validation/{name}")
-  values = _until(curve, last).value if curve else []
-  return values[-1] if values else None
+  found = {tag: _until(curve, last) for tag, curve in run.curves.items()
+           if tag.startswith("eval/validation/")}
+  points = {tag: list(zip(curve.step, curve.value, strict=True))
+            for tag, curve in found.items() if curve.step}
+  return metrics_file.last_scores(points).get(f"eval/validation/{name}")
 
 
 def _are_finite(values: Sequence[float | None]) -> bool:

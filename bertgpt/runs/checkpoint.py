@@ -100,7 +100,7 @@ class Checkpoints:
     """Returns whether to save at this step, the same in every process.
 
     Of several processes, any clock counts. Their answer is used CLOCK_STEPS steps after they were
-    asked, so that no process waits for it.
+    asked, so that no process waits for it; such saves are at least twice as many steps apart.
 
     Args:
       step: number of steps done.

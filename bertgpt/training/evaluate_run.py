@@ -159,16 +159,16 @@ def _other_text(trained, config):
 
 
 def keep_masked_share(trained: ConfigDict, config: ConfigDict, phase_index: int) -> None:
-  """Lets rows of another length than the run's have the run's share of masked tokens.
+  """Gives rows of another length than the run's as large a share of predicted tokens at most.
 
   Args:
     trained: config of the run.
     config: config of the evaluation, which is changed.
     phase_index: index of the phase that is evaluated.
   """
-  phase = config.phases[phase_index]
-  if phase.seq_len != trained.phases[phase_index].seq_len:
-    phase.max_predictions = 0  # The number belongs to the length; 0: as many as the share gives.
+  ours, theirs = config.phases[phase_index], trained.phases[phase_index]
+  if theirs.max_predictions and ours.seq_len != theirs.seq_len:
+    ours.max_predictions = max(1, round(theirs.max_predictions * ours.seq_len / theirs.seq_len))
 
 
 def check_same_model(trained: ConfigDict, config: ConfigDict, phase_index: int,

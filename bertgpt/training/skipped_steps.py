@@ -70,8 +70,10 @@ class SkippedSteps:
   def _drop_after(self, step: int) -> None:
     if not self._path.is_file():
       return
-    kept = [line for line, value in files.read_json_lines(self._path) if _step_of(value) <= step]
-    files.write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+    kept = "".join(f"{line}\n" for line, value in files.read_json_lines(self._path)
+                   if _step_of(value) <= step)
+    if kept != self._path.read_text("utf-8", "replace"):
+      files.write_atomically(self._path, kept)
 
   def _describe(self, step: int) -> dict[str, Any]:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""

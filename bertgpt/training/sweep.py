@@ -63,7 +63,6 @@ def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
   check_table(path / "sweep.json")
   if is_mapped and chosen:
     mapped_fields.find([configs[i] for i in chosen])
-    mapped_fields.check_number(len(chosen))
   names = [f"[{i + 1}/{len(runs)}] {' '.join(arguments)}" for i, arguments in enumerate(own)]
   return Sweep(runs, flags, folders, configs, names, chosen, rows={})
 
@@ -121,6 +120,7 @@ def _train_together(sweep: Sweep, train_mapped: TrainMapped) -> list[DivergedErr
   waiting = [i for i in sweep.chosen if not is_done(sweep.folders[i], sweep.configs[i])]
   try:
     if waiting:
+      mapped_fields.check_number(len(waiting))
       train_mapped([sweep.configs[i] for i in waiting], [sweep.folders[i] for i in waiting])
   except DivergedError as e:
     return [e]

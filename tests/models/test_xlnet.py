@@ -12,7 +12,7 @@ from bertgpt import models
 from bertgpt.config import families, recipes
 from bertgpt.hub import conversion
 from bertgpt.models import Inputs, relative_attention
-from bertgpt.planning import aot, topologies
+from bertgpt.planning import aot, topologies, vocabulary_size
 from bertgpt.training import objectives
 
 LENGTH, ROWS, TARGETS, MEMORY = 16, 4, 5, 7
@@ -230,6 +230,7 @@ def test_the_recipe_compiles_for_tpus(machine, mesh, micro_batches, variant):
   config.model.num_layers = 2
   config.phases[0].update(batch_size=16, micro_batches=micro_batches)
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+  config = vocabulary_size.find(config).set_in(config)
   topology = topologies.open_topology(machine)
   (phase,) = aot.make_plan(config, topology, [0])
   assert phase.fits and 0 < phase.mfu < 1

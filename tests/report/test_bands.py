@@ -91,6 +91,16 @@ def test_an_unfinished_seed_ends_the_curves_and_scores_of_all():
     np.testing.assert_allclose(mean.curves[tag].value[-1], 9.0, atol=0.05)
 
 
+def test_the_scores_of_runs_of_several_lengths_are_those_of_one_evaluation():
+  """At step 500, the longer run found no token to call replaced, so it had no precision."""
+  short, long = a_run(0, steps=np.arange(10, 510, 10)), a_run(1, steps=np.arange(10, 1010, 10))
+  short = short._replace(scores=short.scores | {"precision": 0.6})
+  precision = Curve([400, 1000], [0.0] * 2, [0.0] * 2, [0.5, 0.7])
+  long = long._replace(curves=long.curves | {"eval/validation/precision": precision},
+                       scores=long.scores | {"precision": 0.7})
+  assert bands.average([short, long]).scores.keys() == {"mlm_loss"}
+
+
 def test_points_that_are_not_finite_in_a_run_are_left_out():
   """Otherwise, the reference would not be JSON."""
   first, second = a_run(0, [3.0, 2.0, 1.0], [10, 20, 30]), a_run(1, [1.0, 1.0, 1.0], [10, 20, 30])

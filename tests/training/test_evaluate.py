@@ -213,14 +213,15 @@ def test_only_the_phase_that_is_evaluated_may_have_rows_of_another_length():
     evaluate_run.check_same_model(config, changed, 1)
 
 
-@pytest.mark.parametrize("fields, expected", [([], 20), (["--config.phases[0].seq_len=512"], 77)])
-def test_rows_of_another_length_have_the_same_share_of_masks(fields, expected):
+@pytest.mark.parametrize("most, length, expected", [
+    (20, 128, 20), (20, 512, 80), (10, 512, 40), (10, 8, 1), (0, 512, 77)])
+def test_rows_of_another_length_have_the_same_share_of_masks(most, length, expected):
   trained = config_lib.base()
-  trained.phases = (config_lib.phase(seq_len=128, max_predictions=20),)
-  config = override(trained, fields)
+  trained.phases = (config_lib.phase(seq_len=128, max_predictions=most),)
+  config = override(trained, [f"--config.phases[0].seq_len={length}"])
   evaluate_run.keep_masked_share(trained, config, 0)
   assert config_lib.max_predictions(config, config.phases[0]) == expected
-  assert trained.phases[0].max_predictions == 20
+  assert trained.phases[0].max_predictions == most
 
 
 def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_scores, tmp_path):

@@ -25,7 +25,7 @@ from bertgpt.devices import preemption
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
-from bertgpt.training import sweep, sweep_processes
+from bertgpt.training import mapped_fields, sweep, sweep_processes
 
 SHORT = ["--config.phases[0].steps=4", "--config.eval.max_rows=8"]
 
@@ -254,6 +254,21 @@ def test_a_share_without_runs_trains_none(tmp_path, recipe, monkeypatch, capsys,
                    *mapped]) == 0
   assert not done and json.loads((tmp_path / "w" / "sweep.json").read_text()) == []
   assert capsys.readouterr().err == ""
+
+
+def test_only_runs_that_will_be_trained_need_open_files(tmp_path, recipe, monkeypatch, capsys):
+  file, path, trained = tmp_path / "recipe.py", tmp_path / "w", []
+  body = recipe.read_text().split("def get_sweep")[0]
+  file.write_text(f'{body}def get_sweep():\n  return [{{"seed": i}} for i in range(4)]\n')
+  command = ["sweep", f"--config={file}", f"--workdir={path}", "--mapped"]
+  stand_in_for_train(monkeypatch).update({"000", "002"})
+  monkeypatch.setattr(sweep_command, "train_mapped", lambda configs, _: trained.extend(configs))
+  monkeypatch.setattr(mapped_fields.files, "raise_open_limit",
+                      lambda wanted: mapped_fields.OTHER_FILES + mapped_fields.FILES_PER_RUN)
+  assert cli.main([*command, "--list"]) == 0
+  assert cli.main(command) == 2 and "--mapped: 2 runs need" in capsys.readouterr().err
+  assert not trained and not path.exists()
+  assert cli.main([*command, "--run=1/4"]) == 0 and [config.seed for config in trained] == [1]
 
 
 @pytest.mark.slow
