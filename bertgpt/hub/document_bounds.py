@@ -67,7 +67,7 @@ def find_start(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config:
     start = tokenizer.pieces.index(name)
   else:
     start = _read_setting("bos_token_id", source, hf_config)
-    start = start if start in _added_ids(tokenizer) else -1
+    start = start if isinstance(start, int) and start in _added_ids(tokenizer) else -1
   return -1 if start == tokenizer.eod_id else start
 
 

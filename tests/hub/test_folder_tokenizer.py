@@ -110,6 +110,17 @@ def test_padding_that_is_the_end_of_the_model_is_saved_and_read_the_same(role, t
   assert after.names == {"eod": own.pieces[7]}
 
 
+@pytest.mark.parametrize("start, expected", [
+    (0, 0), (5, -1), (None, -1), ([0], -1), ("0", -1), (10**9, -1), (100, -1)])
+def test_a_document_begins_with_the_token_of_the_config_if_it_is_no_piece_of_words(
+    start, expected, tmp_path):
+  """Token 5 is the end of a document, and 100 a piece of words."""
+  own = train("bpe")
+  assert own.eod_id == 5
+  own.save(tmp_path)
+  assert document_bounds.find_start(own, tmp_path, {"bos_token_id": start}) == expected
+
+
 @pytest.mark.parametrize("name, content, is_noted", [
     ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
     ("chat_template.jinja", "{{ messages }}", True), ("tokenizer_config.json", "{}", False)])
