@@ -572,8 +572,8 @@ def test_many_unknown_tokens_are_a_warning(tmp_path, capsys, share, warns):
   rng = np.random.default_rng(0)
   documents = [[" ".join(rng.choice(["7", "a"], 200, p=[share, 1 - share]))] for _ in range(20)]
   (tmp_path / "text.txt").write_text("\n\n".join("\n".join(d) for d in documents) + "\n")
-  command.run(argparse.Namespace(config=make_config(tmp_path), out=tmp_path / "out", part=None,
-                                 merge=False, train_tokenizer=False, engine=None))
+  command.run(argparse.Namespace(out=tmp_path / "out", part=None, merge=False,
+                                 train_tokenizer=False, engine=None), make_config(tmp_path))
   printed = capsys.readouterr()
   assert (printed.out + printed.err).count("WARNING: ") == warns
   manifest = corpus.read_manifest(tmp_path / "out")
