@@ -123,7 +123,7 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
   if not num_tokens and text.strip():
     raise ConfigError(f"{name}, {text[:40]!r}: the tokenizer finds no tokens in it. Give another "
                       "text to continue")
-  if not num_tokens and not generator.num_marks and trained.tokenizer.eod_id < 0:
+  if not num_tokens and not generator.num_marks and trained.start_id < 0:
     raise ConfigError(f"{name}: is empty, and the tokenizer has no end-of-document token to begin "
                       "a document with. Give a text to continue")
   length, positions = generator.count(range(num_tokens)), trained.config.model.max_positions

@@ -123,7 +123,7 @@ def continuation(trained: Trained) -> str:
   half = trained.config.phases[-1].seq_len // 2
   prompt = trained.tokenizer.encode([PROMPT])[0][:half]
   if not len(prompt) and not generator.num_marks:
-    prompt = np.array([trained.tokenizer.eod_id])
+    prompt = np.array([trained.start_id])
   room = trained.config.phases[-1].seq_len - len(prompt) - generator.num_marks
   added, = generator.add(trained, [prompt], min(60, room),
                          generate.Sampling(temperature=0.8, top_k=40))

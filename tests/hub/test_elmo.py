@@ -298,7 +298,6 @@ def test_an_array_of_another_shape_is_not_read(folder):
     elmo.read_arrays(folder / "elmo_weights.hdf5", model)
 
 
-@pytest.mark.skipif(HAS_H5PY, reason="h5py is installed")
 @pytest.mark.parametrize("other", ["elmo_5.5B_weights.hdf5", "elmo_5.5B_options.json"])
 def test_a_folder_with_files_of_several_models_is_refused(other, tmp_path, capsys):
   for name in ("elmo_weights.hdf5", "elmo_options.json", other):
@@ -308,6 +307,7 @@ def test_a_folder_with_files_of_several_models_is_refused(other, tmp_path, capsy
   assert f"{tmp_path}: holds the files of several models" in line and other in line
 
 
+@pytest.mark.skipif(HAS_H5PY, reason="h5py is installed")
 def test_a_missing_library_is_named(tmp_path, capsys):
   folder = tmp_path / "bilm"
   folder.mkdir()
