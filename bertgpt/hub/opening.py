@@ -299,13 +299,15 @@ def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
                      for leaf, x in trees.named_leaves(converted.params).items())
   if not has_segments:
     return ""
+  # In transformers 5, these classes number segments only if model_input_names asks for them.
+  needs_inputs = (name in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
+                  and not isinstance(hf.settings.get("model_input_names"), list))
   start = f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
   if not folder_tokenizer.template_numbers_segments(folder):
-    version = "" if hf.used_class in folder_tokenizer.LIKE_THE_FILE else " 4"
+    version = "" if needs_inputs else " 4"
     return (f"{start}transformers{version} numbers none with this folder, because the template in "
             "its tokenizer.json does not")
-  if (name not in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
-      or isinstance(hf.settings.get("model_input_names"), list)):
+  if not needs_inputs:
     return ""
   return (f"{start}transformers 5 numbers none with this folder, unless model_input_names in its "
           "tokenizer_config.json has token_type_ids")

@@ -60,7 +60,7 @@ def generate(trained: Trained, prompts: Iterable[str], *, max_tokens: int | None
 
   Args:
     trained: the model.
-    prompts: texts; an empty one begins a document, if the tokenizer has an end of document, or a
+    prompts: texts; an empty one begins a document, if the model has a token that begins one, or a
       row, if the model unmasks. An imported model may expect a token that begins a text, which is
       put before each.
     max_tokens: maximum number of tokens added to a prompt; None: result of `default_tokens`.
@@ -176,7 +176,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   Returns:
     The tokens added to each prompt: int32 [N], without the end-of-document token that stopped it.
   Raises:
-    ValueError: a prompt is too long, or is empty and the tokenizer has no end of document.
+    ValueError: a prompt is too long, or is empty and no token begins a document.
   """
   most, eod_id = trained.config.model.max_positions, trained.tokenizer.eod_id
   if not len(prompts):

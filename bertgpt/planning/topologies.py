@@ -105,7 +105,7 @@ def open_topology(name: str) -> Topology:
     raise ConfigError(f"--topology={name}: has {size:,} chips or GPUs. Plan for {MAX_DEVICES:,} at "
                       "most")
   use_host_for_everything_else()
-  if hardware.CHIPS[kind].efficiency == hardware.GPU and kind not in _GPUS:
+  if not hardware.CHIPS[kind].clock and kind not in _GPUS:  # TPU compilers make estimates.
     raise ConfigError(f"--topology={name}: there is no description of this GPU for the compiler. "
                       "Add a line to _GPUS in bertgpt/planning/topologies.py")
   open_kind = _open_gpu if kind in _GPUS else _open_tpu

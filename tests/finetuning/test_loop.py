@@ -473,7 +473,7 @@ def test_every_program_is_compiled_together_once(tuning, finished_bert, tmp_path
 
   monkeypatch.setattr(peers, "compile_together", compile_and_note)
   assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.seeds=0,1",
-             "--config.eval.batch_size=8") == 0
+             "--config.learning_rates=1e-2,2e-2", "--config.eval.batch_size=8") == 0
   assert {name for name, _ in compiled} == {"the train step", "the evaluation"}
   evaluated = [shape for name, shape in compiled if name == "the evaluation"]
   assert len(set(evaluated)) == len(evaluated) and {rows for rows, _ in evaluated} == {8}
