@@ -124,8 +124,8 @@ def check_prompt(trained: Trained, generator: "Generator", name: str, text: str,
     raise ConfigError(f"{name}, {text[:40]!r}: the tokenizer finds no tokens in it. Give another "
                       "text to continue")
   if not num_tokens and not generator.num_marks and trained.start_id < 0:
-    raise ConfigError(f"{name}: is empty, and the tokenizer has no end-of-document token to begin "
-                      "a document with. Give a text to continue")
+    raise ConfigError(f"{name}: is empty, and no token of the model begins a document. Give a "
+                      "text to continue")
   length, positions = generator.count(range(num_tokens)), trained.config.model.max_positions
   num_added = 1 if max_tokens is None else max_tokens
   if length + num_added > positions:
@@ -165,8 +165,8 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
 
   Args:
     trained: the model.
-    prompts: int [N] each, without the token that begins a text; an empty one stands for [end of
-      document], which begins a document.
+    prompts: int [N] each, without the token that begins a text; an empty one stands for the token
+      that begins a document.
     max_tokens: maximum number of tokens added, for all prompts or for each; a prompt and its
       continuation must fit into the model's positions.
     sampling: settings of the draws.
@@ -187,8 +187,7 @@ def continue_prompts(trained: Trained, prompts: Sequence[np.ndarray],
   lengths = np.array([len(prompt) for prompt in prompts])
   ends = lengths + max_tokens
   if lengths.min() == 0:
-    raise ValueError("the prompt is empty, and the tokenizer has no [end of document] that starts "
-                     "a new one")
+    raise ValueError("the prompt is empty, and no token of the model begins a document")
   if ends.max() > most:
     raise ValueError(f"a prompt and its continuation are {ends.max()} tokens, which exceed the "
                      f"model's {most} positions")
@@ -244,7 +243,7 @@ class Generator(NamedTuple):
 
   Attributes:
     num_marks: special tokens around a prompt and its continuation. If there are none, an empty
-      prompt becomes the end-of-document token of a previous document.
+      prompt becomes the token that begins a document.
     has_steps: whether `add` takes a number of steps.
     add: a function with the arguments of `continue_prompts`, and `steps`.
   """

@@ -84,7 +84,7 @@ class CompiledStep(NamedTuple):
     config: the run's config.
     phase_index: index of the phase whose step this is.
     state_bytes: parameters and optimizer, bytes per chip.
-    analytic_flops: FLOPs of useful work per step, all chips together.
+    analytic_flops: result of `flops_per_step`, all chips together.
     memory: bytes per chip; None if the program does not fit.
     roofline: work and predicted time per chip; None if the program does not fit.
     overflow: the compiler's answer if the program does not fit, otherwise None.
@@ -97,6 +97,19 @@ class CompiledStep(NamedTuple):
   memory: Memory | None
   roofline: roofline.Roofline | None
   overflow: Overflow | None
+
+  def useful_flops(self, num_devices: int) -> float:
+    """Returns the FLOPs of useful work of a step that fits, all chips together.
+
+    With frozen layers, these are at most what the program computes, see `flops_per_step`.
+
+    Args:
+      num_devices: devices of the machine.
+    """
+    if not self.config.optimizer.freeze:
+      return self.analytic_flops
+    work = self.roofline
+    return min(self.analytic_flops, (work.matmul_flops + work.hidden_flops) * num_devices)
 
   @property
   def phase(self) -> ConfigDict:
@@ -112,7 +125,7 @@ class PhasePlan(NamedTuple):
     fits: whether the step fits the memory of a chip.
     step_seconds: time per step.
     tokens_per_second: tokens per second, padding included.
-    mfu: model FLOPs utilization, analytic FLOPs over peak.
+    mfu: model FLOPs utilization, FLOPs of useful work over peak.
     hours: time of the whole phase.
     chip_hours: hours times chips; a chip may be several devices.
   """
@@ -229,11 +242,11 @@ def compile_step(lowered: LoweredStep, platform: str) -> CompiledStep:
   # In a loop over layers, a conditional chooses between attention to all keys and to near ones.
   model = config.model
   true_share = num_global_layers(model) / model.num_layers if model.window else None
-  num_devices, is_frozen = len(lowered.network.places), bool(config.optimizer.freeze)
+  # The formula counts a backward pass of frozen layers, which the program lacks: only the forward
+  # pass, a third of it, is sure to be there.
+  known = flops / 3 if config.optimizer.freeze else flops
   work = roofline.analyze(compiled.as_text(), lowered.network,
-                          0.0 if is_frozen else flops / num_devices, true_share)
-  if is_frozen:  # The formula counts a backward pass of frozen layers, which the program lacks.
-    flops = min(flops, work.matmul_flops * num_devices)
+                          known / len(lowered.network.places), true_share)
   return CompiledStep(config, lowered.phase_index, lowered.state_bytes, flops,
                       read_memory(compiled.memory_analysis(), lowered.state_bytes), work, None)
 
@@ -342,7 +355,7 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
   return PhasePlan(
       step, fits=True, step_seconds=seconds,
       tokens_per_second=phase.batch_size * phase.seq_len / seconds,
-      mfu=step.analytic_flops / (seconds * num_devices * topology.chip.peak_flops),
+      mfu=step.useful_flops(num_devices) / (seconds * num_devices * topology.chip.peak_flops),
       hours=hours, chip_hours=hours * num_devices / topology.chip.devices_per_chip)
 
 

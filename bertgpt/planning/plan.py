@@ -17,7 +17,7 @@ from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
 from bertgpt.planning import aot, compare, kernels, search, vocabulary_size
 from bertgpt.planning.aot import CompiledStep, Memory, PhasePlan
-from bertgpt.planning.roofline import CollectiveTotals, Roofline
+from bertgpt.planning.roofline import CollectiveTotals
 from bertgpt.planning.topologies import Topology
 
 
@@ -91,7 +91,7 @@ def check(config: ConfigDict, topology: Topology) -> None:
     config: the run's config.
     topology: the machine to plan for.
   Raises:
-    ConfigError: every problem of the config.
+    ConfigError: the problems of the config, see `config.find_problems`.
   """
   config_lib.validate(config, len(topology.devices), topology.platform)
   hardware.check_matmul(config.model.matmul, f"--topology={topology.name}", topology.chip)
@@ -169,7 +169,7 @@ def _show_phase(plan: PhasePlan, topology: Topology) -> list[str]:
   if not plan.fits:
     return [title, *_show_overflow(step, topology)]
   return [title, *_show_memory(step.memory, topology),
-          *_show_work(step.roofline, step.analytic_flops / len(topology.devices)),
+          *_show_work(step, len(topology.devices)),
           *_show_collectives(step.roofline.collectives),
           *_show_networks(step.roofline.collectives, topology),
           f"  predicted  {plan.step_seconds * 1e3:,.1f} ms per step, "
@@ -186,12 +186,14 @@ def _show_memory(memory: Memory, topology: Topology) -> list[str]:
           f"  memory     {parts} (GiB)"]
 
 
-def _show_work(roofline: Roofline, analytic_flops: float) -> list[str]:
-  """Returns lines about one chip's work; `analytic_flops` is per chip."""
+def _show_work(step: CompiledStep, num_devices: int) -> list[str]:
+  """Returns lines about one chip's work."""
+  roofline, analytic_flops = step.roofline, step.analytic_flops / num_devices
+  frozen = ", without the backward pass of frozen layers" * bool(step.config.optimizer.freeze)
   shares = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in roofline.seconds_by.items())
   lines = [f"  work       {analytic_flops / 1e9:,.1f} GFLOP per chip by formula, "
            f"{roofline.matmul_flops / 1e9:,.1f} compiled "
-           f"({roofline.matmul_flops / analytic_flops:.3f} of it); "
+           f"({roofline.matmul_flops / analytic_flops:.3f} of it{frozen}); "
            f"{roofline.hbm_bytes / 1e9:,.2f} GB of HBM traffic, "
            f"{roofline.operations:,.0f} operations",
            f"  time       {shares} (ms, by what bounds each operation)"]

@@ -231,9 +231,9 @@ def test_no_prompts_have_no_continuations(gpt):
 def test_without_an_end_of_document_none_can_be_begun(gpt, tmp_path):
   gpt = gpt._replace(tokenizer=type(gpt.tokenizer)(gpt.tokenizer.data))
   gpt.tokenizer.eod_id = -1
-  with pytest.raises(ValueError, match="prompt is empty, and the tokenizer has no"):
+  with pytest.raises(ValueError, match="prompt is empty, and no token of the model"):
     generate.continue_prompts(gpt, [np.zeros(0, np.int32)], 3)
-  with pytest.raises(ConfigError, match="prompt 2: is empty, and the tokenizer has no end-of-doc"):
+  with pytest.raises(ConfigError, match="prompt 2: is empty, and no token of the model begins"):
     generate.generate(gpt, ["The", " "])
 
 

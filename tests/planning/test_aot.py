@@ -68,8 +68,24 @@ def test_the_work_of_a_step_with_frozen_layers_is_what_was_compiled():
   config = tiny.make_config(num_layers=3, width=128, mlp_dim=512)
   config.optimizer.freeze = "^(embeddings|encoder)"
   step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices(1)), "tpu")
-  assert step.analytic_flops == step.roofline.matmul_flops
-  assert step.analytic_flops < 0.6 * flops_per_step(config, config.phases[0])
+  work = step.roofline
+  assert step.useful_flops(1) == work.matmul_flops + work.hidden_flops
+  assert step.useful_flops(1) < 0.6 * step.analytic_flops
+  config.optimizer.freeze = ""
+  assert step.useful_flops(1) == step.analytic_flops
+
+
+@pytest.mark.parametrize("freeze, share", [("", 1), ("^encoder", 1 / 3)])
+def test_kernels_that_hide_their_work_have_that_of_the_forward_pass_at_least(monkeypatch, freeze,
+                                                                            share):
+  given, analyze = [], aot.roofline.analyze
+  monkeypatch.setattr(aot.roofline, "analyze",
+                      lambda text, network, flops, *rest: given.append(flops) or analyze(
+                          text, network, flops, *rest))
+  config = tiny.make_config()
+  config.optimizer.freeze = freeze
+  step = aot.compile_step(aot.lower_step(config, 0, on_fake_devices(1)), "tpu")
+  assert given == [pytest.approx(share * step.analytic_flops)]
 
 
 @pytest.mark.parametrize("micro_batches", [pytest.param(1, marks=pytest.mark.slow), 4])
