@@ -76,8 +76,7 @@ def test_the_work_of_a_step_with_frozen_layers_is_what_was_compiled():
 
 
 @pytest.mark.parametrize("freeze, share", [("", 1), ("^encoder", 1 / 3)])
-def test_kernels_that_hide_their_work_have_that_of_the_forward_pass_at_least(monkeypatch, freeze,
-                                                                            share):
+def test_hidden_kernels_have_the_work_of_the_forward_pass_at_least(monkeypatch, freeze, share):
   given, analyze = [], aot.roofline.analyze
   monkeypatch.setattr(aot.roofline, "analyze",
                       lambda text, network, flops, *rest: given.append(flops) or analyze(
