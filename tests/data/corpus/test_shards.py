@@ -65,17 +65,14 @@ def test_more_shards_than_files_may_be_open(tmp_path, highest, is_enough):
   assert limit == (712 if is_enough else 60) and num_open < limit
 
 
-@pytest.mark.parametrize(("limit", "number", "raised", "num_open"), [
-    ((1024, 4096), 100, 1024, 100), ((1024, 4096), 1300, 3112, 1300),
-    ((1024, 2048), 1300, 2048, 768), ((16, 16), 100, 16, 8), ((-1, -1), 9999, -1, 9999),
-])
-def test_the_limit_of_open_files(monkeypatch, limit, number, raised, num_open):
-  now = [limit]
-  monkeypatch.setattr(resource, "getrlimit", lambda kind: now[0])
-  monkeypatch.setattr(resource, "setrlimit", lambda kind, to: now.__setitem__(0, to))
-  assert resource.RLIM_INFINITY == -1
+@pytest.mark.parametrize(("limit", "number", "num_open"), [
+    (1024, 100, 100), (3112, 1300, 1300), (2048, 1300, 768), (16, 100, 8),
+    (sys.maxsize, 9999, 9999)])
+def test_two_splits_share_the_limit_of_open_files(monkeypatch, limit, number, num_open):
+  asked = []
+  monkeypatch.setattr(files, "raise_open_limit", lambda wanted: asked.append(wanted) or limit)
   assert shards.allow_files(number) == num_open
-  assert now[0] == (raised, limit[1])
+  assert asked == [2 * number + 512]
 
 
 def test_threads_share_shards(tmp_path, monkeypatch):
