@@ -7,6 +7,7 @@
 | 65        | `DataError`       | bad data, tokenizer or checkpoint                   |
 | 69        | `PeerError`       | another process of the run is missing, or was lost  |
 | 70        | `DivergedError`   | too many steps were not finite, or were spikes      |
+| 71        | `DeviceError`     | JAX cannot open the devices that were asked for     |
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
@@ -59,6 +60,12 @@ class DivergedError(UserError):
   """Too many consecutive steps whose loss or gradient was not finite, or a spike."""
 
   exit_code = 70
+
+
+class DeviceError(UserError):
+  """Devices that JAX cannot open: they are missing, broken, or used by another process."""
+
+  exit_code = 71
 
 
 class StorageError(UserError):

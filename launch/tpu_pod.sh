@@ -16,9 +16,11 @@
 #   SPOT=1        spot capacity, which is cheaper and may be taken away
 #   SLICES=2      several slices, named $TPU-0, $TPU-1, ...; `data` of the mesh goes across them
 #   SETUP="..."   command that installs bertgpt in $CODE on a new host, and mounts the storage
+#   CREATE_FLAGS  more flags of `queued-resources create`: --reserved, --network=..., --data-disk=...
 #
-# CODE is the folder with this repository and its .venv on every host (`make install`, then
-# `.venv/bin/pip install -e '.[tpu]'`). The workdir, and the corpus that `bertgpt prepare` has written,
+# SSH_FLAGS are more flags of `tpu-vm ssh`, such as --tunnel-through-iap or --internal-ip.
+# CODE is the folder with this repository and its .venv on every host (`make install-plan`, and
+# `make install-gcs` for paths of gs://). The workdir, and the corpus that `bertgpt prepare` has written,
 # must be on storage that all hosts share. On the hosts, log, process ID and exit code are in ~/bertgpt-run.
 set -uo pipefail
 
@@ -27,6 +29,8 @@ CODE=${CODE:-bertgpt}
 SLICES=${SLICES:-1}
 SPOT=${SPOT:-0}
 SETUP=${SETUP:-echo $CODE/.venv/bin/bertgpt is missing, and SETUP is not set >&2 && exit 1}
+read -ra CREATE_FLAGS <<<"$(tr '\n' ' ' <<<"${CREATE_FLAGS:-}")"
+read -ra SSH_FLAGS <<<"$(tr '\n' ' ' <<<"${SSH_FLAGS:-}")"
 GIVE_UP="2|65|70|130"    # Another attempt would end the same way, or somebody pressed Ctrl-C.
 SHORT=600                # An attempt of fewer seconds has made no progress,
 SHORT_FAULT=10800        # nor has one of fewer seconds that hung (1) or filled the disk (74).
@@ -46,10 +50,14 @@ nodes() {
   if [ "$SLICES" -eq 1 ]; then echo "$TPU"; else seq -f "$TPU-%.0f" 0 $((SLICES - 1)); fi
 }
 
+ssh_to() { # NODE FLAGS...
+  gcloud compute tpus tpu-vm ssh "$1" --zone="$ZONE" "${SSH_FLAGS[@]}" "${@:2}" </dev/null
+}
+
 on_hosts() { # COMMAND: runs it on all hosts of all slices at once; fails if it fails on one of them.
   local node pids=() failed=0
   for node in $(nodes); do
-    gcloud compute tpus tpu-vm ssh "$node" --zone="$ZONE" --worker=all --command="$1" </dev/null &
+    ssh_to "$node" --worker=all --command="$1" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
@@ -75,7 +83,8 @@ create() {
   [ "$SPOT" = 0 ] || spot=--spot
   [ "$SLICES" -eq 1 ] || names=(--node-prefix="$TPU" --node-count="$SLICES")
   queued create "${names[@]}" --accelerator-type="$TYPE" \
-    --runtime-version="${VERSION:?set it to the software of the slice}" ${spot:+"$spot"}
+    --runtime-version="${VERSION:?set it to the software of the slice}" ${spot:+"$spot"} \
+    "${CREATE_FLAGS[@]}"
 }
 
 wait_for_slice() { # Returns when the slices are there; creates what is gone.
@@ -119,7 +128,8 @@ KILL='cd ~/bertgpt-run && pkill -KILL -s "$(cat pid)" -f bertgpt; true'
 start() { # Starts the run on all hosts, detached from the connection.
   local run inside
   printf -v run '%q ' .venv/bin/bertgpt train --distributed=auto "$@"
-  inside="cd && cd $(printf %q "$CODE") && { $run; echo \$? > ~/bertgpt-run/code; }"
+  # A host without TPUs fails, and does not train on its CPUs.
+  inside="cd && cd $(printf %q "$CODE") && { JAX_PLATFORMS=tpu,cpu $run; echo \$? > ~/bertgpt-run/code; }"
   on_hosts "mkdir -p ~/bertgpt-run && cd ~/bertgpt-run || exit 1
     (cd && { test -x $(printf %q "$CODE")/.venv/bin/bertgpt || { $SETUP
     }; }) || exit 1 # SETUP may end with a semicolon or a comment.
@@ -129,8 +139,7 @@ start() { # Starts the run on all hosts, detached from the connection.
 
 follow() { # Shows the log of the first host, again and again after a lost connection.
   while is_alive; do
-    gcloud compute tpus tpu-vm ssh "$(nodes | head -n 1)" --zone="$ZONE" --worker=0 \
-      --command="tail -n ${1:-20} -F ~/bertgpt-run/log" </dev/null
+    ssh_to "$(nodes | head -n 1)" --worker=0 --command="tail -n ${1:-20} -F ~/bertgpt-run/log"
     sleep "$PAUSE"
   done
 }

@@ -56,6 +56,19 @@ class Killer:
       return self.has_killed
 
 
+def test_compiled_programs_are_kept_in_a_bucket(bucket):
+  code = f"""
+import jax
+from bertgpt.devices import compilation_cache
+compilation_cache.enable("{bucket}/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.monitoring.register_event_listener(lambda name, **_: print(name.split("/")[-1]))
+jax.jit(lambda x: x @ x + 3)(jax.numpy.ones((8, 8))).block_until_ready()"""
+  first, second = program_lib.run_python(code), program_lib.run_python(code)
+  assert "cache_hits" not in first.stdout and "cache_hits" in second.stdout, second
+  assert "cache_misses" not in second.stdout
+
+
 @pytest.fixture
 def program(tmp_path):
   return program_lib.make_program(tmp_path)

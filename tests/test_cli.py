@@ -254,7 +254,7 @@ def test_init_from_without_a_checkpoint_is_refused_before_the_text_is_read(capsy
     ("--workdir=hdfs://b/run", "--workdir: hdfs://b/run: only local paths and gs:// are read"),
     ("--config.data.source=text:s3://b/*.txt", "data.source=s3://b/*.txt: s3:// is not read or"),
     ("--config.data.cache_dir=gs://", "data.cache_dir=gs://: names no bucket. Write gs://BUCKET"),
-    ("--config.system.compilation_cache=gs://b/x", "Mount the storage (for gs://: gcsfuse)"),
+    ("--config.system.compilation_cache=hdfs://b/x", "only local paths and gs:// are read"),
 ])
 def test_wrong_config_is_one_line_and_makes_nothing(capsys, tmp_path, recipe, argument, fragment):
   code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'w'}", argument)
@@ -499,7 +499,7 @@ def test_devices_that_cannot_be_opened_are_one_line(finished_gpt):
   process = start("generate", f"--workdir={finished_gpt}", "--prompt=The",
                   env=os.environ | {"JAX_PLATFORMS": "abacus"})
   out, err = process.communicate(timeout=1200)
-  assert (process.returncode, out) == (CONFIG, "")
+  assert (process.returncode, out) == (errors.DeviceError.exit_code, "")
   (line,) = err.splitlines()
   assert line.startswith("bertgpt generate: JAX cannot use the devices (")
   assert "abacus" in line and "Check JAX_PLATFORMS" in line

@@ -50,8 +50,8 @@ AT_MOST = {"seed": 2**63 - 1, "tokenizer.train_bytes": 2**63 - 1, "tokenizer.voc
 MAX_FLOAT, MIN_FLOAT = 3.4e38, 2.0 ** -126
 PHASE_FRACTIONS = ("mask_prob", "warmup_fraction", "end_fraction", "decay_fraction")
 
-LOCAL_PATHS = ("system.compilation_cache",)
-PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path")  # Local, or gs://.
+# Local, or gs://.
+PATHS = ("init_from", "data.corpus", "data.cache_dir", "tokenizer.path", "system.compilation_cache")
 
 # Pairs of logical axes of one array. They must not be split over the same mesh axis.
 AXES_TOGETHER = (("embed", "heads"), ("embed", "mlp"))
@@ -179,9 +179,6 @@ def _range_problems(config):
 
 def _path_problems(config):
   values = dict(leaves(config))
-  for field in LOCAL_PATHS:
-    if problem := remote_problem(values[field]):
-      yield f"{field}={problem}"
   for field in PATHS:
     if problem := files.find_problem(values[field]):
       yield f"{field}={problem}"

@@ -12,7 +12,9 @@ import jax
 
 from bertgpt import console
 from bertgpt.devices import lost
-from bertgpt.errors import ConfigError, PeerError, one_line
+from bertgpt.errors import ConfigError, DeviceError, PeerError, one_line
+
+GPU_PLATFORMS = ("cuda", "rocm", "gpu")  # The names that JAX_PLATFORMS may give them.
 
 
 def start_distributed(spec: str, timeout_s: float) -> None:
@@ -158,13 +160,20 @@ def count_devices() -> int:
   """Returns the number of devices of all processes; the first call opens them.
 
   Raises:
-    ConfigError: the devices cannot be opened.
+    DeviceError: the devices cannot be opened, or are not those of JAX_PLATFORMS.
   """
+  asked = getattr(jax.config, "jax_platforms", None) or ""
   try:
-    return jax.device_count()
+    count = jax.device_count()
+  except AssertionError:  # JAX leaves CUDA out if it sees no GPU, and may have nothing then.
+    count = 0
   except RuntimeError as e:
-    raise ConfigError(f"JAX cannot use the devices ({one_line(e)}). Check JAX_PLATFORMS, and "
+    raise DeviceError(f"JAX cannot use the devices ({one_line(e)}). Check JAX_PLATFORMS, and "
                       "whether another process uses them") from e
+  if asked.split(",")[0] in GPU_PLATFORMS and (not count or jax.default_backend() != "gpu"):
+    raise DeviceError(f"JAX_PLATFORMS={asked}: JAX sees no GPU. Check nvidia-smi, and that JAX for "
+                      "CUDA is installed (make install-gpu); JAX_PLATFORMS=cpu computes on CPUs")
+  return count
 
 
 def say_once(*lines: str) -> None:

@@ -12,20 +12,24 @@ from bertgpt.errors import ConfigError, StorageError
 def enable(folder: str) -> None:
   """Keeps compiled programs between runs, in a private folder: programs in it are executed.
 
-  The variable JAX_COMPILATION_CACHE_DIR replaces the default folder.
+  The variable JAX_COMPILATION_CACHE_DIR replaces the default folder. Who may write to a bucket is
+  not checked, and what cannot be read from it is compiled again.
 
   Args:
-    folder: path of the folder; '': no cache.
+    folder: path of the folder, also gs://; '': no cache.
   Raises:
-    ConfigError: other users may write to the folder, or own it.
-    StorageError: the folder cannot be written.
+    ConfigError: other users may write to a local folder, or own it.
+    StorageError: the folder cannot be written, or the bucket cannot be read.
   """
   named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
   if named and folder == config_lib.base().system.compilation_cache:
-    if files.is_remote(named):
-      return  # JAX reads the variable itself.
     folder = named
-  if folder:
+  if files.is_remote(folder):
+    files.make_path(folder).exists()  # Raises if the bucket cannot be read.
+    # XLA would keep its own measurements of kernels in a local folder with the name "gs:".
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "")
+    jax.config.update("jax_compilation_cache_dir", folder)
+  elif folder:
     path = files.expand(folder)
     try:
       path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -189,7 +189,8 @@ def load_trained(workdir: pathlib.Path, flag: str = "--workdir",
     flag: flag that named the workdir, for messages.
     dtype: see `make_trained`.
   Raises:
-    ConfigError: `workdir` holds no such run, the dtype is unknown, or the devices cannot be opened.
+    ConfigError: `workdir` holds no such run, or the dtype is unknown.
+    DeviceError: the devices cannot be opened.
     DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
   trained = load_any(workdir, flag, dtype)
@@ -247,7 +248,8 @@ def load_any(workdir: pathlib.Path, flag: str = "--workdir",
     flag: flag that named the workdir, for messages.
     dtype: see `make_trained`.
   Raises:
-    ConfigError: `workdir` holds no run, the dtype is unknown, or the devices cannot be opened.
+    ConfigError: `workdir` holds no run, or the dtype is unknown.
+    DeviceError: the devices cannot be opened.
     DataError: no checkpoint is usable, or the tokenizer is not that of the checkpoint.
   """
   workdir_lib.read_config(workdir, flag)

@@ -1,5 +1,6 @@
 """bertgpt.devices.cluster: how processes find each other, and which of them speaks."""
 
+import pathlib
 import socket
 import threading
 
@@ -14,6 +15,23 @@ from bertgpt.errors import ConfigError, PeerError
 @pytest.fixture
 def port():
   return program.free_port()
+
+
+@pytest.mark.parametrize("asked", ["cuda,cpu", "cuda", "gpu,cpu"])
+def test_gpus_that_were_asked_for_are_not_replaced_by_cpus(asked):
+  """JAX passes over CUDA in silence if it sees no GPU."""
+  if any(pathlib.Path("/dev").glob("nvidia*")):
+    pytest.skip("this machine has a GPU")
+  result = program.run_python(f"""
+import os
+os.environ["JAX_PLATFORMS"] = "{asked}"
+from bertgpt.devices import cluster
+from bertgpt.errors import DeviceError
+try:
+  cluster.count_devices()
+except DeviceError as e:
+  print(e)""")
+  assert "JAX sees no GPU" in result.stdout or "cannot use the devices" in result.stdout, result
 
 
 @pytest.mark.parametrize("message, is_lost", [

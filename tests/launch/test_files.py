@@ -84,8 +84,8 @@ def job_action(job, code, *conditions):
 
 
 @pytest.mark.parametrize("code, action", [
-    *((code, "FailJob") for code in FINAL), (69, "Ignore"), (75, "Ignore"), (74, "Count"),
-    (1, "Count"), (137, "Count"), (143, "Count")])
+    *((code, "FailJob") for code in FINAL), (69, "Ignore"), (75, "Ignore"), (71, "Count"),
+    (74, "Count"), (1, "Count"), (137, "Count"), (143, "Count")])
 def test_the_job_acts_on_exit_codes(code, action):
   assert job_action(load("kubernetes.yaml")[1]["spec"], code) == action
 
@@ -103,7 +103,7 @@ def test_a_disruption_does_not_count():
 
 @pytest.mark.parametrize("code, action", [
     *((code, "FailJobSet") for code in FINAL),
-    *((code, "RestartJobSet") for code in (1, 69, 74, 75, 137, 143))])
+    *((code, "RestartJobSet") for code in (1, 69, 71, 74, 75, 137, 143))])
 def test_the_jobset_acts_on_exit_codes(code, action):
   spec = load("jobset.yaml")[0]["spec"]
   job = spec["replicatedJobs"][0]["template"]["spec"]
@@ -120,6 +120,15 @@ def test_pods_are_as_many_as_processes():
   container, = job["spec"]["template"]["spec"]["containers"]
   number = int(container["env"][0]["value"])
   assert job["spec"]["completions"] == job["spec"]["parallelism"] == number
+
+
+@pytest.mark.parametrize("name, platforms", [("kubernetes", "cuda,cpu"), ("jobset", "tpu,cpu")])
+def test_a_pod_without_its_devices_does_not_train_on_its_cpus(name, platforms):
+  spec = load(f"{name}.yaml")[-1]["spec"]
+  if name == "jobset":
+    spec = spec["replicatedJobs"][0]["template"]["spec"]
+  container, = spec["template"]["spec"]["containers"]
+  assert {"name": "JAX_PLATFORMS", "value": platforms} in container["env"]
 
 
 # ----------------------------------------------------------------- SkyPilot
@@ -139,7 +148,8 @@ def test_the_sky_task_recovers_only_where_that_helps():
   recovery = task["resources"]["job_recovery"]
   assert recovery["max_restarts_on_errors"] == 0
   codes = set(recovery["recover_on_exit_codes"])
-  assert {errors.PeerError.exit_code, errors.Preempted.exit_code, 137} <= codes
+  assert {errors.PeerError.exit_code, errors.DeviceError.exit_code, errors.Preempted.exit_code,
+          137} <= codes
   assert not codes & {*FINAL, 0, errors.INTERRUPTED}
 
 
@@ -160,6 +170,17 @@ def test_images_are_made_of_what_there_is(name, lock):
   assert ["ENTRYPOINT", '["bertgpt"]'] in steps
 
 
+def test_the_image_for_gpus_gets_them_in_containers_of_all_kinds():
+  """enroot and nvidia-container-toolkit read the variables; GKE mounts the driver in the folder."""
+  text = re.sub(r"\\\n", " ", (stand_in.LAUNCH / "Dockerfile.cuda").read_text())
+  variables = dict(word.split("=") for line in text.splitlines() if line.startswith("ENV ")
+                   for word in line.split()[1:])
+  assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
+  assert set(variables["NVIDIA_DRIVER_CAPABILITIES"].split(",")) == {"compute", "utility"}
+  assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+  assert "libibverbs1" in text
+
+
 def test_the_flags_of_the_manifests_are_those_of_the_program():
   jobset, (_, job), task = load("jobset.yaml")[0], load("kubernetes.yaml"), load("sky.yaml")[0]
   containers = [
@@ -167,7 +188,8 @@ def test_the_flags_of_the_manifests_are_those_of_the_program():
       for container in spec["template"]["spec"]["containers"]]
   assert containers[1]["command"] == ["sh", "-c"]
   commands = [containers[0]["command"], shlex.split(containers[1]["args"][0])[1:],
-              shlex.split(task["run"].replace("\\\n", ""))]
+              shlex.split(task["run"].replace("\\\n", ""))[1:]]
+  assert task["run"].startswith("JAX_PLATFORMS=tpu,cpu ")
   for program, *words in commands:
     assert pathlib.Path(program).name == "bertgpt"
     arguments = cli.parse(words)

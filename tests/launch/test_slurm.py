@@ -24,8 +24,8 @@ def run(folder, *arguments, **variables):
 
 
 @pytest.mark.parametrize("code, requeued", [
-    (0, False), (2, False), (65, False), (70, False), (130, False), (69, True), (74, True),
-    (75, True), (134, True), (137, True), (143, True), (1, True)])
+    (0, False), (2, False), (65, False), (70, False), (130, False), (69, True), (71, True),
+    (74, True), (75, True), (134, True), (137, True), (143, True), (1, True)])
 def test_a_job_is_requeued_unless_that_is_useless(tmp_path, code, requeued):
   add_slurm(tmp_path, code)
   assert run(tmp_path).returncode == code
@@ -52,6 +52,23 @@ def test_a_job_without_progress_ends(tmp_path):
   results = [run(tmp_path) for _ in range(5)]
   assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 4
   assert "gave up" in results[-1].stderr and results[-1].returncode == 69
+
+
+def test_a_job_whose_attempts_cannot_be_counted_ends(tmp_path):
+  (tmp_path / "bertgpt-7.short").symlink_to("/dev/full")
+  add_slurm(tmp_path, 74)
+  result = run(tmp_path)
+  assert result.returncode == 74 and not (tmp_path / "requeued").exists()
+  assert "cannot be written to bertgpt-7.short" in result.stderr
+
+
+@pytest.mark.parametrize("set_by_user, used", [({}, "cuda,cpu"), ({"JAX_PLATFORMS": "cpu"}, "cpu")])
+def test_a_node_without_gpus_does_not_train_on_its_cpus(tmp_path, monkeypatch, set_by_user, used):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  add_slurm(tmp_path, 0)
+  stand_in.add(tmp_path, "srun", 'echo "$JAX_PLATFORMS" > platforms')
+  run(tmp_path, **set_by_user)
+  assert (tmp_path / "platforms").read_text() == f"{used}\n"
 
 
 @pytest.mark.parametrize("code, seconds, tries", [

@@ -142,6 +142,26 @@ def test_slices_that_are_gone_are_created_again(cloud):
   assert changes == [create, f"{queued} delete slice --zone=zone --force --quiet", create]
 
 
+def test_flags_of_gcloud_are_passed_on(cloud):
+  prepare(cloud, "0 0")
+  (cloud / "states").write_text("not found\n")
+  result = run(cloud, TYPE="v5litepod-16", VERSION="v2-alpha-tpuv5-lite", SSH_FLAGS="--internal-ip",
+               CREATE_FLAGS="--reserved\n  --network=a --data-disk=source=b,mode=read-only")
+  assert result.returncode == 0, result.stderr
+  calls = (cloud / "calls").read_text().splitlines()
+  create, = (line for line in calls if " create " in line)
+  assert create.endswith(" --reserved --network=a --data-disk=source=b,mode=read-only")
+  logins = [line for line in calls if " ssh " in line]
+  assert logins and all(" ssh slice --zone=zone --internal-ip --worker=" in line for line in logins)
+
+
+def test_a_host_without_tpus_does_not_train_on_its_cpus(cloud):
+  prepare(cloud, "0 0")
+  stand_in.add(cloud, "program", 'echo "$JAX_PLATFORMS" >> "$TEST/platforms"\n' + PROGRAM)
+  run(cloud)
+  assert (cloud / "platforms").read_text() == "tpu,cpu\n" * 2
+
+
 @pytest.mark.parametrize("value", ["true", "false", "2"])
 def test_spot_is_one_or_zero(cloud, value):
   result = run(cloud, SPOT=value)
