@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from bertgpt import console, errors, files
-from bertgpt.devices import events, guard, lost, watchdog
+from bertgpt.devices import guard, lost, timeline, watchdog
 from bertgpt.errors import ConfigError, PeerError
 
 ANSWER_S = 1200  # Time for the others to reach the same point, for example to finish imports.
@@ -376,7 +376,7 @@ def _watch(store: _Store, is_over: threading.Event) -> None:
       guard.announce_end(end["code"], f"{_describe(end)}. This process ends too")
       _confirm(store)
       console.say(f"bertgpt: {_describe(end)}. This process ends too")
-      events.end(end["code"], _describe(end))
+      timeline.end(end["code"], _describe(end))
       is_lost = end["code"] == PeerError.exit_code
       _wait_for_confirmations(store, FAREWELL_TO_LOST_S if is_lost else FAREWELL_S)
       files.remove_copies()

@@ -11,14 +11,14 @@ import jax
 from bertgpt import console, files
 from bertgpt.config import choices
 from bertgpt.data.batches import formats
-from bertgpt.devices import events, peers, watchdog
+from bertgpt.devices import peers, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
-    bidirectional_unigram,
-    causal_baselines,
-    larger_class_share,
-    masked_unigram_baseline,
+  bidirectional_unigram,
+  causal_baselines,
+  larger_class_share,
+  masked_unigram_baseline,
 )
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
@@ -54,7 +54,7 @@ def _write(run: Finished) -> None:
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
   console.print_stdout("\n" + text.removesuffix("\n"))
-  events.flush()
+  timeline.flush()
   if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
     console.print_stdout(time)
   for line in write_page(path):

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bertgpt import config as config_lib
 from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
-from bertgpt.devices import events, peers, preemption, profiler, sharding, watchdog
+from bertgpt.devices import peers, preemption, profiler, sharding, timeline, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
 from bertgpt.training import feed, loop, mapped_fields, opening, per_run, schedules, step_log, steps
@@ -215,12 +215,12 @@ def train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path],
     DivergedError: a run has diverged; raised when the others are finished.
     UserError: see `errors`; `Preempted` after a signal, with checkpoints saved.
   """
-  with events.recording():
+  with timeline.recording():
     finished, errors = _train(configs, paths)
     for run in finished:
-      with events.during("report"):
+      with timeline.during("report"):
         report(run)
-      events.end_runs([run.path])
+      timeline.end_runs([run.path])
     if errors:
       raise errors[0]
 
@@ -282,7 +282,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
       members.append(Member(run, checkpoints, log, step))
     for member in members:  # Before any log is closed, so all trackers end at the same time.
       stack.callback(member.log.end)
-    events.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
+    timeline.open_in(min(member.step for member in members), *(run.path for run in stacked.runs))
     yield states, members
 
 
@@ -326,7 +326,7 @@ class MappedLoop:
       for step, train_step, batches, active in stack.enter_context(
           contextlib.closing(self._active_steps(should_stop))):
         is_new, program = train_step is not program, train_step
-        events.begin_step(step, compiles=is_new)
+        timeline.begin_step(step, compiles=is_new)
         watchdog.arm_for(config.system, compiles=is_new)
         trace(step, self._finish_step)
         if is_new:
@@ -344,7 +344,7 @@ class MappedLoop:
     with contextlib.closing(feed.make_steps(
         self._config, min(member.step for member in self._members), self._stacked.jit_train_step,
         self._stacked.read)) as steps_of_all:
-      steps_in_time = events.timed("input", steps_of_all)
+      steps_in_time = timeline.timed("input", steps_of_all)
       for member in self._members:  # Each of them waits for the batches of all.
         steps_in_time = member.log.pace.timed(steps_in_time)
       for step, train_step, batches in steps_in_time:
@@ -426,7 +426,7 @@ class MappedLoop:
       raise Preempted(f"stopped at step {step} with checkpoints saved. The same command resumes "
                       "the runs")
 
-  @events.during("saving")
+  @timeline.during("saving")
   def _save(self, step: int, members: Sequence[Member], wait: bool) -> None:
     with step_log.all_untimed(member.log for member in self._members):  # All wait for it.
       for member in members:

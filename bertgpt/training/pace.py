@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from bertgpt.devices import events, peers
+from bertgpt.devices import peers, timeline
 
 EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
@@ -34,7 +34,7 @@ class Pace:
 
   def timed(self, batches: Iterable[T]) -> Iterator[T]:
     """Yields the batches; the time until each of them is there counts as input."""
-    return events.iterate_inside(self._reading, batches)
+    return timeline.iterate_inside(self._reading, batches)
 
   @contextlib.contextmanager
   def _reading(self) -> Iterator[None]:

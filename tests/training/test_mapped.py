@@ -19,7 +19,7 @@ from bertgpt import cli, files
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
-from bertgpt.devices import events, preemption, sharding
+from bertgpt.devices import preemption, sharding, timeline
 from bertgpt.errors import ConfigError, Preempted
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
@@ -438,7 +438,8 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   assert sum("tokens per row: attention by" in line for line in lines) == 1, "the same for all runs"
   (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
   assert row["workdir"].endswith("/001")
-  assert [events.read(tmp_path / "sweep" / name)[-1]["code"] for name in ("000", "001")] == [70, 0]
+  codes = [timeline.read(tmp_path / "sweep" / name)[-1]["code"] for name in ("000", "001")]
+  assert codes == [70, 0]
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()
   skipped = curves(tmp_path / "sweep" / "000")["train/skipped_steps"]
   assert skipped[-1][0] == 4 and sum(count for _, count in skipped) == 3
