@@ -321,7 +321,7 @@ TESTED_TOGETHER = {
     "training.objectives.objective": "training/test_objectives.py",
     "training.mapped_fields": "training/test_mapped.py",
     "training.sweep_processes": "training/test_sweep.py",
-    **dict.fromkeys(("training.finished", "training.opening", "training.run", "training.start"),
+    **dict.fromkeys(("training.finished", "training.open_run", "training.run_files"),
                     "training/test_loop.py"),
     "training.per_run": "training/test_mapped.py",
     "training.evaluate_run": "training/test_evaluate.py",

@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
   """Returns the config, and the fields that may differ from the existing run's.
 
-  `training.run.open_run` validates the config with the devices.
+  `training.open_run.open_run` validates the config with the devices.
   """
   from bertgpt import config as config_lib
   config, problems = flags.try_config(arguments)

@@ -9,7 +9,7 @@ from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import gather, timeline
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 
 
 class Finished(NamedTuple):

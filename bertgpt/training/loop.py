@@ -13,12 +13,12 @@ from bertgpt.config import ConfigDict
 from bertgpt.devices import peers, preemption, profiler, timeline, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import evaluate, feed, opening, steps
+from bertgpt.training import evaluate, feed, run_files, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.initial_state import restore_or_init
 from bertgpt.training.metrics import LateMetrics
-from bertgpt.training.run import Run, open_run
-from bertgpt.training.start import restore_or_init
+from bertgpt.training.open_run import Run, open_run
 from bertgpt.training.step_log import StepLog, finish_step, is_evaluated
 
 
@@ -178,16 +178,16 @@ def open_loop(run: Run) -> Iterator[Loop]:
   Args:
     run: the opened run.
   """
-  with opening.open_checkpoints(run) as checkpoints:
+  with run_files.open_checkpoints(run) as checkpoints:
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
-    opening.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
+    run_files.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
     if jax.process_index() == 0:
       timeline.open_in(first_step, run.path)
-    with contextlib.closing(opening.make_log(run, first_step)) as log:
+    with contextlib.closing(run_files.make_log(run, first_step)) as log:
       for line in explain(run.config):
         log.message(line)
-      opening.announce(run, log, first_step)
+      run_files.announce(run, log, first_step)
       with (preemption.catch_signals() as should_stop,
             profiler.trace_steps(run.config.profile.steps, run.path / "profile") as trace):
         yield Loop(run, checkpoints, log, state, trace, should_stop)

@@ -26,12 +26,13 @@ from bertgpt.data.batches import formats, loader
 from bertgpt.devices import peers, preemption, profiler, sharding, timeline, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import feed, loop, mapped_fields, opening, per_run, schedules, step_log, steps
+from bertgpt.training import feed, mapped_fields, per_run, run_files, schedules, step_log, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.initial_state import restore_or_init
+from bertgpt.training.loop import evaluate_step
 from bertgpt.training.metrics import LateMetrics
-from bertgpt.training.run import Run, open_run
-from bertgpt.training.start import restore_or_init
+from bertgpt.training.open_run import Run, open_run
 from bertgpt.training.step_log import StepLog
 from bertgpt.training.steps import TrainState
 
@@ -266,19 +267,19 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
   states, opened, members = stacked.make_states(), [], []
   with contextlib.ExitStack() as stack:
     for i, run in enumerate(stacked.runs):
-      checkpoints = stack.enter_context(opening.open_checkpoints(run))
+      checkpoints = stack.enter_context(run_files.open_checkpoints(run))
       state = restore_or_init(run, checkpoints)
       opened.append((run, checkpoints, int(state.step)))
       states = stacked.put(states, state, i)
     del state  # It would stay on the devices while the runs are open.
     for run, checkpoints, step in opened:
-      opening.write_first_files(run, step)  # Only now: a refused start changes nothing.
+      run_files.write_first_files(run, step)  # Only now: a refused start changes nothing.
       log = stack.enter_context(contextlib.closing(
-          opening.make_log(run, step, name=run.path.name, num_runs=len(opened))))
+          run_files.make_log(run, step, name=run.path.name, num_runs=len(opened))))
       warnings = schedules.find_long_warmups(run.config.phases)
       for line in warnings if members else explain(run.config):  # The rest is the same for all.
         log.message(line)
-      opening.announce(run, log, step)
+      run_files.announce(run, log, step)
       members.append(Member(run, checkpoints, log, step))
     for member in members:  # Before any log is closed, so all trackers end at the same time.
       stack.callback(member.log.end)
@@ -438,8 +439,8 @@ class MappedLoop:
     for member in members:
       # One program serves all: no evaluation depends on a field that differs between the runs.
       run = member.run._replace(evaluator=self._stacked.runs[0].evaluator)
-      scores = loop.evaluate_step(run, member.log, member.checkpoints, member.step,
-                                  self.state_of(member), should_stop)
+      scores = evaluate_step(run, member.log, member.checkpoints, member.step,
+                             self.state_of(member), should_stop)
       if scores is None:
         return False
       member.scores = scores

@@ -35,7 +35,7 @@ from bertgpt.training import (
   step_log,
   steps,
 )
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 
 STEPS = 6
 SHORT = ["--config.phases[0].steps=8", "--config.eval.max_rows=8", "--config.eval.every_steps=4",

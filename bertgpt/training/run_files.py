@@ -1,4 +1,4 @@
-"""What a run opens and writes before its first step."""
+"""The checkpoints, the log and the first files of a run, opened before its first step."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from bertgpt import files
 from bertgpt.devices import guard, timeline
 from bertgpt.runs import checkpoint, folder_kinds, former, history, metrics_file, retention, workdir
 from bertgpt.training import skipped_steps, steps
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 from bertgpt.training.step_log import StepLog
 
 

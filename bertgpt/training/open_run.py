@@ -1,4 +1,4 @@
-"""Checks before a training run, and the constants of its loop."""
+"""Opens a training run: all checks, its lock, corpus and mesh, and the constants of its loop."""
 
 import contextlib
 import pathlib

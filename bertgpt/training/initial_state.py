@@ -20,7 +20,7 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, word_tables, workdir
 from bertgpt.runs.manifest import parse_type
 from bertgpt.training import init_from, schedules, steps
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 from bertgpt.training.steps import TrainState
 
 
