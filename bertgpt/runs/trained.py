@@ -31,8 +31,8 @@ class Trained(NamedTuple):
     tokenizer: tokenizer of the model.
     step: step of the checkpoint; 0 for an imported model.
     corpus_identity: identity of the pretraining corpus; '' if it is unknown.
-    task: description of the fine-tuning run, written by `finetuning.run.save_weights`; None after
-      pretraining.
+    task: description of the fine-tuning run, written by `finetuning.train_run.save_weights`; None
+      after pretraining.
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
     stored: config of the run as stored in its checkpoint; None: the model comes from no run.

@@ -202,7 +202,7 @@ MORE = {
     "processes with other flags, configs or versions": (
         "devices/test_peers.py::test_every_difference_is_named_in_every_process",
         "devices/test_peers.py::test_other_versions_are_a_difference",
-        "finetuning/test_loop.py::test_processes_that_would_do_different_runs_are_refused"),
+        "finetuning/test_finetune.py::test_processes_that_would_do_different_runs_are_refused"),
     "one of several processes fails": (
         "devices/test_peers.py::test_an_error_ends_all_processes_with_its_code",
         "devices/test_peers.py::test_a_bug_in_one_process_ends_all_with_1",

@@ -23,7 +23,7 @@ from bertgpt.devices import peers, preemption, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import objectives as task_objectives
-from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
+from bertgpt.finetuning.initial_state import init_from_pretrained, put_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import metrics_file

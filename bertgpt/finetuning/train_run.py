@@ -16,7 +16,7 @@ from bertgpt.devices import peers, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning.start import init_from_pretrained
+from bertgpt.finetuning.initial_state import init_from_pretrained
 from bertgpt.finetuning.tuning import Program, Tuning, is_end_of_epoch, iterate_batches
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.metadata import make_metadata

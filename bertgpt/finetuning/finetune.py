@@ -26,7 +26,7 @@ from bertgpt.config.stored import to_json
 from bertgpt.devices import compilation_cache, peers, preemption
 from bertgpt.errors import DivergedError
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning import resume, run, tasks
+from bertgpt.finetuning import resume, tasks, train_run
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import (
   Tuning,
@@ -169,14 +169,14 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
       seeds = [seed for seed in config.seeds if seed not in done]
       program = make_program(tuning, rate) if seeds else None
       for seed in seeds:
-        row, state = run.train_and_score(tuning, program, seed, should_stop)
+        row, state = train_run.train_and_score(tuning, program, seed, should_stop)
         results["runs"].append(row)
         if state is not None:  # It did not diverge.
           results["predicted"][row["folder"]] = unlabeled
         summary = results_lib.summarize(results, config)
         is_best = summary["best_run"] == row["folder"]
         if state is not None and (config.save == "all" or (config.save == "best" and is_best)):
-          run.save_weights(tuning, program, seed, state)
+          train_run.save_weights(tuning, program, seed, state)
         del state  # The next run needs its memory.
         if jax.process_index() == 0:
           results_lib.write_results(tuning.path, summary)
