@@ -335,7 +335,7 @@ TESTED_TOGETHER = {
     **dict.fromkeys(("data.batches.blocks", "data.batches.ordered_pairs", "data.batches.pairs",
                      "data.batches.parts", "data.batches.sentences"),
                     "data/batches/test_formats.py"),
-    **dict.fromkeys(("report.baselines", "report.batches", "report.picture", "report.samples"),
+    **dict.fromkeys(("report.baselines", "report.picture", "report.samples"),
                     "report/test_end_of_run.py"),
     **dict.fromkeys(("report.curves", "commands.compare"), "report/test_compare.py"),
     "commands.goodput": "report/test_goodput.py",
