@@ -172,9 +172,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
     release()
     if not arguments.distributed:
       return command.run(*inputs) or 0
-    from bertgpt.devices import cluster, peers
+    from bertgpt.devices import cluster, shutdown
     cluster.start_distributed(arguments.distributed, arguments.distributed_timeout)
-    with peers.end_together(), name_preemption(arguments), cluster.name_lost_peer():
+    with shutdown.end_together(), name_preemption(arguments), cluster.name_lost_peer():
       return command.run(*inputs) or 0
 
 

@@ -329,6 +329,7 @@ TESTED_TOGETHER = {
     "training.schedules": "training/test_optimizers.py",
     **dict.fromkeys(("hub.architecture", "hub.family_tables"), "hub/test_conversion.py"),
     "hub.precompiled": "hub/test_same_ids.py",
+    "devices.coordinator": "devices/test_agreement.py",
     **dict.fromkeys(("devices.data_parallel", "models.lookup", "models.parameters"),
                     "devices/test_sharding.py"),
     "models.inputs": "models/test_models.py",

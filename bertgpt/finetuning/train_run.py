@@ -12,7 +12,7 @@ import jax
 
 from bertgpt import console
 from bertgpt.config.stored import to_json
-from bertgpt.devices import peers, sharding, watchdog
+from bertgpt.devices import barrier, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import results as results_lib
@@ -137,7 +137,7 @@ def start_step(program: Program, log: StepLog, state: steps.TrainState, batch: d
   watchdog.arm_for(system, compiles=is_new)
   if is_new:
     with log.untimed():
-      peers.compile_together("the train step", system, program.step, state, batch)
+      barrier.compile_together("the train step", system, program.step, state, batch)
   with log.pace.waiting():
     return program.step(state, batch)
 

@@ -11,7 +11,7 @@ import jax
 from bertgpt import console, files
 from bertgpt.config import choices
 from bertgpt.data.batches import formats
-from bertgpt.devices import peers, timeline, watchdog
+from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
@@ -35,7 +35,7 @@ def write(run: Finished) -> None:
   if jax.process_index() == 0:
     _write(run)
   with watchdog.paused():
-    peers.wait_for_all("the end of the report", peers.FOREVER_S)
+    barrier.wait_for_all("the end of the report", barrier.FOREVER_S)
 
 
 def _write(run: Finished) -> None:

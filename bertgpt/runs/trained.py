@@ -9,7 +9,7 @@ from bertgpt import console, models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import cluster, peers
+from bertgpt.devices import agreement, cluster
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint, manifest, step_folders
@@ -233,7 +233,7 @@ def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:
   Raises:
     StorageError: process 0 has read another one.
   """
-  if (first := peers.broadcast_text(str(trained.step))) != str(trained.step):
+  if (first := agreement.broadcast_text(str(trained.step))) != str(trained.step):
     raise StorageError(f"{workdir}: a checkpoint was saved while the newest one was read: process "
                        f"0 has step {first}, this one {trained.step}. Run the same command again")
 

@@ -10,7 +10,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.devices import peers, preemption, profiler, timeline, watchdog
+from bertgpt.devices import barrier, preemption, profiler, timeline, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint
 from bertgpt.training import evaluate, feed, run_files, steps
@@ -107,7 +107,7 @@ class Loop:
     if is_new:
       self._finish_step()
       with self._log.untimed():
-        peers.compile_together("the train step", system, train_step, self.state, batch)
+        barrier.compile_together("the train step", system, train_step, self.state, batch)
     with self._log.pace.waiting():
       self.state, step_metrics = train_step(self.state, batch)
     self.step = step

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bertgpt import config as config_lib
 from bertgpt.config import MESH_AXES, ConfigDict, compiler_options
 from bertgpt.data.batches import formats, loader
-from bertgpt.devices import peers, preemption, profiler, sharding, timeline, watchdog
+from bertgpt.devices import barrier, preemption, profiler, sharding, timeline, watchdog
 from bertgpt.errors import ConfigError, DivergedError, Preempted
 from bertgpt.runs import checkpoint
 from bertgpt.training import feed, mapped_fields, per_run, run_files, schedules, step_log, steps
@@ -333,8 +333,8 @@ class MappedLoop:
         if is_new:
           self._finish_step()
           with step_log.all_untimed(member.log for member in self._members):
-            peers.compile_together("the train step", config.system, train_step, self._states,
-                                   batches, np.zeros(len(self._members), bool))
+            barrier.compile_together("the train step", config.system, train_step, self._states,
+                                     batches, np.zeros(len(self._members), bool))
         self._do_step(step, train_step, batches, active)
         self._save_and_evaluate(step, active, should_stop)
       watchdog.arm_for(config.system, compiles=True)

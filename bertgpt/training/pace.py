@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from bertgpt.devices import peers, timeline
+from bertgpt.devices import timeline
+from bertgpt.devices.board import Board
 
 EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
@@ -23,7 +24,7 @@ class Pace:
 
   def __init__(self):
     """Begins to measure."""
-    self._board = peers.Board("pace", EVERY_S)
+    self._board = Board("pace", EVERY_S)
     self._own_s = self._all_input_s = 0.0  # Since the last times were taken.
     self._steps = 0
     self.restart()
