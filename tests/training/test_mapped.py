@@ -1,4 +1,4 @@
-"""training.mapped and training.per_run: runs of one program are the runs that train alone."""
+"""training.mapped and stacked_runs: runs of one program are the runs that train alone."""
 
 import contextlib
 import dataclasses
@@ -32,6 +32,7 @@ from bertgpt.training import (
   mapped_fields,
   per_run,
   schedules,
+  stacked_runs,
   step_log,
   steps,
 )
@@ -66,7 +67,7 @@ def train_together(configs, batches_of):
     with tiny.Setup(config) as setup:
       runs.append(Run(config, None, setup.training, None, None, setup.abstract, {}))
       initial.append(setup.init())
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   stacked.check()
   states = stacked.make_states()
   for i, state in enumerate(initial):
@@ -147,7 +148,7 @@ def test_taking_what_was_put_changes_no_bit():
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                             state)
     runs = [Run(config, None, setup.training, None, None, abstract, {})] * 2
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   states = stacked.put(stacked.make_states(), state, 1)
   bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
   assert bits(stacked.take(states, 1)) == bits(state)
@@ -162,7 +163,7 @@ def lower(configs, devices=None):
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
       runs.append(Run(config, None, setup, None, None, steps.make_abstract_state(setup), {}))
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
       sharding.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   batch = {name: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype, sharding=layout)
