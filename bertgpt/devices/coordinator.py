@@ -1,6 +1,6 @@
-"""The key-value store of JAX's coordinator, for messages between processes without devices.
+"""The key-value store of JAX's coordinator: messages between processes that need no device.
 
-It exists as soon as the processes of a run have connected.
+The store exists as soon as the processes of a run have connected.
 """
 
 import dataclasses
