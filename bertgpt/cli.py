@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bertgpt import console, files
 from bertgpt.commands import COMMANDS, flags
 from bertgpt.commands.parser import Parser
-from bertgpt.devices import children, events, guard, huge_pages, signals, watchdog
+from bertgpt.devices import children, guard, huge_pages, signals, timeline, watchdog
 from bertgpt.errors import ConfigError, Preempted, StorageError, UserError, exit_code
 
 
@@ -20,7 +20,7 @@ def run_program() -> int:
   exits_at_once = False
   console.open_closed_streams()
   console.escape_on_stdout()
-  events.note_program_start()
+  timeline.note_program_start()
 
   def set_up(arguments: argparse.Namespace) -> None:
     nonlocal exits_at_once
@@ -172,9 +172,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
     release()
     if not arguments.distributed:
       return command.run(*inputs) or 0
-    from bertgpt.devices import cluster, peers
+    from bertgpt.devices import cluster, shutdown
     cluster.start_distributed(arguments.distributed, arguments.distributed_timeout)
-    with peers.end_together(), name_preemption(arguments), cluster.name_lost_peer():
+    with shutdown.end_together(), name_preemption(arguments), cluster.name_lost_peer():
       return command.run(*inputs) or 0
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from bertgpt import cli, files
 from bertgpt import config as config_lib
-from bertgpt.devices import events, preemption, profiler
+from bertgpt.devices import preemption, profiler, timeline
 from bertgpt.errors import ConfigError, DataError, StorageError, UserError
 from bertgpt.hub import opening
 from bertgpt.report import goodput
@@ -308,13 +308,13 @@ def test_a_bucket_that_is_not_there_is_said_in_a_line(bucket, capsys):
 
 
 def test_events_reach_a_bucket_at_the_start_and_with_checkpoints_and_at_the_end(bucket, capsys):
-  kinds = lambda: [event["event"] for event in events.read(bucket)]
+  kinds = lambda: [event["event"] for event in timeline.read(bucket)]
   for first, before in ((0, []), (3, ["start", "work", "end"])):
-    with events.recording():
-      events.open_in(first, bucket)
+    with timeline.recording():
+      timeline.open_in(first, bucket)
       assert kinds() == [*before, "start"]  # A kill leaves an attempt without an end.
-      events.begin_step(first + 1, compiles=False)
-      events._recorder._write("work")
+      timeline.begin_step(first + 1, compiles=False)
+      timeline._recorder._write("work")
       assert kinds() == [*before, "start"]
       files.upload_all()  # As a checkpoint does.
       assert kinds() == [*before, "start", "work"]
@@ -324,20 +324,20 @@ def test_events_reach_a_bucket_at_the_start_and_with_checkpoints_and_at_the_end(
 
 
 def test_the_report_reads_the_events_up_to_now(bucket):
-  with events.recording():
-    events.open_in(0, bucket)
-    events.begin_step(1, compiles=False)
-    events.flush()
-    assert events.read(bucket)[-1]["step"] == 1
+  with timeline.recording():
+    timeline.open_in(0, bucket)
+    timeline.begin_step(1, compiles=False)
+    timeline.flush()
+    assert timeline.read(bucket)[-1]["step"] == 1
 
 
 def test_events_that_cannot_be_stored_cost_one_line(bucket, storage, monkeypatch, capsys):
   monkeypatch.setenv("BERTGPT_BUCKET_SECONDS", "0")
-  with events.recording():
+  with timeline.recording():
     storage.faults.on_request = lambda method, path, when: method == "POST"
-    events.open_in(0, bucket)
-    events.begin_step(1, compiles=False)
-    events.flush()
+    timeline.open_in(0, bucket)
+    timeline.begin_step(1, compiles=False)
+    timeline.flush()
   assert capsys.readouterr().err.count("events.jsonl: cannot be written") == 1
 
 

@@ -23,6 +23,13 @@ def test_exit_codes_tell_the_errors_apart():
   assert 0 not in codes
 
 
+@pytest.mark.parametrize("error, code", [
+    (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 1),
+    (BrokenPipeError(), 74), (KeyboardInterrupt(), 130), (ValueError(), 1)])
+def test_exit_codes_of_other_errors(error, code):
+  assert errors.exit_code(error) == code
+
+
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
                                     errno.EREMOTEIO, errno.ESTALE])
 def test_the_error_of_a_mount_whose_server_is_gone_is_no_bug(number):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
 HELP = "Fine-tune a trained model on a task, and score it."
-USES = ("bertgpt.finetuning.loop", "bertgpt.hub.opening")
+USES = ("bertgpt.finetuning.finetune", "bertgpt.hub.opening")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,10 +41,10 @@ def check(arguments: argparse.Namespace) -> "ConfigDict":
 
 def run(arguments: argparse.Namespace, config: "ConfigDict") -> None:
   """Fine-tunes every run of the config and writes the results."""
-  from bertgpt.finetuning import loop
+  from bertgpt.finetuning import finetune
   from bertgpt.hub import opening
   init, workdir = arguments.init, arguments.workdir
   if not workdir and opening.is_of_transformers(init):
     raise ConfigError(f"--init {init}: is a model of transformers, and nothing is written into its "
                       "folder. Name a folder for the results with --workdir")
-  loop.finetune(init, config, workdir or init / f"finetune-{config.task.name}")
+  finetune.finetune(init, config, workdir or init / f"finetune-{config.task.name}")

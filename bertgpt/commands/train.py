@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # The config is slow to import.
   from bertgpt.config import ConfigDict
 
 HELP = "Train a model, or continue the run in --workdir."
-USES = ("bertgpt.devices.events", "bertgpt.report.end_of_run", "bertgpt.training.loop")
+USES = ("bertgpt.devices.timeline", "bertgpt.report.end_of_run", "bertgpt.training.loop")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
   """Returns the config, and the fields that may differ from the existing run's.
 
-  `training.run.open_run` validates the config with the devices.
+  `training.open_run.open_run` validates the config with the devices.
   """
   from bertgpt import config as config_lib
   config, problems = flags.try_config(arguments)
@@ -39,13 +39,13 @@ def check(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
 
 def run(arguments: argparse.Namespace, checked: "tuple[ConfigDict, list[str]]") -> None:
   """Trains, or continues, and writes the report."""
-  from bertgpt.devices import events
+  from bertgpt.devices import timeline
   from bertgpt.report import end_of_run
   from bertgpt.training import loop
   config, fields = checked
-  with events.recording():
+  with timeline.recording():
     finished = loop.train(config, arguments.workdir, fields)
-    with events.during("report"):
+    with timeline.during("report"):
       end_of_run.write(finished)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertgpt import console
-from bertgpt.devices import children, events
+from bertgpt.devices import children, timeline
 
 START_MINUTES = 60  # For imports and for the other processes, before the config's limits apply.
 SLICE_S = 1.0  # If a wait takes much longer, the process was suspended in the meantime.
@@ -97,7 +97,7 @@ def _watch() -> None:
   with contextlib.suppress(OSError, ValueError):
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
   reason = f"Timeout: nothing was done for {_minutes:g} minutes"
-  events.end(1, reason)
+  timeline.end(1, reason)
   console.say(f"bertgpt: {reason}. A peer, a worker, a device or a disk does not respond; the "
               "stacks above show what each thread waits for. Run the same command again, or raise "
               "system.hang_timeout_minutes")

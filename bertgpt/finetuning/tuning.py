@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.config import finetuning as finetune_config
-from bertgpt.devices import hardware, peers, sharding, watchdog
+from bertgpt.devices import barrier, hardware, sharding, watchdog
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning import lengths
 from bertgpt.finetuning import objectives as task_objectives
@@ -55,7 +55,7 @@ class Outputs:
     watchdog.arm_for(system, compiles=shape not in self._shapes)
     with precision.matmul_precision(self._config):  # As in `bertgpt predict`.
       if shape not in self._shapes:
-        peers.compile_together("the evaluation", system, self._program, params, batch)
+        barrier.compile_together("the evaluation", system, self._program, params, batch)
         self._shapes.add(shape)
       return self._program(params, batch)
 

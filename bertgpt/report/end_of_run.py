@@ -11,14 +11,14 @@ import jax
 from bertgpt import console, files
 from bertgpt.config import choices
 from bertgpt.data.batches import formats
-from bertgpt.devices import events, peers, watchdog
+from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
 from bertgpt.report.baselines import (
-    bidirectional_unigram,
-    causal_baselines,
-    larger_class_share,
-    masked_unigram_baseline,
+  bidirectional_unigram,
+  causal_baselines,
+  larger_class_share,
+  masked_unigram_baseline,
 )
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
@@ -35,7 +35,7 @@ def write(run: Finished) -> None:
   if jax.process_index() == 0:
     _write(run)
   with watchdog.paused():
-    peers.wait_for_all("the end of the report", peers.FOREVER_S)
+    barrier.wait_for_all("the end of the report", barrier.FOREVER_S)
 
 
 def _write(run: Finished) -> None:
@@ -54,7 +54,7 @@ def _write(run: Finished) -> None:
   text = "\n".join(lines) + "\n"
   files.write_atomically(path / "report.md", text)
   console.print_stdout("\n" + text.removesuffix("\n"))
-  events.flush()
+  timeline.flush()
   if time := goodput.line(path):  # Not in the report, which must not change when a run is reopened.
     console.print_stdout(time)
   for line in write_page(path):

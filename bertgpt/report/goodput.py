@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from bertgpt import console
-from bertgpt.devices import events
+from bertgpt.devices import timeline
 from bertgpt.errors import ConfigError
 from bertgpt.runs import folder_kinds
 
@@ -25,7 +25,7 @@ class Attempt:
     end: time of the last event.
     first_step: steps done before.
     last_step: last step that was begun.
-    seconds: kind of `events.KINDS` -> seconds.
+    seconds: kind of `timeline.KINDS` -> seconds.
     code: exit code; None if there is no last event.
     message: reason of the end; '': the run is done.
   """
@@ -45,7 +45,7 @@ class Summary:
 
   Attributes:
     attempts: at least one.
-    seconds: kind of `events.KINDS`, or BETWEEN -> seconds.
+    seconds: kind of `timeline.KINDS`, or BETWEEN -> seconds.
   """
 
   attempts: list[Attempt]
@@ -69,7 +69,7 @@ def summarize(workdir: pathlib.Path) -> Summary | None:
     workdir: folder of the run.
   """
   attempts: list[Attempt] = []
-  for event in events.read(workdir):
+  for event in timeline.read(workdir):
     seconds = Counter({kind: float(s) for kind, s in event["seconds"].items()})
     if event["event"] == "start":
       attempts.append(Attempt(event["time"] - sum(seconds.values()), event["time"], event["step"],
@@ -116,7 +116,7 @@ def report(workdir: pathlib.Path) -> list[str]:
   """
   summary = _require(workdir)
   lines = [f"{workdir}: {line(workdir).removeprefix('Time: ')}", ""]
-  meanings = {**events.KINDS, BETWEEN: "between two attempts: waiting for a scheduler or for you"}
+  meanings = {**timeline.KINDS, BETWEEN: "between two attempts: waiting for a scheduler or for you"}
   for kind, meaning in meanings.items():
     seconds = summary.seconds[kind]
     lines.append(f"  {kind:<11}{console.format_duration(seconds):>10}"
@@ -149,5 +149,5 @@ def _require(workdir: pathlib.Path) -> Summary:
   if summary is None:
     remedy = "Give the --workdir of a `bertgpt train` of this version"
     folder_kinds.require_run(workdir, remedy)
-    raise ConfigError(f"--workdir {workdir}: there are no events in {events.FILE}. {remedy}")
+    raise ConfigError(f"--workdir {workdir}: there are no events in {timeline.FILE}. {remedy}")
   return summary

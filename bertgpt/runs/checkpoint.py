@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bertgpt import console, files
-from bertgpt.devices import gather, peers, watchdog
+from bertgpt.devices import agreement, gather, watchdog
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
 from bertgpt.runs import orbax_setup, replicas, retention, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
@@ -202,7 +202,7 @@ class Checkpoints:
                                       self._keep_every, self._best.record()):
         step_folders.delete(self._root, old)
     self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
-    peers.forget(room)
+    agreement.forget(room)
 
   def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
     """Checks that Orbax has merged the files of all processes.
@@ -270,7 +270,7 @@ class Checkpoints:
     """Returns the newest step with good files, or NO_STEP, as found by process 0."""
     step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
     # Not by a collective: the others may have to wait until large files are read.
-    return int(peers.broadcast_text(str(step)))
+    return int(agreement.broadcast_text(str(step)))
 
   def _good_steps(self) -> Iterator[int]:
     """Yields the steps with good files, the newest first, and sets the others aside."""

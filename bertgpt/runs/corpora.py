@@ -11,7 +11,7 @@ from bertgpt.data.batches import formats
 from bertgpt.data.corpus import file_checks, prepare
 from bertgpt.data.corpus.corpus import is_corpus, read_manifest
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import peers, watchdog
+from bertgpt.devices import agreement, watchdog
 from bertgpt.errors import ConfigError, DataError, UserError, one_line
 from bertgpt.runs import manifest, step_folders
 from bertgpt.runs import workdir as workdir_lib
@@ -46,7 +46,7 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
   if jax.process_count() == 1:
     return path
   with watchdog.paused():  # Process 0 has its own limit.
-    name = peers.broadcast_text(path.name)
+    name = agreement.broadcast_text(path.name)
   if not is_first:
     path = files.make_path(config.data.corpus or f"{config.data.cache_dir}/{name}")
     if not is_corpus(path):

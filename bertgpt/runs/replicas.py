@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from bertgpt.devices import peers
+from bertgpt.devices import agreement
 from bertgpt.errors import PeerError
 
 SHOWN = 3  # Leaves that the message names.
@@ -33,7 +33,7 @@ def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
   lines = [f"{names[i]}: differs between {first} and {device}"
            for device in others for i in np.flatnonzero(copies[device] != copies[first]).tolist()]
   # Every process tells the others, and none of them saves the state.
-  lines = peers.find_differences(mine | {"devices of one process": lines}, room) or lines
+  lines = agreement.find_differences(mine | {"devices of one process": lines}, room) or lines
   if lines:
     shown = "; ".join(lines[:SHOWN]) + ("; ..." if len(lines) > SHOWN else "")
     raise PeerError(

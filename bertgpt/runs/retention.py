@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bertgpt import files
-from bertgpt.devices import peers
+from bertgpt.devices import agreement
 from bertgpt.runs import metrics_file, step_folders
 
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
@@ -98,7 +98,7 @@ class Best:
         and recalls should be high, all other metrics low.
     """
     self._path, self.metric = root / FILE, metric
-    known, *fields = json.loads(peers.broadcast_text(json.dumps(self._read())))
+    known, *fields = json.loads(agreement.broadcast_text(json.dumps(self._read())))
     # Without a metric, or until there is a best one by another metric, the former best is kept.
     self._recorded = _Record(*fields)
     self._best = self._recorded if known == metric else _Record()

@@ -9,7 +9,7 @@ from bertgpt import console, models
 from bertgpt.config import CHOICES, ConfigDict, choices, families, with_model_at
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import cluster, peers
+from bertgpt.devices import agreement, cluster
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.models import Module
 from bertgpt.runs import checkpoint, manifest, step_folders
@@ -31,8 +31,8 @@ class Trained(NamedTuple):
     tokenizer: tokenizer of the model.
     step: step of the checkpoint; 0 for an imported model.
     corpus_identity: identity of the pretraining corpus; '' if it is unknown.
-    task: description of the fine-tuning run, written by `finetuning.run.save_weights`; None after
-      pretraining.
+    task: description of the fine-tuning run, written by `finetuning.train_run.save_weights`; None
+      after pretraining.
     workdir: folder that the model was loaded from; None if there is none.
     fresh: heads with random weights, keys of `families.HEADS`: the model was imported without them.
     stored: config of the run as stored in its checkpoint; None: the model comes from no run.
@@ -234,7 +234,7 @@ def check_same_step(workdir: pathlib.Path, trained: Trained) -> None:
   Raises:
     StorageError: process 0 has read another one.
   """
-  if (first := peers.broadcast_text(str(trained.step))) != str(trained.step):
+  if (first := agreement.broadcast_text(str(trained.step))) != str(trained.step):
     raise StorageError(f"{workdir}: a checkpoint was saved while the newest one was read: process "
                        f"0 has step {first}, this one {trained.step}. Run the same command again")
 

@@ -30,7 +30,7 @@ from bertgpt import console, files
 from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.tokens import tokenizers
-from bertgpt.devices import peers
+from bertgpt.devices import agreement, barrier
 from bertgpt.errors import ConfigError, StorageError
 from bertgpt.runs import checkpoint, folder_kinds, step_folders
 
@@ -59,10 +59,10 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   files.require_utf8(workdir)
   step_folders.check_name(workdir)
   if not is_first:
-    peers.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
+    barrier.wait_for_all(POINT)  # Process 0 makes the workdir, so that it can also remove it.
     create(workdir)
-    check_shared(workdir, peers.broadcast_text(""))
-    peers.wait_for_all(AS_ONE)
+    check_shared(workdir, agreement.broadcast_text(""))
+    barrier.wait_for_all(AS_ONE)
     yield
     return
   made = [] if files.is_remote(workdir) else [
@@ -70,12 +70,12 @@ def make_and_lock(workdir: pathlib.Path, is_first: bool) -> Iterator[None]:
   create(workdir)
   try:
     with lock(workdir), mark_shared(workdir) as key:
-      peers.wait_for_all(POINT)
+      barrier.wait_for_all(POINT)
       for name in ("config.json", "metrics.jsonl", "report.md", "tokenizer"):
         files.remove_leftovers(workdir, name)
       try:
-        peers.broadcast_text(key)
-        peers.wait_for_all(AS_ONE)
+        agreement.broadcast_text(key)
+        barrier.wait_for_all(AS_ONE)
         yield
       except BaseException:
         # In a bucket, there are no folders, and the lock is deleted by its holder.

@@ -14,7 +14,7 @@ from bertgpt.config import ConfigDict, choices
 from bertgpt.data.batches import loader
 from bertgpt.data.batches.rows import EVAL_SEED
 from bertgpt.data.corpus.corpus import Corpus, sum_lengths
-from bertgpt.devices import peers, sharding, watchdog
+from bertgpt.devices import barrier, sharding, watchdog
 from bertgpt.errors import DataError
 from bertgpt.models import precision
 from bertgpt.training import metrics, objectives, steps
@@ -119,7 +119,8 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
       batch = sharding.make_global_batch(local, layout, batch_size)
       row_ids = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
       if i == 0:
-        peers.compile_together("the evaluation", config.system, step, params, batch, row_ids, carry)
+        barrier.compile_together("the evaluation", config.system, step, params, batch, row_ids,
+                                 carry)
       sums, carry = step(params, batch, row_ids, carry)
       if pending is not None:
         running.add(jax.device_get(pending))  # Batch i - 1, while batch i runs.

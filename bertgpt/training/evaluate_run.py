@@ -12,7 +12,7 @@ from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus
-from bertgpt.devices import cluster, peers, sharding
+from bertgpt.devices import agreement, cluster, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
 from bertgpt.runs import trained as trained_lib
@@ -48,8 +48,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
       of the scores, or the corpus was made with another tokenizer.
     DataError: no checkpoint is usable, or the corpus is damaged.
   """
-  peers.check_agreement({"command": "evaluate", "--workdir": str(path), "--dtype": dtype,
-                         "config fields": list(overrides)})
+  agreement.check({"command": "evaluate", "--workdir": str(path), "--dtype": dtype,
+                   "config fields": list(overrides)})
   trained = trained_lib.load_trained(path, dtype=dtype)
   trained_lib.check_same_step(path, trained)
   if trained.fresh:

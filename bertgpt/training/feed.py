@@ -12,7 +12,7 @@ from bertgpt.config.derived import ranges_to_train
 from bertgpt.data.batches import loader
 from bertgpt.devices import sharding
 from bertgpt.training import steps
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 
 T = TypeVar("T")
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import events, gather
+from bertgpt.devices import gather, timeline
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 
 
 class Finished(NamedTuple):
@@ -30,7 +30,7 @@ class Finished(NamedTuple):
   scores: dict[str, float]
 
 
-@events.during("report")
+@timeline.during("report")
 def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) -> Finished:
   """Gathers the parameters from the devices of all processes, which all call this together.
 

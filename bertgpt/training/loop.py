@@ -10,15 +10,15 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.devices import events, peers, preemption, profiler, watchdog
+from bertgpt.devices import barrier, preemption, profiler, timeline, watchdog
 from bertgpt.errors import Preempted
 from bertgpt.runs import checkpoint
-from bertgpt.training import evaluate, feed, opening, steps
+from bertgpt.training import evaluate, feed, run_files, steps
 from bertgpt.training.explain import explain
 from bertgpt.training.finished import Finished, make_finished
+from bertgpt.training.initial_state import restore_or_init
 from bertgpt.training.metrics import LateMetrics
-from bertgpt.training.run import Run, open_run
-from bertgpt.training.start import restore_or_init
+from bertgpt.training.open_run import Run, open_run
 from bertgpt.training.step_log import StepLog, finish_step, is_evaluated
 
 
@@ -34,7 +34,7 @@ def train(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str] = 
   Raises:
     UserError: see `errors`; `Preempted` after a signal, with a checkpoint saved.
   """
-  with events.recording(), open_run(config, path, allow_change) as run, open_loop(run) as loop:
+  with timeline.recording(), open_run(config, path, allow_change) as run, open_loop(run) as loop:
     loop.evaluate_if_due()  # A signal or a crash may have prevented it.
     loop.stop_if_asked()
     with contextlib.closing(loop.remaining_steps()) as remaining:
@@ -85,7 +85,7 @@ class Loop:
     with contextlib.closing(feed.make_steps(
         run.config, self.step, functools.partial(jit_phase, run),
         functools.partial(feed.device_batches, run))) as remaining:
-      yield from self._log.pace.timed(events.timed("input", remaining))
+      yield from self._log.pace.timed(timeline.timed("input", remaining))
 
   def run_step(self, step: int, train_step: Callable, batch: dict[str, jax.Array]) -> None:
     """Starts a step, logs the one before, and asks whether a signal was received.
@@ -99,7 +99,7 @@ class Loop:
     """
     system = self._run.config.system
     is_new, self._program = train_step is not self._program, train_step
-    events.begin_step(step, compiles=is_new)
+    timeline.begin_step(step, compiles=is_new)
     watchdog.arm_for(system, compiles=is_new)
     self._trace(step, self._finish_step)
     if step > self.step + 1:  # The steps between are skipped.
@@ -107,7 +107,7 @@ class Loop:
     if is_new:
       self._finish_step()
       with self._log.untimed():
-        peers.compile_together("the train step", system, train_step, self.state, batch)
+        barrier.compile_together("the train step", system, train_step, self.state, batch)
     with self._log.pace.waiting():
       self.state, step_metrics = train_step(self.state, batch)
     self.step = step
@@ -162,7 +162,7 @@ class Loop:
   def _finish_step(self) -> None:
     finish_step(self._late, self._log, self._run.config)
 
-  @events.during("saving")
+  @timeline.during("saving")
   def _save(self, wait: bool) -> None:
     self._is_save_due = False
     with self._log.untimed():
@@ -178,16 +178,16 @@ def open_loop(run: Run) -> Iterator[Loop]:
   Args:
     run: the opened run.
   """
-  with opening.open_checkpoints(run) as checkpoints:
+  with run_files.open_checkpoints(run) as checkpoints:
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
-    opening.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
+    run_files.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
     if jax.process_index() == 0:
-      events.open_in(first_step, run.path)
-    with contextlib.closing(opening.make_log(run, first_step)) as log:
+      timeline.open_in(first_step, run.path)
+    with contextlib.closing(run_files.make_log(run, first_step)) as log:
       for line in explain(run.config):
         log.message(line)
-      opening.announce(run, log, first_step)
+      run_files.announce(run, log, first_step)
       with (preemption.catch_signals() as should_stop,
             profiler.trace_steps(run.config.profile.steps, run.path / "profile") as trace):
         yield Loop(run, checkpoints, log, state, trace, should_stop)
@@ -203,7 +203,7 @@ def jit_phase(run: Run, phase_index: int) -> Callable:
   return steps.jit_train_step(steps.at_phase(run.setup, phase_index), run.abstract_state)
 
 
-@events.during("evaluation")
+@timeline.during("evaluation")
 def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, step: int,
                   state: steps.TrainState, should_stop: Callable[[], bool]
                   ) -> dict[str, float] | None:
@@ -226,7 +226,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
     return None
   log.record(step, run.evaluator.corpus.split, results)
   if log.is_applied:
-    with log.untimed(), events.during("saving"):
+    with log.untimed(), timeline.during("saving"):
       checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,
                                run.metadata)
   return results

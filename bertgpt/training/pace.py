@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from bertgpt.devices import events, peers
+from bertgpt.devices import timeline
+from bertgpt.devices.board import Board
 
 EVERY_S = 2.0  # Time between two exchanges of times with the other processes.
 
@@ -23,7 +24,7 @@ class Pace:
 
   def __init__(self):
     """Begins to measure."""
-    self._board = peers.Board("pace", EVERY_S)
+    self._board = Board("pace", EVERY_S)
     self._own_s = self._all_input_s = 0.0  # Since the last times were taken.
     self._steps = 0
     self.restart()
@@ -34,7 +35,7 @@ class Pace:
 
   def timed(self, batches: Iterable[T]) -> Iterator[T]:
     """Yields the batches; the time until each of them is there counts as input."""
-    return events.iterate_inside(self._reading, batches)
+    return timeline.iterate_inside(self._reading, batches)
 
   @contextlib.contextmanager
   def _reading(self) -> Iterator[None]:

@@ -74,27 +74,6 @@ def at_phase(setup: Setup, index: int, in_evaluation: bool = False) -> Setup:
   return make_setup(setup.config, setup.mesh, setup.vocabulary, index, in_evaluation)
 
 
-# Fields of a phase that its train step does not depend on: every step has the schedule of the whole
-# run. A field that is not listed is assumed to change the program.
-NOT_IN_PROGRAM = ("steps", "learning_rate_rule", *choices.CURVE)
-# The batches of an evaluation have `eval.batch_size` rows and are not split.
-NOT_IN_EVALUATION = (*NOT_IN_PROGRAM, "batch_size", "micro_batches")
-
-
-def program_key(config: ConfigDict, index: int, in_evaluation: bool = False) -> str:
-  """Returns a key that is the same for two phases of a run only if their programs are the same.
-
-  Args:
-    config: a whole config.
-    index: index of the phase.
-    in_evaluation: whether the program is that of the evaluation, not the train step.
-  """
-  fields = dict(config_lib.leaves(config_lib.config_of_phase(config, index, in_evaluation)))
-  for name in NOT_IN_EVALUATION if in_evaluation else NOT_IN_PROGRAM:
-    del fields[f"phases[0].{name}"]
-  return str(fields)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -178,49 +157,56 @@ def make_gradients(setup: Setup) -> Callable:
   Args:
     setup: constants of the training, at the phase.
   """
-  config, model, objective = setup.config, setup.model, setup.objective
-  micro_batches, axes_of = setup.phase.micro_batches, models.axes_of(config)
+  config, objective = setup.config, setup.objective
 
   def compute_gradients(params, batch, step, carry):
-    rows = batch["tokens"].shape[0]
-    batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), jnp.arange(rows)))
-    weights = objective.weights(batch)
+    row_ids = jnp.arange(batch["tokens"].shape[0])
+    batch = dict(objective.corrupt(batch, make_key(config, MASK_STREAM, step), row_ids))
+    compute_part = functools.partial(_compute_part, setup, params, objective.weights(batch))
     key = make_key(config, DROPOUT_STREAM, step)
-
-    def loss_fn(params, micro_batch, carry, key):
-      bound = objectives.BoundModel(model, params, key, carry)
-      sums, carry = objective.compute_sums(bound, micro_batch)
-      return objectives.total_loss(sums, weights), (sums, carry)
-
-    def compute_part(micro_batch, carry, key):
-      (loss, (sums, carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-          params, micro_batch, carry, key)
-      return Part(grads, loss, sums), carry
-
-    if micro_batches == 1 and not data_parallel.sums_by_slice():
+    if setup.phase.micro_batches == 1 and not data_parallel.sums_by_slice():
       return compute_part(batch, carry, key)
-
-    split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
-
-    def part_of(m):
-      key_of_m = _fold_in(setup, key, m)
-      with data_parallel.use_micro_batch(m, micro_batches):
-        return data_parallel.map_replicas(lambda rows, carry: compute_part(rows, carry, key_of_m),
-                                          *jax.tree.map(lambda x: x[m], (split, carries)))
-
-    if micro_batches == 1:
-      part, carry = part_of(0)
-      part = part._replace(grads=_round_matrices(config, part.grads))
-      carries = jax.tree.map(lambda x: x[None], carry)
-    else:
-      part, carries = _accumulate(part_of, carries, micro_batches, axes_of)
+    part, carry = _compute_by_replicas(setup, compute_part, batch, carry, key)
     # The only sum over the replicas.
     grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype),
                          data_parallel.sum_gradients(part.grads), params)
     loss, sums = jax.tree.map(lambda x: x.sum(0), (part.loss, part.sums))
-    return Part(grads, loss, sums), jax.tree.map(_join, carries)
+    return Part(grads, loss, sums), carry
 
   return compute_gradients
+
+
+def _compute_part(setup: Setup, params: Any, weights: Any, rows: Any, carry: objectives.Carry,
+                  key: jax.Array) -> tuple[Part, objectives.Carry]:
+  """Returns the gradients of corrupted rows and their carry; the weights are of the whole batch."""
+  def loss_fn(params):
+    bound = objectives.BoundModel(setup.model, params, key, carry)
+    sums, new_carry = setup.objective.compute_sums(bound, rows)
+    return objectives.total_loss(sums, weights), (sums, new_carry)
+
+  (loss, (sums, new_carry)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  return Part(grads, loss, sums), new_carry
+
+
+def _compute_by_replicas(setup: Setup, compute_part: Callable, batch: Any, carry: objectives.Carry,
+                         key: jax.Array) -> tuple[Part, objectives.Carry]:
+  """Returns the gradients of every replica over its rows of all micro-batches, and all carries."""
+  config, micro_batches = setup.config, setup.phase.micro_batches
+  split, carries = jax.tree.map(functools.partial(_split, micro_batches), (batch, carry))
+
+  def part_of(m):
+    key_of_m = _fold_in(setup, key, m)
+    with data_parallel.use_micro_batch(m, micro_batches):
+      return data_parallel.map_replicas(lambda rows, carry: compute_part(rows, carry, key_of_m),
+                                        *jax.tree.map(lambda x: x[m], (split, carries)))
+
+  if micro_batches == 1:
+    part, carry = part_of(0)
+    part = part._replace(grads=_round_matrices(config, part.grads))
+    carries = jax.tree.map(lambda x: x[None], carry)
+  else:
+    part, carries = _accumulate(part_of, carries, micro_batches, models.axes_of(config))
+  return part, jax.tree.map(_join, carries)
 
 
 def _accumulate(part_of: Callable, carries: Any, micro_batches: int, axes_of: Callable
@@ -360,3 +346,24 @@ def jit_train_step(setup: Setup, abstract_state: TrainState) -> Any:
                                     jax.sharding.get_abstract_mesh().size)
   return jax.jit(make_train_step(setup), donate_argnums=0,
                  out_shardings=(state_shardings, None), compiler_options=options)
+
+
+# Fields of a phase that its train step does not depend on: every step has the schedule of the whole
+# run. A field that is not listed is assumed to change the program.
+NOT_IN_PROGRAM = ("steps", "learning_rate_rule", *choices.CURVE)
+# The batches of an evaluation have `eval.batch_size` rows and are not split.
+NOT_IN_EVALUATION = (*NOT_IN_PROGRAM, "batch_size", "micro_batches")
+
+
+def program_key(config: ConfigDict, index: int, in_evaluation: bool = False) -> str:
+  """Returns a key that is the same for two phases of a run only if their programs are the same.
+
+  Args:
+    config: a whole config.
+    index: index of the phase.
+    in_evaluation: whether the program is that of the evaluation, not the train step.
+  """
+  fields = dict(config_lib.leaves(config_lib.config_of_phase(config, index, in_evaluation)))
+  for name in NOT_IN_EVALUATION if in_evaluation else NOT_IN_PROGRAM:
+    del fields[f"phases[0].{name}"]
+  return str(fields)

@@ -1,6 +1,7 @@
 """Sweeps: every run of a recipe's get_sweep(), in processes of their own or in one program."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,26 +19,39 @@ from bertgpt.training import mapped_fields, sweep_processes
 TrainMapped = Callable[[Sequence[ConfigDict], Sequence[pathlib.Path]], None]
 
 
-class Sweep(NamedTuple):
-  """The runs of a sweep, checked; each list has one entry per run, trained by this command or not.
+@dataclasses.dataclass
+class SweepRun:
+  """One run of a sweep, trained by this command or by another one.
 
   Attributes:
-    runs: overrides of get_sweep(), as FIELD -> value.
+    index: its index in get_sweep().
+    changes: its overrides in get_sweep(), as FIELD -> value.
     flags: '--config.FIELD=VALUE' arguments, including those for all runs.
-    folders: workdirs.
-    configs: resolved configs.
-    names: lines that announce the runs: their index and their own flags.
-    chosen: indices of the runs that are trained by this command.
-    rows: index of a finished run -> its row of the table; filled by `make_table`.
+    folder: workdir; it need not exist.
+    config: resolved config.
+    name: line that announces the run: its number and its own flags.
+    row: its row of the table; None until `make_table` has found it finished.
   """
 
-  runs: list[dict[str, Any]]
-  flags: list[list[str]]
-  folders: list[pathlib.Path]
-  configs: list[ConfigDict]
-  names: list[str]
-  chosen: range
-  rows: dict[int, dict[str, Any]]
+  index: int
+  changes: dict[str, Any]
+  flags: list[str]
+  folder: pathlib.Path
+  config: ConfigDict
+  name: str
+  row: dict[str, Any] | None = None
+
+
+class Sweep(NamedTuple):
+  """The runs of a sweep, checked.
+
+  Attributes:
+    runs: all runs.
+    chosen: those that are trained by this command.
+  """
+
+  runs: list[SweepRun]
+  chosen: list[SweepRun]
 
 
 def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
@@ -51,20 +65,24 @@ def open_sweep(recipe: str, path: pathlib.Path, overrides: Sequence[str],
     ConfigError: wrong overrides; lists every problem of every run. Or the runs cannot be trained by
       one program, or `path` holds other files.
   """
-  runs = recipes.load_sweep(recipe)
-  check_unset(overrides, runs)
+  changes, base = recipes.load_sweep(recipe), recipes.load(recipe)
+  check_unset(overrides, changes)
   shared = [*overrides, *group_of(recipe, path, overrides)]
-  own = [[f"--config.{field}={value}" for field, value in changes.items()] for changes in runs]
-  flags = [[*shared, *arguments] for arguments in own]
-  folders = [path / f"{i:03d}" for i in range(len(runs))]
-  chosen = range(share[0], len(runs), share[1])
-  configs = check_runs(recipes.load(recipe), folders, flags, chosen)
+  chosen = range(share[0], len(changes), share[1])
+  runs, problems = [], []
+  for i, fields in enumerate(changes):
+    own = [f"--config.{field}={value}" for field, value in fields.items()]
+    config, wrong = try_override(base, [*shared, *own])
+    runs.append(SweepRun(i, fields, [*shared, *own], path / f"{i:03d}", config,
+                         name=f"[{i + 1}/{len(changes)}] {' '.join(own)}"))
+    problems += [f"run {i}: {line}" for line in find_problems(runs[i], wrong, i in chosen)]
+  if problems:
+    raise ConfigError("\n".join(problems))
   folder_kinds.check_unused(path, folder_kinds.SWEEP_FILES)
   check_table(path / "sweep.json")
   if is_mapped and chosen:
-    mapped_fields.find([configs[i] for i in chosen])
-  names = [f"[{i + 1}/{len(runs)}] {' '.join(arguments)}" for i, arguments in enumerate(own)]
-  return Sweep(runs, flags, folders, configs, names, chosen, rows={})
+    mapped_fields.find([runs[i].config for i in chosen])
+  return Sweep(runs, [runs[i] for i in chosen])
 
 
 def run(recipe: str, path: pathlib.Path, overrides: Sequence[str],
@@ -116,12 +134,12 @@ def _train_in_parts(parts: Sequence[Sequence[str]], path: pathlib.Path) -> list[
 
 def _train_together(sweep: Sweep, train_mapped: TrainMapped) -> list[DivergedError]:
   """Trains the chosen runs by one program; returns the error of one that diverged."""
-  console.print_stdout("\n".join(sweep.names[i] for i in sweep.chosen))
-  waiting = [i for i in sweep.chosen if not is_done(sweep.folders[i], sweep.configs[i])]
+  console.print_stdout("\n".join(run.name for run in sweep.chosen))
+  waiting = [run for run in sweep.chosen if not is_done(run.folder, run.config)]
   try:
     if waiting:
       mapped_fields.check_number(len(waiting))
-      train_mapped([sweep.configs[i] for i in waiting], [sweep.folders[i] for i in waiting])
+      train_mapped([run.config for run in waiting], [run.folder for run in waiting])
   except DivergedError as e:
     return [e]
   return []
@@ -130,13 +148,13 @@ def _train_together(sweep: Sweep, train_mapped: TrainMapped) -> list[DivergedErr
 def _train_in_turn(sweep: Sweep, recipe: str, path: pathlib.Path) -> list[DivergedError]:
   """Trains the chosen runs one after the other; returns the errors of those that diverged."""
   diverged = []
-  for i in sweep.chosen:
-    console.print_stdout(sweep.names[i])
-    if is_done(sweep.folders[i], sweep.configs[i]):
+  for run in sweep.chosen:
+    console.print_stdout(run.name)
+    if is_done(run.folder, run.config):
       continue
     try:
       sweep_processes.train_run(
-          [f"--config={recipe}", f"--workdir={sweep.folders[i]}", *sweep.flags[i]], i)
+          [f"--config={recipe}", f"--workdir={run.folder}", *run.flags], run.index)
     except DivergedError as e:
       diverged.append(e)
     write_table(sweep, path)
@@ -151,8 +169,8 @@ def print_runs(sweep: Sweep) -> None:
   """
   if not sweep.chosen:
     console.print_stdout(f"none of the {len(sweep.runs)} runs is in this share")
-  for i in sweep.chosen:
-    console.print_stdout(f"{sweep.names[i]}: {describe(sweep.folders[i], sweep.configs[i])}")
+  for run in sweep.chosen:
+    console.print_stdout(f"{run.name}: {describe(run.folder, run.config)}")
   print_table(make_table(sweep))
 
 
@@ -260,13 +278,12 @@ def make_table(sweep: Sweep) -> list[dict[str, Any]]:
   Args:
     sweep: the sweep.
   """
-  for i, (changes, folder, config) in enumerate(zip(
-      sweep.runs, sweep.folders, sweep.configs, strict=True)):
-    if i not in sweep.rows and is_done(folder, config):  # A finished run does not change.
-      fields = dict(config_lib.leaves(config))  # Plain types, even if get_sweep() has others.
-      sweep.rows[i] = {"workdir": str(folder), **{field: fields[field] for field in changes},
-                       **final_scores(folder)}
-  return [sweep.rows[i] for i in sorted(sweep.rows)]
+  for run in sweep.runs:
+    if run.row is None and is_done(run.folder, run.config):  # A finished run does not change.
+      fields = dict(config_lib.leaves(run.config))  # Plain types, even if get_sweep() has others.
+      run.row = {"workdir": str(run.folder), **{field: fields[field] for field in run.changes},
+                 **final_scores(run.folder)}
+  return [run.row for run in sweep.runs if run.row is not None]
 
 
 def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
@@ -286,37 +303,26 @@ def check_unset(overrides: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> 
                                 "Leave the flag out, or change get_sweep()" for flag in flags))
 
 
-def check_runs(base: ConfigDict, folders: Sequence[pathlib.Path],
-               arguments: Sequence[Sequence[str]], chosen: Sequence[int]) -> list[ConfigDict]:
-  """Returns the config of every run.
+def find_problems(run: SweepRun, wrong: Sequence[str], is_chosen: bool) -> list[str]:
+  """Returns what keeps a run from being trained, one line for each problem.
 
   Args:
-    base: config of the recipe.
-    folders: workdirs of the runs.
-    arguments: for each run, its '--config.FIELD=VALUE' arguments.
-    chosen: the runs that will be trained here. Those of another host may name other files.
-  Raises:
-    ConfigError: lists all problems of all runs.
+    run: the run.
+    wrong: problems of its flags.
+    is_chosen: whether it is trained by this command. A run of another host may name other files.
   """
-  configs, problems = [], []
-  for i, overrides in enumerate(arguments):
-    config, wrong = try_override(base, overrides)
-    configs.append(config)
-    found = [*wrong, *config_lib.find_problems(config)]
-    if not found:
-      stored = workdir.read_config(folders[i]) if folder_kinds.is_run(folders[i]) else None
-      found = unread.find_problems(config, stored)
-      if stored is not None and i in chosen:
-        found += [f"{folders[i]} holds another run, {line}. Set the field as before, add runs only "
-                  "at the end of get_sweep(), or use another --workdir"
-                  for line in workdir.find_changes(folders[i], former.as_begun(folders[i], config))]
-        step = newest_step(folders[i])
-        if problem := resuming.find_phase_problem(stored, config, step, folders[i]):
-          found.append(problem)
-    problems += [f"run {i}: {line}" for line in found]
-  if problems:
-    raise ConfigError("\n".join(problems))
-  return configs
+  if problems := [*wrong, *config_lib.find_problems(run.config)]:
+    return problems
+  folder, config = run.folder, run.config
+  stored = workdir.read_config(folder) if folder_kinds.is_run(folder) else None
+  problems = unread.find_problems(config, stored)
+  if stored is not None and is_chosen:
+    problems += [f"{folder} holds another run, {line}. Set the field as before, add runs only at "
+                 "the end of get_sweep(), or use another --workdir"
+                 for line in workdir.find_changes(folder, former.as_begun(folder, config))]
+    if problem := resuming.find_phase_problem(stored, config, newest_step(folder), folder):
+      problems.append(problem)
+  return problems
 
 
 def is_done(folder: pathlib.Path, config: ConfigDict) -> bool:

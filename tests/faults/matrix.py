@@ -14,7 +14,7 @@ class Fault(NamedTuple):
   tests: tuple[str, ...]
 
 
-PROCESSES, DEVICE_PEERS = "test_processes.py", "devices/test_peers.py"
+PROCESSES, BARRIER = "test_processes.py", "devices/test_barrier.py"
 RUNS, PEERS, CHECKPOINT = "test_runs.py", "test_peers.py", "runs/test_checkpoint.py"
 CLUSTER, COMPILED = "devices/test_cluster.py", "devices/test_compilation_cache.py"
 PREEMPTION, SIGNALS = "devices/test_preemption.py", "devices/test_signals.py"
@@ -80,8 +80,8 @@ FAULTS = (
            CLUSTER="process_0_names_who_is_missing a_missing_process_0_is_an_error"),
     _fault("a process compiles for longer than the others",
            "they wait for system.compile_timeout_minutes, then end with 69 and name it",
-           DEVICE_PEERS="a_process_that_compiles_for_longer_is_waited_for "
-                        "who_does_not_reach_a_point_is_named_with_its_host"),
+           BARRIER="a_process_that_compiles_for_longer_is_waited_for "
+                   "who_does_not_reach_a_point_is_named_with_its_host"),
     _fault("processes with other flags, configs or versions",
            "2 in all of them, listing every difference, before anything is written",
            PEERS="processes_with_different_configs_are_refused_before_anything_is_made"),
@@ -200,13 +200,13 @@ MORE = {
     "a closed terminal (SIGHUP)": (
         "training/test_sinks.py::test_a_closed_terminal_does_not_end_the_work",),
     "processes with other flags, configs or versions": (
-        "devices/test_peers.py::test_every_difference_is_named_in_every_process",
-        "devices/test_peers.py::test_other_versions_are_a_difference",
-        "finetuning/test_loop.py::test_processes_that_would_do_different_runs_are_refused"),
+        "devices/test_agreement.py::test_every_difference_is_named_in_every_process",
+        "devices/test_agreement.py::test_other_versions_are_a_difference",
+        "finetuning/test_finetune.py::test_processes_that_would_do_different_runs_are_refused"),
     "one of several processes fails": (
-        "devices/test_peers.py::test_an_error_ends_all_processes_with_its_code",
-        "devices/test_peers.py::test_a_bug_in_one_process_ends_all_with_1",
-        "devices/test_peers.py::test_who_loses_a_peer_ends_with_the_code_of_the_cause"),
+        "devices/test_shutdown.py::test_an_error_ends_all_processes_with_its_code",
+        "devices/test_shutdown.py::test_a_bug_in_one_process_ends_all_with_1",
+        "devices/test_shutdown.py::test_who_loses_a_peer_ends_with_the_code_of_the_cause"),
     "SIGTERM to one of several processes": (
         "devices/test_guard.py::test_a_signal_right_after_the_fork_is_passed_on",
         "devices/test_guard.py::test_a_signal_reaches_the_worker_once"),

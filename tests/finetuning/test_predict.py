@@ -16,7 +16,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import from_json
 from bertgpt.data.tokens import pipelines, tokenizers
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.finetuning import inputs, loop, predict
+from bertgpt.finetuning import finetune, inputs, predict
 from bertgpt.finetuning.inputs import questions, texts, words
 
 
@@ -79,7 +79,7 @@ def test_unknown_words_are_unknown_unless_the_family_reads_words(tuned):
   found = list(predict.predict_records(predictor, [{"sentence": s} for s in ("dragon", "unicorn")]))
   assert found[0]["probabilities"] == found[1]["probabilities"]
   config = from_json(trained.task["config"], finetune_config.base)
-  same, task = loop.open_task(config, trained)
+  same, task = finetune.open_task(config, trained)
   assert same is trained and task.train
 
 

@@ -14,7 +14,7 @@ def train(mesh: tuple[int, int, int]) -> list[float]:
   """Returns the losses of some steps on a mesh over the devices of all processes."""
   import tiny
 
-  from bertgpt.devices import peers, sharding
+  from bertgpt.devices import barrier, sharding
   from bertgpt.training import steps
   config, losses = tiny.make_config(mesh=mesh, num_layers=1), []
   with tiny.Setup(config) as setup:
@@ -24,7 +24,7 @@ def train(mesh: tuple[int, int, int]) -> list[float]:
       batch = setup.put({name: x[rows] for name, x in tiny.make_batch(config, seed).items()},
                         tiny.ROWS)
       if not losses:
-        peers.compile_together("the step", config.system, step, state, batch)
+        barrier.compile_together("the step", config.system, step, state, batch)
       state, sums = step(state, batch)
       losses.append(float(sums["loss"][0]))
   return losses

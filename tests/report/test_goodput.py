@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bertgpt import cli
-from bertgpt.devices import events
+from bertgpt.devices import timeline
 from bertgpt.report import goodput
 
 # Two attempts: the first was killed after 40 s; the second began 100 s later and ended the run.
@@ -20,7 +20,7 @@ EVENTS = [
 
 @pytest.fixture
 def workdir(tmp_path):
-  (tmp_path / events.FILE).write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
+  (tmp_path / timeline.FILE).write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
   return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_the_kinds_add_up_to_the_time_from_the_first_start_to_the_last_event(wor
 
 
 def test_an_attempt_takes_as_long_as_its_parts_if_the_clock_was_set(workdir):
-  path = workdir / events.FILE
+  path = workdir / timeline.FILE
   early = [EVENTS[0] | {"time": 4610.0}, *EVENTS[1:]]
   path.write_text("".join(json.dumps(event) + "\n" for event in early))
   assert "  attempt 1: 0:00:40, steps 0 to 20" in "\n".join(goodput.report(workdir))
@@ -46,7 +46,7 @@ def test_the_time_after_a_finished_run_does_not_count(workdir):
   """A day later, somebody adds steps to the run."""
   later = [{"event": "end", "time": 1201.0, "step": 60, "code": 0, "seconds": {"start": 1.0}},
            {"event": "start", "time": 90_000.0, "step": 60, "seconds": {"start": 5.0}}]
-  with (workdir / events.FILE).open("a") as file:
+  with (workdir / timeline.FILE).open("a") as file:
     file.write("".join(json.dumps(event) + "\n" for event in later))
   assert goodput.summarize(workdir).total == 200 + 1 + 5
 
@@ -57,7 +57,7 @@ def test_the_command_prints_the_same(workdir, capsys):
   assert lines[0].endswith("0:03:20 in 2 attempts, 25% of it in training steps that count")
   rows = {line.split()[0]: line.split()[1:3] for line in lines[2:12]}
   assert rows["steps"] == ["0:00:50", "25.0%"] and rows["between"] == ["0:01:40", "50.0%"]
-  assert rows.keys() == {*events.KINDS, "between"}
+  assert rows.keys() == {*timeline.KINDS, "between"}
   assert lines[-2:] == [
       "  attempt 1: 0:00:40, steps 0 to 20; no last event: it was killed, or its host was lost",
       "  attempt 2: 0:01:00, steps 10 to 60; exit code 75: stopped by SIGTERM"]
@@ -80,7 +80,7 @@ def test_a_run_without_events_is_one_line(tmp_path, capsys):
 
 
 def test_the_newest_attempt_may_still_run(workdir):
-  path = workdir / events.FILE
+  path = workdir / timeline.FILE
   path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
   first, last = goodput.report(workdir)[-2:]
   assert "no last event: it was killed" in first and "no last event yet: it is running" in last

@@ -24,9 +24,9 @@ from bertgpt.devices import preemption, profiler
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.runs import trained as trained_lib
+from bertgpt.training import initial_state, metrics, objectives, step_log
 from bertgpt.training import loop as train
-from bertgpt.training import metrics, objectives, start, step_log
-from bertgpt.training.run import open_run
+from bertgpt.training.open_run import open_run
 
 
 @pytest.mark.parametrize("added, refused", [
@@ -38,7 +38,7 @@ def test_steps_may_be_added_only_ahead_of_the_run(added, refused):
   old.phases = tuple(config_lib.phase(steps=n) for n in (1, 2, 4))
   new.phases = tuple(config_lib.phase(steps=n) for n in added)
   with pytest.raises(ConfigError, match="5") if refused else contextlib.nullcontext():
-    start.check_phases(old, new, 5, pathlib.Path("run"))
+    initial_state.check_phases(old, new, 5, pathlib.Path("run"))
 
 
 @pytest.mark.parametrize("new, refused", [
@@ -49,7 +49,7 @@ def test_steps_that_are_done_stay_left_out_however_it_is_written(new, refused):
   for config, skipped in zip(configs, (((7, 9),), new), strict=True):
     config.train.skip_steps = skipped
   with pytest.raises(ConfigError, match="14") if refused else contextlib.nullcontext():
-    start.check_skipped(*configs, 14)
+    initial_state.check_skipped(*configs, 14)
 
 
 @pytest.mark.parametrize("mesh", [
@@ -60,7 +60,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:
     state = setup.init()
-    params = start.add_frequencies(state.params, corpus, tiny.VOCAB)
+    params = initial_state.add_frequencies(state.params, corpus, tiny.VOCAB)
     bias, table = params["mlm"]["bias"], params["embeddings"]["token"]["embedding"]
     assert bias.sharding == state.params["mlm"]["bias"].sharding
     silent = params | {"embeddings": params["embeddings"]

@@ -1,4 +1,4 @@
-"""training.mapped and training.per_run: runs of one program are the runs that train alone."""
+"""training.mapped and stacked_runs: runs of one program are the runs that train alone."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from bertgpt import cli, files
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
-from bertgpt.devices import events, preemption, sharding
+from bertgpt.devices import preemption, sharding, timeline
 from bertgpt.errors import ConfigError, Preempted
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
@@ -32,10 +32,11 @@ from bertgpt.training import (
   mapped_fields,
   per_run,
   schedules,
+  stacked_runs,
   step_log,
   steps,
 )
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 
 STEPS = 6
 SHORT = ["--config.phases[0].steps=8", "--config.eval.max_rows=8", "--config.eval.every_steps=4",
@@ -66,7 +67,7 @@ def train_together(configs, batches_of):
     with tiny.Setup(config) as setup:
       runs.append(Run(config, None, setup.training, None, None, setup.abstract, {}))
       initial.append(setup.init())
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   stacked.check()
   states = stacked.make_states()
   for i, state in enumerate(initial):
@@ -147,7 +148,7 @@ def test_taking_what_was_put_changes_no_bit():
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
                             state)
     runs = [Run(config, None, setup.training, None, None, abstract, {})] * 2
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   states = stacked.put(stacked.make_states(), state, 1)
   bits = lambda tree: [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
   assert bits(stacked.take(states, 1)) == bits(state)
@@ -162,7 +163,7 @@ def lower(configs, devices=None):
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, tiny.make_vocabulary())
       runs.append(Run(config, None, setup, None, None, steps.make_abstract_state(setup), {}))
-  stacked = mapped.StackedRuns(runs)
+  stacked = stacked_runs.StackedRuns(runs)
   layout = jax.sharding.NamedSharding(stacked.mesh, jax.sharding.PartitionSpec(
       sharding.RUNS, *sharding.batch_sharding(stacked.mesh, configs[0]).spec))
   batch = {name: jax.ShapeDtypeStruct((len(runs), *x.shape), x.dtype, sharding=layout)
@@ -438,7 +439,8 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   assert sum("tokens per row: attention by" in line for line in lines) == 1, "the same for all runs"
   (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
   assert row["workdir"].endswith("/001")
-  assert [events.read(tmp_path / "sweep" / name)[-1]["code"] for name in ("000", "001")] == [70, 0]
+  codes = [timeline.read(tmp_path / "sweep" / name)[-1]["code"] for name in ("000", "001")]
+  assert codes == [70, 0]
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()
   skipped = curves(tmp_path / "sweep" / "000")["train/skipped_steps"]
   assert skipped[-1][0] == 4 and sum(count for _, count in skipped) == 3

@@ -12,7 +12,7 @@ import tiny
 from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config.flops import flops_per_step
-from bertgpt.devices import hardware, peers
+from bertgpt.devices import barrier, hardware
 from bertgpt.errors import DivergedError
 from bertgpt.training import metrics, step_log, writer
 
@@ -54,13 +54,13 @@ def test_the_last_steps_of_a_run_that_diverges_are_logged(tmp_path, losses, mean
 def test_a_compilation_is_not_the_time_of_steps(recipe, tmp_path, monkeypatch):
   """With a clock that a compilation moves on by a year."""
   year, compiled = 3e7, []
-  compile_together = peers.compile_together
+  compile_together = barrier.compile_together
 
   def compile_for_long(*arguments):
     compile_together(*arguments)
     compiled.append(arguments)
 
-  monkeypatch.setattr(peers, "compile_together", compile_for_long)
+  monkeypatch.setattr(barrier, "compile_together", compile_for_long)
   moved = types.SimpleNamespace(monotonic=lambda: time.monotonic() + year * len(compiled))
   monkeypatch.setattr(step_log, "time", moved)  # Not that of the watchdog.
   assert cli.main(["train", f"--config={recipe}:causal", f"--workdir={tmp_path}",

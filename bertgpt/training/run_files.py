@@ -1,4 +1,4 @@
-"""What a run opens and writes before its first step."""
+"""The checkpoints, the log and the first files of a run, opened before its first step."""
 
 import functools
 import math
@@ -8,10 +8,10 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.devices import events, guard
+from bertgpt.devices import guard, timeline
 from bertgpt.runs import checkpoint, folder_kinds, former, history, metrics_file, retention, workdir
 from bertgpt.training import skipped_steps, steps
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 from bertgpt.training.step_log import StepLog
 
 
@@ -75,7 +75,7 @@ def write_first_files(run: Run, first_step: int) -> None:
     workdir.forget_id(run.path)  # Of an attempt that was killed before its first checkpoint, too.
   if not first_step and not folder_kinds.is_run(run.path):
     history.add(run.path, "start")
-    for file in (run.path / events.FILE, run.path / skipped_steps.FILE):
+    for file in (run.path / timeline.FILE, run.path / skipped_steps.FILE):
       if file.is_file():  # Of another run, which began here before config.json was deleted.
         metrics_file.set_aside(file)
   former.note(run.path)

@@ -19,11 +19,11 @@ from ml_collections import FrozenConfigDict
 from bertgpt import cli, trees
 from bertgpt.config import families, finetuning
 from bertgpt.config.stored import from_json
-from bertgpt.devices import peers, preemption, sharding, watchdog
+from bertgpt.devices import barrier, preemption, sharding, watchdog
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import objectives as task_objectives
-from bertgpt.finetuning.start import init_from_pretrained, put_pretrained
+from bertgpt.finetuning.initial_state import init_from_pretrained, put_pretrained
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import metrics_file
@@ -465,13 +465,13 @@ def test_two_processes_learn_what_one_does(short, tuning, finished_bert, tmp_pat
 
 def test_every_program_is_compiled_together_once(tuning, finished_bert, tmp_path, monkeypatch):
   """Otherwise, Gloo waits only 30 s for a process that compiles for longer."""
-  compile_together, compiled = peers.compile_together, []
+  compile_together, compiled = barrier.compile_together, []
 
   def compile_and_note(name, system, program, *arguments):
     compiled.append((name, arguments[-1]["tokens"].shape))
     compile_together(name, system, program, *arguments)
 
-  monkeypatch.setattr(peers, "compile_together", compile_and_note)
+  monkeypatch.setattr(barrier, "compile_together", compile_and_note)
   assert run(tuning, finished_bert, tmp_path, *SHORT, "--config.seeds=0,1",
              "--config.learning_rates=1e-2,2e-2", "--config.eval.batch_size=8") == 0
   assert {name for name, _ in compiled} == {"the train step", "the evaluation"}

@@ -1,4 +1,4 @@
-"""bertgpt.training.start: the state from which a run starts."""
+"""bertgpt.training.initial_state: the state from which a run starts."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ import numpy as np
 from program import flip_bit
 
 from bertgpt.runs import checkpoint
-from bertgpt.training import start
+from bertgpt.training import initial_state
 from bertgpt.training.steps import TrainState
 
 
@@ -37,7 +37,8 @@ def test_the_step_before_a_damaged_one_may_have_no_guard(tmp_path):
     for step, state in states.items():
       checkpoints.save(step, state, {}, wait=True)
     for step in (20, 10):
-      state, _ = checkpoints.restore_latest(make_abstract(states[20]), start.with_saved_guard)
+      state, _ = checkpoints.restore_latest(make_abstract(states[20]),
+                                            initial_state.with_saved_guard)
       jax.tree.map(np.testing.assert_array_equal, state, states[step])
       flip_bit(tmp_path / "checkpoints" / str(step))
 
@@ -49,7 +50,7 @@ def test_a_checkpoint_of_an_earlier_version_has_a_guard(tmp_path):
             "bad_steps": state.bad_steps, "window": make_guard(), "carry": ()}
   with open_checkpoints(tmp_path) as checkpoints:
     checkpoints.save(10, former, {}, wait=True)
-    found, _ = checkpoints.restore_latest(make_abstract(state), start.with_saved_guard)
+    found, _ = checkpoints.restore_latest(make_abstract(state), initial_state.with_saved_guard)
     jax.tree.map(np.testing.assert_array_equal, found, state)
     checkpoints.save(20, state, {}, wait=True)
   old, new = (checkpoint.read_manifest(tmp_path / "checkpoints" / step)["leaves"]

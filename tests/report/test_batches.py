@@ -1,13 +1,14 @@
-"""bertgpt.data.batches.description: what the text about batches says is in them."""
+"""bertgpt.report.batches: what the text about batches says is in them."""
 
 import numpy as np
 import pytest
 from memory_corpus import random_corpus
 
 from bertgpt import config as config_lib
-from bertgpt.data.batches import description, loader
+from bertgpt.data.batches import loader
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.errors import ConfigError
+from bertgpt.report import batches
 
 ORDINARY = random_corpus(60, 12, 10)
 
@@ -22,7 +23,7 @@ def test_the_text_counts_what_is_in_the_rows():
   config = make_config(seq_len=64, batch_size=4)
   rows = TrainRows(ORDINARY, config, 0, config.seed)
   batch = rows.read(np.arange(rows.rows_per_epoch))
-  text = description.describe(ORDINARY, config, [0, 3])
+  text = batches.describe_batches(ORDINARY, config, [0, 3])
   filled = batch["nsp_weights"] > 0
   random_next = batch["nsp_labels"][filled].mean()
   step_3 = rows.read(np.arange(12, 16))
@@ -41,7 +42,7 @@ def test_the_text_shows_rows_as_the_mask_leaves_them():
                     "predict_positions": np.full((len(batch["tokens"]), 2), 3),
                     "predict_targets": np.full((len(batch["tokens"]), 2), 888),
                     "predict_weights": np.tile([1.0, 0.0], (len(batch["tokens"]), 1))}
-  text = description.describe(ORDINARY, make_config(), [], mask)
+  text = batches.describe_batches(ORDINARY, make_config(), [], mask)
   assert "  A 777 777" in text and "to predict: 888\n" in text
 
 
@@ -51,7 +52,7 @@ def test_the_text_shows_all_tokens_of_a_row(objective):
   config = make_config()
   config.objective.name = objective
   batch = TrainRows(ORDINARY, config, 0, config.seed).read(np.arange(1))
-  lines = description.describe(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
+  lines = batches.describe_batches(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
   shown = " ".join(line[4:] for line in lines.splitlines() if line.startswith("  "))
   filled = batch["tokens"][batch["sequence_ids"] > 0]
   assert sorted(shown.split()) == sorted(ORDINARY.tokenizer.decode(filled).split())
@@ -61,17 +62,17 @@ def test_the_text_shows_what_an_elmo_reads_backward():
   config = make_config()
   config.model.family, config.objective.name = "elmo", "bilm"
   batch = TrainRows(ORDINARY, config, 0, config.seed).read(np.arange(1))
-  lines = description.describe(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
+  lines = batches.describe_batches(ORDINARY, config, []).partition("row 0, ")[2].split("row 1, ")[0]
   filled = batch["backward_tokens"][batch["sequence_ids"] > 0]
   assert f"  backward: {ORDINARY.tokenizer.decode(filled)}\n" in lines
 
 
 def test_a_batch_that_the_text_does_not_fill_is_a_warning():
-  text = description.describe(ORDINARY, make_config(batch_size=4096), [0])
+  text = batches.describe_batches(ORDINARY, make_config(batch_size=4096), [0])
   assert "WARNING: no run can be trained with this config: " in text
   assert "fewer than phases[0].batch_size=4096" in text
 
 
 def test_a_step_beyond_the_run_is_refused():
   with pytest.raises(ConfigError, match="--steps=40: the run has steps 0 to 39"):
-    description.describe(ORDINARY, make_config(steps=40), [0, 40])
+    batches.describe_batches(ORDINARY, make_config(steps=40), [0, 40])

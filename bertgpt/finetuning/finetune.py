@@ -23,10 +23,10 @@ import jax
 from bertgpt import console, files, models, trees
 from bertgpt.config import ConfigDict, finetuning, resuming
 from bertgpt.config.stored import to_json
-from bertgpt.devices import compilation_cache, peers, preemption
+from bertgpt.devices import agreement, compilation_cache, preemption
 from bertgpt.errors import DivergedError
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning import resume, run, tasks
+from bertgpt.finetuning import resume, tasks, train_run
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import (
   Tuning,
@@ -56,8 +56,8 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
       that was stopped.
     UserError: see `errors`; raised before anything is written if the input is wrong.
   """
-  peers.check_agreement({"command": "finetune", "--init": str(init), "--workdir": str(path),
-                         **resuming.shared_fields(config)})
+  agreement.check({"command": "finetune", "--init": str(init), "--workdir": str(path),
+                   **resuming.shared_fields(config)})
   compilation_cache.enable(config.system.compilation_cache)
   pretrained = opening.open_model(init, "--init", dtype="")
   tasks.check_family(config.task.name, pretrained.config)
@@ -144,9 +144,9 @@ def check_agreement(identity: dict[str, Any], task: rows_lib.Task,
   init = {name: value for name, value in identity["init"].items() if name != "workdir"}
   done = [(row["learning_rate"], row["seed"]) for row in results["runs"]]
   rows = identity["rows"] | results_lib.fingerprint_unlabeled(task)
-  peers.check_agreement({"weights of --init": init, "rows of task.data": rows,
-                         "labels of task.data": identity["gold"],
-                         "completed runs in --workdir": done})
+  agreement.check({"weights of --init": init, "rows of task.data": rows,
+                   "labels of task.data": identity["gold"],
+                   "completed runs in --workdir": done})
 
 
 def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
@@ -169,14 +169,14 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
       seeds = [seed for seed in config.seeds if seed not in done]
       program = make_program(tuning, rate) if seeds else None
       for seed in seeds:
-        row, state = run.train_and_score(tuning, program, seed, should_stop)
+        row, state = train_run.train_and_score(tuning, program, seed, should_stop)
         results["runs"].append(row)
         if state is not None:  # It did not diverge.
           results["predicted"][row["folder"]] = unlabeled
         summary = results_lib.summarize(results, config)
         is_best = summary["best_run"] == row["folder"]
         if state is not None and (config.save == "all" or (config.save == "best" and is_best)):
-          run.save_weights(tuning, program, seed, state)
+          train_run.save_weights(tuning, program, seed, state)
         del state  # The next run needs its memory.
         if jax.process_index() == 0:
           results_lib.write_results(tuning.path, summary)

@@ -15,16 +15,16 @@ from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
 from bertgpt.data.corpus import frequencies
 from bertgpt.data.corpus.corpus import Corpus
-from bertgpt.devices import cluster, events
+from bertgpt.devices import cluster, timeline
 from bertgpt.errors import ConfigError, DataError
 from bertgpt.runs import checkpoint, history, metrics_file, word_tables, workdir
 from bertgpt.runs.manifest import parse_type
 from bertgpt.training import init_from, schedules, steps
-from bertgpt.training.run import Run
+from bertgpt.training.open_run import Run
 from bertgpt.training.steps import TrainState
 
 
-@events.during("restore")
+@timeline.during("restore")
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState:
   """Returns the state to start from.
 

@@ -12,11 +12,11 @@ import jax
 
 from bertgpt import console
 from bertgpt.config.stored import to_json
-from bertgpt.devices import peers, sharding, watchdog
+from bertgpt.devices import barrier, sharding, watchdog
 from bertgpt.errors import DivergedError, Preempted
 from bertgpt.finetuning import evaluation, resume
 from bertgpt.finetuning import results as results_lib
-from bertgpt.finetuning.start import init_from_pretrained
+from bertgpt.finetuning.initial_state import init_from_pretrained
 from bertgpt.finetuning.tuning import Program, Tuning, is_end_of_epoch, iterate_batches
 from bertgpt.runs import checkpoint, workdir
 from bertgpt.runs.metadata import make_metadata
@@ -137,7 +137,7 @@ def start_step(program: Program, log: StepLog, state: steps.TrainState, batch: d
   watchdog.arm_for(system, compiles=is_new)
   if is_new:
     with log.untimed():
-      peers.compile_together("the train step", system, program.step, state, batch)
+      barrier.compile_together("the train step", system, program.step, state, batch)
   with log.pace.waiting():
     return program.step(state, batch)
 

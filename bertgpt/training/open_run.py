@@ -1,4 +1,4 @@
-"""Checks before a training run, and the constants of its loop."""
+"""Opens a training run: all checks, its lock, corpus and mesh, and the constants of its loop."""
 
 import contextlib
 import pathlib
@@ -11,7 +11,7 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
-from bertgpt.devices import cluster, compilation_cache, hardware, peers, sharding, watchdog
+from bertgpt.devices import agreement, cluster, compilation_cache, hardware, sharding, watchdog
 from bertgpt.runs import corpora, folder_kinds, former, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, init_from, optimizers, steps, trackers
@@ -52,8 +52,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
   Raises:
     UserError: see `errors`.
   """
-  peers.check_agreement({"command": "train", "--workdir": str(path),
-                         "--allow_change": sorted(allow_change), **resuming.shared_fields(config)})
+  agreement.check({"command": "train", "--workdir": str(path),
+                   "--allow_change": sorted(allow_change), **resuming.shared_fields(config)})
   config_lib.validate(config, cluster.count_devices(), jax.default_backend())
   kind = jax.devices()[0].device_kind
   hardware.check_matmul(config.model.matmul, kind, hardware.find_chip(kind))
@@ -93,5 +93,5 @@ def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[C
   identity = corpora.find_identity(run, config) if run else ""
   path = corpora.find_corpus(config, resumes=bool(run), identity=identity, workdir=run)
   train_set, held_out = (open_corpus(path, split) for split in SPLITS)
-  peers.check_agreement({"the prepared corpus": train_set.identity})
+  agreement.check({"the prepared corpus": train_set.identity})
   return train_set, held_out
