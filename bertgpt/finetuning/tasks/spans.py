@@ -13,6 +13,8 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.finetuning.tasks.rows import Rows, TextFormat
 
+# Task -> (version in the names of its files, whether some of its questions have no answer).
+VERSIONS = {"squad": ("v1.1", False), "squad2": ("v2.0", True)}
 NO_SPAN_SCORE = -1e9  # Score of a text without any span; JSON has no infinity.
 
 
@@ -174,8 +176,8 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
     outputs: logits of starts and ends in every window, float32 [2, length] each.
   Returns:
     Three dicts by id of the question: its answer, '' for none; its guesses, the best first; the
-    score of "no answer" minus the score of the best span. In SQuAD 2.0, a question whose
-    difference exceeds `null_threshold` has no answer.
+    score of "no answer" minus the score of the best span. If questions may have no answer, those
+    whose difference exceeds `null_threshold` get none.
   """
   guesses = [[] for _ in questions]
   nulls = np.full(len(questions), np.inf)
@@ -184,14 +186,15 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
     guesses[window.question] += find_spans(window, logits, context, config)
     # The window with the lowest score of "no answer" counts, as in run_squad.py.
     nulls[window.question] = min(nulls[window.question], float(logits[:, window.null].sum()))
+  _, has_unanswerable = VERSIONS[config.name]
   answers, n_best, odds = {}, {}, {}
   for question, found, null in zip(questions, guesses, nulls, strict=True):
     found = keep_best(found, config.n_best)
     best = found[0] if found else Guess(NO_SPAN_SCORE, "")
     odds[question.id] = float(null - best.score)
-    is_null = config.name == "squad2" and odds[question.id] > config.null_threshold
+    is_null = has_unanswerable and odds[question.id] > config.null_threshold
     answers[question.id] = "" if is_null else best.text
-    if config.name == "squad2":
+    if has_unanswerable:
       found = sorted([*found, Guess(null, "")], key=lambda guess: -guess.score)
     n_best[question.id] = found
   return answers, n_best, odds
