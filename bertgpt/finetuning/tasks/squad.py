@@ -20,7 +20,7 @@ from bertgpt.files import write_json
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import harmonic_mean
-from bertgpt.finetuning.tasks.spans import VERSIONS, Question, find_answers, make_rows
+from bertgpt.finetuning.tasks.spans import VERSIONS, Answer, Question, find_answers, make_rows
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
@@ -55,11 +55,10 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     score_outputs = functools.partial(_score_outputs, questions, predict, has_unanswerable)
     evals.append(EvalSet(
         name, rows, score_outputs if labeled else None,
-        functools.partial(write, name, predict, has_unanswerable),
+        functools.partial(write, name, questions, predict, has_unanswerable),
         gold=[(q.id, q.answers, q.is_impossible) for q in questions] if labeled else None))
     if labeled:
-      nothing = {question.id: "" for question in questions}
-      baseline[name] = score(questions, nothing, has_unanswerable)
+      baseline[name] = score(questions, [""] * len(questions), has_unanswerable)
   return Task(config.name, "spans", ("start", "end"), train_rows, tuple(evals), baseline)
 
 
@@ -175,24 +174,28 @@ def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
 # ------------------------------------------------------------- predictions
 
 
-def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict, dict]],
-          has_unanswerable: bool, outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
+def write(name: str, questions: Sequence[Question],
+          predict: Callable[[Sequence[np.ndarray]], list[Answer]], has_unanswerable: bool,
+          outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
   """Writes predictions.json, nbest_predictions.json and null_odds.json, as run_squad.py does.
 
   Args:
     name: name of the set. File names of all sets but 'dev' begin with it: 'test_...'.
-    predict: outputs -> (answers, guesses, odds), as `find_answers` returns them.
+    questions: questions of the set.
+    predict: outputs -> answers, as `find_answers` returns them.
     has_unanswerable: whether to write null_odds.json.
     outputs: logits of starts and ends in every window, float32 [2, length] each.
     folder: folder of the files.
   """
-  answers, n_best, odds = predict(outputs)
+  answers = {q.id: answer for q, answer in zip(questions, predict(outputs), strict=True)}
   prefix = "" if name == "dev" else f"{name}_"
-  contents = {"predictions": answers, "nbest_predictions": {
-      id_: [{"text": guess.text, "score": guess.score} for guess in found]
-      for id_, found in n_best.items()}}
+  contents: dict[str, Any] = {
+      "predictions": {id_: answer.text for id_, answer in answers.items()},
+      "nbest_predictions": {
+          id_: [{"text": guess.text, "score": guess.score} for guess in answer.guesses]
+          for id_, answer in answers.items()}}
   if has_unanswerable:
-    contents["null_odds"] = odds
+    contents["null_odds"] = {id_: answer.odds for id_, answer in answers.items()}
   for stem, content in contents.items():
     write_json(folder / f"{prefix}{stem}.json", content, indent=1)
 
@@ -203,10 +206,10 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
 def _score_outputs(questions: Sequence[Question], find: Callable, has_unanswerable: bool,
                    outputs: Any) -> dict[str, float]:
   """Scores the outputs of a model, which `find` turns into answers."""
-  return score(questions, find(outputs)[0], has_unanswerable)
+  return score(questions, [answer.text for answer in find(outputs)], has_unanswerable)
 
 
-def score(questions: Sequence[Question], answers: dict[str, str], has_unanswerable: bool
+def score(questions: Sequence[Question], answers: Sequence[str], has_unanswerable: bool
           ) -> dict[str, float]:
   """Returns exact match ('em') and F1 ('f1') of answers, as in the task's official script.
 
@@ -215,17 +218,15 @@ def score(questions: Sequence[Question], answers: dict[str, str], has_unanswerab
 
   Args:
     questions: questions of a set.
-    answers: predicted answers by id of the question; a missing one counts 0.
+    answers: predicted answer to each of them.
     has_unanswerable: whether questions of the task may have no answer, as in SQuAD 2.0.
   """
   exact = f1 = 0.0
-  for question in questions:
-    found = answers.get(question.id)
+  for question, found in zip(questions, answers, strict=True):
     expected = [text for _, text in question.answers
                 if not has_unanswerable or normalize(text)] or [""]
-    if found is not None:
-      exact += max(normalize(found) == normalize(text) for text in expected)
-      f1 += max(word_f1(found, text, has_unanswerable) for text in expected)
+    exact += max(normalize(found) == normalize(text) for text in expected)
+    f1 += max(word_f1(found, text, has_unanswerable) for text in expected)
   return {"em": exact / len(questions), "f1": f1 / len(questions)}
 
 
