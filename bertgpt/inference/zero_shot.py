@@ -115,11 +115,11 @@ def measure_file(trained: Trained, name: str, file: str, measured: resumable.Mea
   """
   suite = SUITES[name]
   done = list(work.state.get("suites", [])) if work else []
-  if number < len(done) - 1:
+  if number + 1 < len(done):  # A later suite has begun.
     return done[number]["totals"]
-  state: dict[str, Any] = (done[number] if number < len(done) else
+  state: dict[str, Any] = (done.pop() if number < len(done) else
                            {"entries": 0, "carry": "", "totals": {}})
-  done, totals, num_entries = done[:number], dict(state["totals"]), state["entries"]
+  totals, num_entries = dict(state["totals"]), state["entries"]
   entries = itertools.islice(
       resumable.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", "\t".join),
       num_entries, None)
