@@ -338,3 +338,18 @@ def test_interrupted_work_resumes_to_the_same_bytes(capsys, finished_gpt, files,
   assert any("resuming after" in line for line in errors) == (interrupted_at > 1)
   assert (files / "parts.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
   assert not list(files.glob("*unfinished*"))
+
+
+def test_work_in_another_format_is_not_resumed(capsys, finished_gpt, files, monkeypatch):
+  monkeypatch.chdir(files)
+  argv = ["evaluate", f"--workdir={finished_gpt}", "--suite=pairs=a.tsv", "--out=scores.jsonl"]
+
+  def interrupt(self, name):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable.Unfinished, "publish", interrupt)
+    patch.setattr(zero_shot, "STATE_FORMAT", 1)
+    assert run(capsys, *argv)[0] == 130
+  code, _, lines = run(capsys, *argv)
+  assert code == 2 and "holds unfinished results of format 1. Go back" in lines[-1]
