@@ -33,45 +33,72 @@ class Head(NamedTuple):
   """Model, loss and predictions for one kind of task and one kind of family.
 
   Attributes:
-    make_model: (config.model, number of outputs) -> module.
-    make_objective: (config of the run, weight of the language-model loss) -> objective.
-    predict: (module, params, batch) -> outputs that the task scores: classes int32 [B] or
-      [B, L], values float32 [B], or logits of starts and ends float32 [B, 2, L].
-    outputs: like `predict`, with float32 logits [B, C] or [B, L, C] instead of classes.
+    make_model: (config.model, number of outputs) -> module, which returns outputs [B, C] or
+      [B, L, C].
+    score: (outputs of the module, batch) -> sums and weights of the loss and the accuracy.
+    finish: (outputs of the module, batch) -> result of `outputs`.
+    has_classes: whether outputs are logits of classes, of which the likeliest is predicted.
+    has_lm: whether the module returns (outputs, `Prediction` of the next tokens).
   """
 
   make_model: Callable[..., Module]
-  make_objective: Callable[[ConfigDict, float], Objective]
-  predict: Callable[[Module, dict, Batch], jax.Array]
-  outputs: Callable[[Module, dict, Batch], jax.Array]
+  score: Callable[[jax.Array, Batch], Sums]
+  finish: Callable[[jax.Array, Batch], jax.Array]
+  has_classes: bool = False
+  has_lm: bool = False
 
+  def outputs(self, model: Module, params: dict, batch: Batch) -> jax.Array:
+    """Returns logits float32 [B, C], [B, L, C] or, of starts and ends, [B, 2, L]; or values [B]."""
+    outputs, _ = self._apply(BoundModel(model, params), batch)
+    return self.finish(outputs, batch)
 
-def _apply(model, batch):
-  """Returns the model's outputs.
+  def predict(self, model: Module, params: dict, batch: Batch) -> jax.Array:
+    """Returns what the task scores: classes int32 [B] or [B, L], otherwise the `outputs`."""
+    outputs = self.outputs(model, params, batch)
+    return outputs.argmax(-1).astype(jnp.int32) if self.has_classes else outputs
 
-  The seed of the dropout comes with the batch, so that one compiled step serves every run.
-  """
-  return model.fold(batch["seed"][0]).call("__call__", Inputs.of(batch))
+  def make_objective(self, config: ConfigDict, lm_weight: float) -> Objective:
+    """Returns the task's loss + lm_weight * the language model's loss (Radford et al. 2018, eq. 5).
+
+    The auxiliary loss is a mean over all tokens of the batch except the first of each row.
+
+    Args:
+      config: config of the run.
+      lm_weight: weight of the auxiliary loss, which encoders do not have.
+    """
+    lm_weight = lm_weight if self.has_lm else 0.0
+
+    def weights(batch):
+      both = {"task_loss": _task_weight(batch)}
+      if lm_weight:  # The step divides by this weight, so doubling it halves the loss.
+        both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
+      return both
+
+    def compute_sums(model, batch):
+      outputs, prediction = self._apply(model, batch)
+      sums = self.score(outputs, batch)
+      if lm_weight:
+        targets_BL, weights_BL = _lm_targets(batch)
+        loss, _ = cross_entropy.score(prediction, targets_BL, weights_BL,
+                                      config.objective.loss_chunk)
+        sums["lm_loss"] = loss, weights_BL.sum()
+      return sums, {}
+
+    return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
+                     init_inputs=Inputs.of)
+
+  def _apply(self, model, batch):
+    """Returns (outputs of the module, `Prediction` of the next tokens or None).
+
+    The seed of the dropout comes with the batch, so that one compiled step serves every run.
+    """
+    result = model.fold(batch["seed"][0]).call("__call__", Inputs.of(batch))
+    return result if self.has_lm else (result, None)
 
 
 def _specs(phase: ConfigDict) -> Specs:
   """Returns the arrays of a batch that the model reads; labels differ between tasks."""
   return sequence_specs(phase.seq_len) | {"segment_ids": ((phase.seq_len,), np.int32)}
-
-
-def _make_encoder_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
-                            lm_weight: float) -> Objective:
-  """Returns the objective with one loss, `task_loss`, over examples."""
-  del config, lm_weight
-
-  def compute_sums(model, batch):
-    return score(_apply(model, batch), batch), {}
-
-  def weights(batch):
-    return {"task_loss": _task_weight(batch)}
-
-  return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
-                   init_inputs=Inputs.of)
 
 
 def _task_weight(batch: Batch) -> jax.Array:
@@ -150,33 +177,6 @@ def _exclude_padding(logits_BL2, batch):
                    EXCLUDED_LOGIT)
 
 
-def _make_decoder_objective(score: Callable[[jax.Array, Batch], Sums], config: ConfigDict,
-                            lm_weight: float) -> Objective:
-  """Returns the task's loss + lm_weight * the language model's loss (Radford et al. 2018, eq. 5).
-
-  The auxiliary loss is a mean over all tokens of the batch except the first of each row.
-  """
-
-  def weights(batch):
-    both = {"task_loss": _task_weight(batch)}
-    if lm_weight:  # The step divides by this weight, so doubling it halves the loss.
-      both["lm_loss"] = _lm_targets(batch)[1].sum() / lm_weight
-    return both
-
-  def compute_sums(model, batch):
-    outputs_BC, prediction = _apply(model, batch)
-    sums = score(outputs_BC, batch)
-    if lm_weight:
-      targets_BL, weights_BL = _lm_targets(batch)
-      loss, _ = cross_entropy.score(prediction, targets_BL, weights_BL,
-                                    config.objective.loss_chunk)
-      sums["lm_loss"] = loss, weights_BL.sum()
-    return sums, {}
-
-  return Objective(specs=_specs, corrupt=keep_batch, weights=weights, compute_sums=compute_sums,
-                   init_inputs=Inputs.of)
-
-
 def _lm_targets(batch):
   """Returns the next token of every token, and 1 if there is one, else 0: two arrays [B, L]."""
   targets_BL = jnp.roll(batch["tokens"], -1, 1)
@@ -184,63 +184,26 @@ def _lm_targets(batch):
   return targets_BL, is_next_BL * batch["example_weights"][:, None]
 
 
-# -------------------------------------------------------------- predictions
-
-
-def _make_head(make_model, make_objective, read, finish, choose) -> Head:
-  """Returns a head.
-
-  Args:
-    make_model, make_objective: see `Head`.
-    read: result of the model -> outputs of the task.
-    finish: (outputs, batch) -> `Head.outputs`.
-    choose: `Head.outputs` -> `Head.predict`.
-  """
-  def outputs(model, params, batch):
-    return finish(read(_apply(BoundModel(model, params), batch)), batch)
-
-  return Head(make_model, make_objective,
-              lambda model, params, batch: choose(outputs(model, params, batch)), outputs)
-
-
-def _encoder_head(make_model, score, finish, choose) -> Head:
-  return _make_head(make_model, functools.partial(_make_encoder_objective, score),
-                    lambda result: result, finish, choose)
-
-
-def _decoder_head(score, finish, choose) -> Head:
-  return _make_head(heads.DecoderClassifier, functools.partial(_make_decoder_objective, score),
-                    lambda result: result[0], finish, choose)
-
-
 def _keep_logits(logits, batch):
   return logits
 
 
-def _values(outputs_B1, batch):
+def _take_value(outputs_B1, batch):
   return outputs_B1[:, 0]
-
-
-def _likeliest(logits):
-  return logits.argmax(-1).astype(jnp.int32)
-
-
-def _same(outputs):
-  return outputs
 
 
 # (kind of family, kind of task) -> head
 TASK_HEADS = {
-    ("encoder", "classes"): _encoder_head(heads.EncoderClassifier, score_classes, _keep_logits,
-                                          _likeliest),
-    ("encoder", "values"): _encoder_head(heads.EncoderClassifier, score_values, _values, _same),
-    ("encoder", "tokens"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=True),
-                                         score_tokens, _keep_logits, _likeliest),
-    ("encoder", "spans"): _encoder_head(functools.partial(heads.EncoderTagger, use_dropout=False),
-                                        score_spans, _exclude_padding, _same),
-    ("decoder", "classes"): _decoder_head(score_classes, _keep_logits,
-                                          _likeliest),
-    ("decoder", "values"): _decoder_head(score_values, _values, _same),
+    ("encoder", "classes"): Head(heads.EncoderClassifier, score_classes, _keep_logits,
+                                 has_classes=True),
+    ("encoder", "values"): Head(heads.EncoderClassifier, score_values, _take_value),
+    ("encoder", "tokens"): Head(functools.partial(heads.EncoderTagger, use_dropout=True),
+                                score_tokens, _keep_logits, has_classes=True),
+    ("encoder", "spans"): Head(functools.partial(heads.EncoderTagger, use_dropout=False),
+                               score_spans, _exclude_padding),
+    ("decoder", "classes"): Head(heads.DecoderClassifier, score_classes, _keep_logits,
+                                 has_classes=True, has_lm=True),
+    ("decoder", "values"): Head(heads.DecoderClassifier, score_values, _take_value, has_lm=True),
 }
 
 

@@ -82,7 +82,7 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
   Args:
     path: fine-tuning workdir.
     config: config of this start.
-    identity: result of `identify` in this start. Folders may have moved since an earlier start.
+    identity: result of `identify` in this start.
   Returns:
     The content of results.json; without earlier starts, it has no runs.
   Raises:
@@ -105,17 +105,19 @@ def read_results(path: pathlib.Path, config: ConfigDict, identity: dict[str, Any
                               "repeat its runs")
     # Earlier versions did not write these.
     results = {"predicted": {}, "gold": identity["gold"]} | results
-    changed: dict[str, dict[str, None]] = {"--init": {}, "task.data": {}}
-    for flag, field in (("--init", "init"), ("task.data", "rows"), ("task.data", "gold")):
-      old_parts, parts = results.get(field, {}) | {"workdir": ""}, identity[field] | {"workdir": ""}
-      changed[flag] |= dict.fromkeys(
-          n for n in {**parts, **old_parts} if parts.get(n) != old_parts.get(n))
-    lines += [f"{flag}: different from the earlier start: {', '.join(names)}"
-              for flag, names in changed.items() if names]
+    init, rows, gold = (_changed_names(results.get(field, {}), identity[field])
+                        for field in ("init", "rows", "gold"))
+    lines += [f"{flag}: different from the earlier start: {', '.join(dict.fromkeys(names))}"
+              for flag, names in (("--init", init), ("task.data", rows + gold)) if names]
   if lines:
     raise ConfigError(f"--workdir {path} holds different fine-tuning runs:\n  " + "\n  ".join(lines)
                       + "\nUse another --workdir")
   return results
+
+
+def _changed_names(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """Returns the names whose values differ, without `workdir`: folders may have moved."""
+  return [name for name in new | old if name != "workdir" and new.get(name) != old.get(name)]
 
 
 def has_work(path: pathlib.Path) -> bool:

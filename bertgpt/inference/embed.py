@@ -22,7 +22,7 @@ from bertgpt.data.text import texts as texts_lib
 from bertgpt.data.tokens import marks, unknown
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import arguments, feature_files, streams
+from bertgpt.inference import arguments, feature_files, resumable
 from bertgpt.models import Inputs, heads, layers, precision
 from bertgpt.progress import Progress
 from bertgpt.runs import trained as trained_lib
@@ -216,15 +216,15 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
   """
   check_out(out, layer)
   read = functools.partial(texts_lib.iterate_texts, source, "--input")
-  measured = streams.measure(read())
+  measured = resumable.measure(read())
   count = measured.num_texts
   trained = opening.open_model(path, dtype=dtype)
   check_layer(trained, layer)
   trained = trained._replace(params=jax.device_put(trained.params))
   identity = {"texts": measured.digest, "layer": layer,
-              "batch_size": batch_size} | streams.identify(trained)
-  with streams.resumable(out, identity) as work:
-    texts = streams.reread(read(), measured, f"--input {source}")
+              "batch_size": batch_size} | resumable.identify(trained)
+  with resumable.open_unfinished(out, identity) as work:
+    texts = resumable.reread(read(), measured, f"--input {source}")
     num_rows, width = write(work, trained, texts, count, layer, batch_size, out.suffix)
     counts = {name: work.state.get(name, 0) for name in COUNTS}
   note_cut(trained, counts["cut"], count)
@@ -234,8 +234,8 @@ def run(path: pathlib.Path, source: pathlib.Path, out: pathlib.Path, layer: str,
           f"{trained.config.model.dtype}")
 
 
-def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], count: int, layer: str,
-          batch_size: int, suffix: str) -> tuple[int, int]:
+def write(work: resumable.Unfinished, trained: Trained, texts: Iterator[str], count: int,
+          layer: str, batch_size: int, suffix: str) -> tuple[int, int]:
   """Writes the features of texts, starting with the text at which the work was interrupted.
 
   Args:
@@ -254,7 +254,7 @@ def write(work: streams.Unfinished, trained: Trained, texts: Iterator[str], coun
   file = feature_files.FORMATS[suffix](work, count, width, is_by_token)
   counts = {name: work.state.get(name, 0) for name in COUNTS}
   progress = Progress(count, done=work.state.get("texts", 0))
-  for chunk in streams.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
+  for chunk in resumable.chunks(itertools.islice(texts, progress.done, None), CHUNK_TEXTS):
     knowing = word_tables.extend_vocabulary_to(trained, chunk)
     rows, cut = make_rows(knowing, chunk)
     file.begin(rows)
@@ -280,7 +280,7 @@ def check_out(out: pathlib.Path, layer: str) -> None:
   Raises:
     ConfigError: the file exists, its folder does not, or its format cannot hold the features.
   """
-  streams.check_out(out, tuple(feature_files.FORMATS))
+  resumable.check_out(out, tuple(feature_files.FORMATS))
   if out.suffix == ".npy" and LAYERS[layer][1]:
     raise ConfigError(f"--out {out}: a .npy file holds one array, but --layer {layer} also needs "
                       "the lengths of the texts. Name a .safetensors file")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bertgpt.inference import streams
+from bertgpt.inference import resumable
 
 NAME = "features"
 _TOKENS = "tokens"  # Tokens of the texts, which are put at the end of the file.
@@ -30,7 +30,7 @@ class FeatureFile(abc.ABC):
     is_by_token: whether there is a vector per token.
   """
 
-  def __init__(self, work: streams.Unfinished, count: int, width: int, is_by_token: bool):
+  def __init__(self, work: resumable.Unfinished, count: int, width: int, is_by_token: bool):
     self._count, self._width, self._is_by_token = count, width, is_by_token
     self._work, self._file = work, work.open(NAME)
     self._rows: int = work.state.get("rows", 0)
@@ -94,7 +94,7 @@ class Safetensors(FeatureFile):
   offsets[i] up to offsets[i + 1].
   """
 
-  def __init__(self, work: streams.Unfinished, count: int, width: int, is_by_token: bool):
+  def __init__(self, work: resumable.Unfinished, count: int, width: int, is_by_token: bool):
     super().__init__(work, count, width, is_by_token)
     if is_by_token:
       self._offsets_at, self._first = self._first, self._first + (count + 1) * 8

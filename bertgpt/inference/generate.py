@@ -25,7 +25,7 @@ from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import arguments, streams, unmasking
+from bertgpt.inference import arguments, resumable, unmasking
 from bertgpt.inference.draws import GREEDY, UNRESTRICTED, Sampling, draw
 from bertgpt.models import precision
 from bertgpt.models.cache import make_cache
@@ -297,11 +297,11 @@ def run(path: pathlib.Path, prompts: Sequence[str], max_tokens: int | None, samp
       prompt as the tokenizer decodes it, and the continuation, see `continuation_of`. None: no
       file is written.
   Raises:
-    ConfigError: there is no model in `path`; see also `streams.check_out` and `generate`.
+    ConfigError: there is no model in `path`; see also `resumable.check_out` and `generate`.
     DataError: see `hub.opening`.
   """
   if out:
-    streams.check_out(out, (".jsonl",))
+    resumable.check_out(out, (".jsonl",))
   trained = opening.open_model(path, dtype=dtype)
   texts = generate(trained, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed,
                    num_samples=num_samples, batch_size=batch_size, steps=steps)

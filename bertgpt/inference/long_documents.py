@@ -1,4 +1,4 @@
-"""Parts of documents that are too long to be tokenized at once."""
+"""Texts that are scored as one: also the parts of a document too long to be tokenized at once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -12,17 +12,17 @@ _CONTEXT = 400  # Characters, at least, on either side of a border that are toke
 
 
 class Part(NamedTuple):
-  """A document, or a part of one.
+  """A document, a part of one, a passage, or a pair of sentences.
 
   Attributes:
-    text: the text that is tokenized.
-    source: the entries of the file from which it is made.
+    texts: the texts that are tokenized: two of a pair, otherwise one.
+    source: the entries of the file from which it is made, as one text.
     is_last: whether the document ends here.
     entries: number of these entries: lines, or 1.
     carry: white space at the end of the entries with which the text of the next part begins.
   """
 
-  text: str
+  texts: tuple[str, ...]
   source: str
   is_last: bool = True
   entries: int = 1
@@ -55,14 +55,14 @@ def cut_document(lines: Iterable[str], tokenizer: Tokenizer,
       if space is not None:
         whole = "".join(text)
         carry = whole[len(whole) - space:]
-        yield Part(whole[:len(whole) - space], "".join(source), False, len(source), carry)
+        yield Part((whole[:len(whole) - space],), "".join(source), False, len(source), carry)
         source, text, chars, tail = [], [carry], len(carry), carry
     source.append(raw)
     text.append(line)
     chars += len(line)
     tail = (tail + line)[-context:]
   if source:
-    yield Part("".join(text), "".join(source), True, len(source))
+    yield Part(("".join(text),), "".join(source), True, len(source))
 
 
 def _find_cut(tokenizer: Tokenizer, before: str, after: str) -> int | None:

@@ -8,7 +8,7 @@ come from `scorers`, so the measures do not depend on the family of the model.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,14 @@ from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
 from bertgpt.inference.long_documents import Part
 from bertgpt.inference.score import score_tokens
-from bertgpt.inference.scorers import left_to_right
+from bertgpt.inference.scorers import Row, left_to_right
 from bertgpt.inference.suites import Suite
 from bertgpt.runs.trained import Trained
 
 Scores = dict[str, float | int | str]
-Totals = dict[str, Any]   # Sums over the texts that are scored, as JSON values.
+# Sums over the texts that are scored, as JSON values. 'open': those of a document of which more
+# parts follow.
+Totals = dict[str, Any]
 Record = dict[str, Any]   # Scores of one text, as JSON values.
 
 
@@ -66,16 +68,32 @@ def add_to(totals: Totals, **amounts: float) -> None:
     totals[name] = totals.get(name, 0) + amount
 
 
+def has_text(part: Part) -> bool:
+  """Returns whether a part counts toward the limit: blank ones are skipped."""
+  return any(map(str.strip, part.texts))
+
+
+def texts_of(parts: Iterable[Part]) -> list[str]:
+  """Returns the texts of all parts, in order."""
+  return [text for part in parts for text in part.texts]
+
+
 def room(settings: Settings, totals: Totals) -> int | None:
   """Returns how many more items are scored until `settings.limit`; None: there is no limit."""
   return settings.limit - totals.get("scored", 0) if settings.limit else None
 
 
+def make_part(suite: Suite, entry: suites.Entry) -> Part:
+  """Returns an entry of a file, which is scored as a whole."""
+  return Part(tuple(suites.detokenize(text, suite.detokenizer) for text in entry),
+              "\t".join(entry))
+
+
 # ------------------------------------------------------------------- perplexity
 
 
-def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Part],
-                   settings: Settings, totals: Totals) -> list[Record]:
+def add_perplexity(trained: Trained, suite: Suite, parts: Sequence[Part], settings: Settings,
+                   totals: Totals) -> list[Record]:
   """Scores documents, each separately, and adds to the totals.
 
   Words and bytes are counted in the text of the file, before it is detokenized.
@@ -83,7 +101,7 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
   Args:
     trained: the model.
     suite: the protocol.
-    documents: documents, or consecutive parts of them.
+    parts: documents, or consecutive parts of them.
     settings: result of `resolve`.
     totals: totals of the previous texts.
   Returns:
@@ -91,45 +109,60 @@ def add_perplexity(trained: Trained, suite: Suite, documents: Sequence[str | Par
   """
   scorer = scorers.find(trained)
   if scorer.by_line:
-    sources = [text.source if isinstance(text, Part) else text for text in documents]
-    documents = [line for source in sources for line in source.split("\n") if line.strip()]
-  texts = [text if isinstance(text, Part) else
-           Part(suites.detokenize(text, suite.detokenizer), text) for text in documents]
-  encoded = trained.tokenizer.encode([part.text for part in texts])
-  _add_unknown(trained, [part.text for part in texts], encoded, totals)
-  rows, counts, rest = [], [], totals.pop("rest", None)
-  for part, ids in zip(texts, encoded, strict=True):
-    if rest is None and part.is_last:
-      cut = scorer.cut(trained, ids, settings.window, settings.stride)
-    else:
-      before = None if rest is None else left_to_right.Rest(*rest)
-      cut, after = left_to_right.cut_part(trained, before, ids, part.is_last,
-                                          settings.window, settings.stride)
-      rest = None if part.is_last else [np.array(after.tokens).tolist(), after.scored]
-    rows += cut
-    counts.append(len(cut))
-  if rest is not None:
-    totals["rest"] = rest
-  rows = rows[:room(settings, totals)]
+    parts = [make_part(suite, (line,)) for part in parts for line in part.source.split("\n")
+             if line.strip()]
+  texts = texts_of(parts)
+  encoded = trained.tokenizer.encode(texts)
+  _add_unknown(trained, texts, encoded, totals)
+  text: Totals = totals.pop("open", {})
+  cut, rest = _cut(trained, parts, encoded, settings, text.pop("rest", None))
+  rows = list(itertools.chain(*cut))[:room(settings, totals)]
   add_to(totals, scored=len(rows),
-         words=sum(suites.count_words(part.source, suite.counts_lines) for part in texts),
-         bytes=sum(len(part.source.encode()) for part in texts))
+         words=sum(suites.count_words(part.source, suite.counts_lines) for part in parts),
+         bytes=sum(len(part.source.encode()) for part in parts))
   logp = iter(scorer.score(trained, rows, settings.batch_size))
-  records = []
-  for part, count in zip(texts, counts, strict=True):
-    scores = list(itertools.islice(logp, count))
-    nats = -sum(float(x.sum(dtype=np.float64)) for x in scores)
-    num_tokens = sum(map(len, scores))
-    add_to(totals, tokens=num_tokens, nats=nats, part_tokens=num_tokens, part_nats=nats,
-           part_chars=len(part.source.strip()))
-    if part.is_last and totals["part_tokens"]:
-      records.append(_end_text(totals))
-    elif part.is_last:  # A blank text, one without a token that is scored, or one beyond the limit.
-      add_to(totals, texts=int(totals.pop("part_chars") > 0))
-      del totals["part_tokens"], totals["part_nats"]
-  if is_enough(settings, totals) and totals.get("part_tokens"):
-    records.append(_end_text(totals))  # The parts that are left are not scored.
+  records: list[Record] = []
+  for part, of_part in zip(parts, cut, strict=True):
+    scores = list(itertools.islice(logp, len(of_part)))
+    add_to(text, tokens=sum(map(len, scores)), chars=len(part.source.strip()),
+           nats=-sum(float(x.sum(dtype=np.float64)) for x in scores))
+    if part.is_last:
+      records += _end_text(totals, text)
+      text = {}
+  if is_enough(settings, totals):  # The parts that are left are not scored.
+    records += _end_text(totals, text)
+  elif rest is not None:
+    totals["open"] = text | {"rest": rest}
   return records
+
+
+def _cut(trained: Trained, parts: Sequence[Part], encoded: Sequence[np.ndarray],
+         settings: Settings, rest: Sequence[Any] | None
+         ) -> tuple[list[list[Row]], left_to_right.Rest | None]:
+  """Returns the rows of every part, and the rest of the last one.
+
+  Args:
+    trained, parts, settings: see `add_perplexity`.
+    encoded: ids of the parts, int [N] each.
+    rest: values of the rest of the part before; None: the first part begins a document.
+  """
+  rows, before = [], left_to_right.Rest(*rest) if rest else None
+  for part, ids in zip(parts, encoded, strict=True):
+    if before is None and part.is_last:
+      cut = scorers.find(trained).cut(trained, ids, settings.window, settings.stride)
+    else:
+      cut, before = left_to_right.cut_part(trained, before, ids, part.is_last, settings.window,
+                                           settings.stride)
+    rows.append(cut)
+  return rows, before
+
+
+def _end_text(totals: Totals, text: Totals) -> list[Record]:
+  """Adds the sums of a text, and returns its record; none if no token of it was scored."""
+  num_tokens, nats = text.get("tokens", 0), text.get("nats", 0)
+  add_to(totals, tokens=num_tokens, nats=nats,
+         texts=int(num_tokens > 0 or text.get("chars", 0) > 0))  # A blank text has no number.
+  return [{"text": totals["texts"], "tokens": num_tokens, "logp": -nats}] if num_tokens else []
 
 
 def _add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.ndarray],
@@ -145,14 +178,6 @@ def _remark(totals: Totals) -> str:
   remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
                             "the bytes")
   return remark and f", {remark}"
-
-
-def _end_text(totals: Totals) -> Record:
-  """Counts a text, and returns the record of its parts."""
-  add_to(totals, texts=1)
-  totals.pop("part_chars", None)  # Work that an earlier version began has none.
-  return {"text": totals["texts"], "tokens": totals.pop("part_tokens"),
-          "logp": -totals.pop("part_nats")}
 
 
 def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
@@ -198,14 +223,14 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
 _stop_tokens = functools.lru_cache(maxsize=1)(suites.find_stop_tokens)  # Used for every chunk.
 
 
-def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings,
+def add_last_words(trained: Trained, suite: Suite, parts: Sequence[Part], settings: Settings,
                    totals: Totals) -> list[Record]:
   """Guesses the last words of passages, and adds to the totals.
 
   Args:
     trained: the model, with the ability "score".
     suite: the protocol.
-    passages: the passages; blank ones are skipped.
+    parts: the passages; blank ones are skipped.
     settings: result of `resolve`.
     totals: totals of the previous passages.
   Returns:
@@ -213,10 +238,10 @@ def add_last_words(trained: Trained, suite: Suite, passages: Sequence[str], sett
   Raises:
     ConfigError: see `encode_passages`.
   """
-  passages = [text.strip() for text in passages if text.strip()][:room(settings, totals)]
-  contexts, words = encode_passages(trained, suite, passages, settings)
+  parts = list(filter(has_text, parts))[:room(settings, totals)]
+  contexts, words = encode_passages(trained, suite, parts, settings)
   whole = [np.concatenate(pair) for pair in zip(contexts, words, strict=True)]
-  _add_unknown(trained, passages, whole, totals)
+  _add_unknown(trained, list(map(str.strip, texts_of(parts))), whole, totals)
   begin = marks.of_decoder(trained.bos_id).enclose
   rows = [begin(ids)[-settings.window:] for ids in whole]
   banned_V = _stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
@@ -252,23 +277,23 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
 
 
-def encode_passages(trained: Trained, suite: Suite, passages: Sequence[str], settings: Settings
+def encode_passages(trained: Trained, suite: Suite, parts: Sequence[Part], settings: Settings
                     ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
   """Returns (ids before the last word, ids of the last word) of every passage.
 
   Args:
     trained, suite, settings: see `add_last_words`.
-    passages: the passages; blank ones are skipped.
+    parts: the passages, not blank.
   Raises:
     ConfigError: a passage has nothing before its last word, or the window is too short for it.
   """
-  passages = [text.strip() for text in passages if text.strip()]
-  parts = [_split_last_word(text, suite.rule) for text in passages]
-  if single := [word for context, word in parts if not context]:
+  passages = list(map(str.strip, texts_of(parts)))
+  split = [_split_last_word(text, suite.rule) for text in passages]
+  if single := [word for context, word in split if not context]:
     raise ConfigError(f"--suite: the passage {single[0]!r} has nothing before its last word. Give "
                       f"{suite.file}")
-  contexts = trained.tokenizer.encode([context for context, _ in parts])
-  words = following.encode_after(trained.tokenizer, [word for _, word in parts])
+  contexts = trained.tokenizer.encode([context for context, _ in split])
+  words = following.encode_after(trained.tokenizer, [word for _, word in split])
   for text, context, word in zip(passages, contexts, words, strict=True):
     if not (len(context) and len(word)):
       raise ConfigError(f"--suite: the passage {text[-40:]!r} has no tokens "
@@ -305,14 +330,14 @@ def _check_scored(totals):
     raise ConfigError("there is nothing to score. Give texts that are not blank")
 
 
-def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], settings: Settings,
+def add_pairs(trained: Trained, suite: Suite, parts: Sequence[Part], settings: Settings,
               totals: Totals) -> list[Record]:
   """Compares the sentences of pairs, as a whole, and adds to the totals.
 
   Args:
     trained: the model.
     suite: the protocol; not read.
-    pairs: (good, bad) sentences.
+    parts: pairs of a good and a bad sentence; blank ones are skipped.
     settings: result of `resolve`.
     totals: totals of the previous pairs.
   Returns:
@@ -320,10 +345,9 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
   Raises:
     ConfigError: see `encode_pairs`.
   """
-  pairs = [pair for pair in pairs if any(map(str.strip, pair))]
-  pairs = pairs[:room(settings, totals)]
-  encoded = encode_pairs(trained, suite, pairs, settings)
-  _add_unknown(trained, [sentence for pair in pairs for sentence in pair], encoded, totals)
+  parts = list(filter(has_text, parts))[:room(settings, totals)]
+  encoded = encode_pairs(trained, suite, parts, settings)
+  _add_unknown(trained, texts_of(parts), encoded, totals)
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
   records = []
@@ -333,17 +357,18 @@ def add_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]], 
   return records
 
 
-def encode_pairs(trained: Trained, suite: Suite, pairs: Sequence[tuple[str, str]],
+def encode_pairs(trained: Trained, suite: Suite, parts: Sequence[Part],
                  settings: Settings) -> list[np.ndarray]:
   """Returns the ids of both sentences of every pair, one after the other.
 
   Args:
-    trained, suite, pairs, settings: see `add_pairs`.
+    trained, suite, settings: see `add_pairs`.
+    parts: the pairs, not blank.
   Raises:
     ConfigError: a sentence has no token that can be scored, or does not fit into the window.
   """
   del suite
-  sentences = [sentence for pair in pairs for sentence in pair]
+  sentences = texts_of(parts)
   encoded = trained.tokenizer.encode(sentences)
   least, most = scorers.find(trained).lengths(trained, settings.window)
   for sentence, ids in zip(sentences, encoded, strict=True):
@@ -368,7 +393,7 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
   del suite, settings
   _check_scored(totals)
   protocol = f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}"
-  if ties := totals.get("ties", 0):  # Work that an earlier version began has none.
+  if ties := totals["ties"]:
     protocol += f", {ties} tie{'s' * (ties != 1)}, counted as wrong"
   return {"protocol": protocol + _remark(totals),
           "accuracy": totals["correct"] / totals["scored"]}

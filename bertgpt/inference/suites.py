@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,7 +88,7 @@ those through to too under until up very was we were what when where which while
 with would you your yours yourself yourselves
 """.split())
 
-Entry = str | tuple[str, ...]  # A document, a passage, or a pair of sentences.
+Entry = tuple[str, ...]  # The text of a document, of its line or of a passage; or two sentences.
 
 
 def parse(spec: str) -> list[tuple[str, str]]:
@@ -172,8 +172,8 @@ def iterate(name: str, file: str) -> Iterator[Entry]:
     name: key of `SUITES`.
     file: a path, or 'tfds:NAME:SPLIT#FEATURE'.
   Yields:
-    Texts, or (good, bad) sentences. If `is_one_document`, they are the lines of the document with
-    their ends.
+    (text,), or (good, bad) sentences. If `is_one_document`, the texts are the lines of the document
+    with their ends.
   Raises:
     ConfigError: there is no such file, it lacks a column or a field, or, raised at its end, it held
       no text.
@@ -186,15 +186,10 @@ def iterate(name: str, file: str) -> Iterator[Entry]:
     content = READERS[suite.measure](files.expand(file), flag)
   has_text = False
   for entry in content:
-    has_text = has_text or any(text.strip() for text in as_texts(entry))
+    has_text = has_text or any(map(str.strip, entry))
     yield entry
   if not has_text:
     raise ConfigError(f"{flag} {file}: holds no text. Give {suite.file}")
-
-
-def as_texts(entry: Entry) -> tuple[str, ...]:
-  """Returns the texts of an entry: one, or those of a pair."""
-  return (entry,) if isinstance(entry, str) else entry
 
 
 def is_one_document(name: str, file: str) -> bool:
@@ -208,22 +203,27 @@ def is_one_document(name: str, file: str) -> bool:
           and not paths.is_json_lines(file))
 
 
-def _read_documents(path: pathlib.Path, flag: str) -> Iterator[str]:
-  return (texts.iterate_texts if paths.is_json_lines(path) else texts.iterate_lines)(path, flag)
+def _read_documents(path: pathlib.Path, flag: str) -> Iterator[Entry]:
+  read = texts.iterate_texts if paths.is_json_lines(path) else texts.iterate_lines
+  return ((text,) for text in read(path, flag))
 
 
-def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[tuple[str, ...]]:
+def _read_passages(path: pathlib.Path, flag: str) -> Iterator[Entry]:
+  return ((text,) for text in texts.iterate_texts(path, flag))
+
+
+def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[Entry]:
   return texts.iterate_columns(path, flag, ("good", "bad"))
 
 
-def _read_dataset(spec: str, flag: str) -> Iterator[str]:
+def _read_dataset(spec: str, flag: str) -> Iterator[Entry]:
   try:
     for document in sources.open_source(spec):
-      yield document.text
+      yield (document.text,)
   except (ConfigError, DataError) as e:
     raise type(e)(f"{flag}: {str(e).removeprefix('data.source: ')}") from e
 
 
 # Measure -> reader of its file: (path, flag that named it) -> entries.
-READERS: dict[str, Callable[[pathlib.Path, str], Iterator[Any]]] = {
-    "perplexity": _read_documents, "last_word": texts.iterate_texts, "pairs": _read_pairs}
+READERS: dict[str, Callable[[pathlib.Path, str], Iterator[Entry]]] = {
+    "perplexity": _read_documents, "last_word": _read_passages, "pairs": _read_pairs}

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import jax
 from bertgpt import console
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import long_documents, measures, scorers, streams, suites
+from bertgpt.inference import long_documents, measures, resumable, scorers, suites
 from bertgpt.inference.long_documents import Part
 from bertgpt.inference.measures import Record, Scores, Settings, Totals, is_enough
 from bertgpt.inference.score import choose_window
@@ -28,6 +28,7 @@ from bertgpt.runs.trained import Trained
 
 CHUNK_ENTRIES = 256  # Texts that are scored before their scores are written.
 SCORES = "scores"
+STATE_FORMAT = 2  # Of unfinished work; raised if `measure_file` commits other values.
 
 
 def run(path: pathlib.Path, spec: str, settings: Settings,
@@ -48,27 +49,27 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
   """
   wanted = suites.parse(spec)
   if out is not None:
-    streams.check_out(out, (".jsonl",))
+    resumable.check_out(out, (".jsonl",))
   trained = opening.open_model(path, dtype=dtype)
   settings = resolve(settings, trained)
   for name, _ in wanted:
     if ability := MEASURES[SUITES[name].measure].needs:
       trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs, text or wikitext2")
   # Every file is read once before anything is scored, so that errors in it are found at once.
-  found = [streams.measure(map(join_texts, suites.iterate(*pair))) for pair in wanted]
+  found = [resumable.measure(map("\t".join, suites.iterate(*pair))) for pair in wanted]
   for pair in wanted:
     check_entries(trained, *pair, settings)
   trained = trained._replace(params=jax.device_put(trained.params))
   with contextlib.ExitStack() as stack:
     work = None
     if out is not None:
-      identity = {"suites": ",".join(name for name, _ in wanted),
+      identity = {"format": STATE_FORMAT, "suites": ",".join(name for name, _ in wanted),
                   "texts": [measured.digest for measured in found],
-                  "flags": settings._asdict()} | streams.identify(trained)
-      work = stack.enter_context(streams.resumable(out, identity))
+                  "flags": settings._asdict()} | resumable.identify(trained)
+      work = stack.enter_context(resumable.open_unfinished(out, identity))
     for i, ((name, file), measured) in enumerate(zip(wanted, found, strict=True)):
       suite = SUITES[name]
-      with streams.discarding(work):
+      with resumable.discarding(work):
         totals = measure_file(trained, name, file, measured, settings, work, i)
         try:
           scores = MEASURES[suite.measure].finish(trained, suite, totals, settings)
@@ -92,19 +93,13 @@ def check_entries(trained: Trained, name: str, file: str, settings: Settings) ->
   """
   suite = SUITES[name]
   if check := MEASURES[suite.measure].check:
-    entries = itertools.islice(filter(_has_text, suites.iterate(name, file)),
-                               settings.limit or None)
-    for chunk in streams.chunks(entries, CHUNK_ENTRIES, size_of):
+    parts = make_parts(trained, name, file, suites.iterate(name, file))
+    for chunk in chunks(itertools.islice(filter(measures.has_text, parts), settings.limit or None)):
       check(trained, suite, chunk, settings)
 
 
-def _has_text(entry: suites.Entry) -> bool:
-  """Returns whether an entry counts toward the limit: blank ones are skipped."""
-  return any(text.strip() for text in ([entry] if isinstance(entry, str) else entry))
-
-
-def measure_file(trained: Trained, name: str, file: str, measured: streams.Measured,
-                 settings: Settings, work: streams.Unfinished | None, number: int) -> Totals:
+def measure_file(trained: Trained, name: str, file: str, measured: resumable.Measured,
+                 settings: Settings, work: resumable.Unfinished | None, number: int) -> Totals:
   """Scores a suite's file, chunk by chunk, and returns its totals.
 
   Args:
@@ -120,26 +115,27 @@ def measure_file(trained: Trained, name: str, file: str, measured: streams.Measu
   """
   suite = SUITES[name]
   done = list(work.state.get("suites", [])) if work else []
-  if number < len(done) - 1:
+  if number + 1 < len(done):  # A later suite has begun.
     return done[number]["totals"]
-  state: dict[str, Any] = done[number] if number < len(done) else {"entries": 0, "totals": {}}
-  done, totals = done[:number], dict(state["totals"])
+  state: dict[str, Any] = (done.pop() if number < len(done) else
+                           {"entries": 0, "carry": "", "totals": {}})
+  totals, num_entries = dict(state["totals"]), state["entries"]
   entries = itertools.islice(
-      streams.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", join_texts),
-      state["entries"], None)
-  num_entries, unit = state["entries"], "lines" if suites.is_one_document(name, file) else "texts"
+      resumable.reread(suites.iterate(name, file), measured, f"--suite {name} {file}", "\t".join),
+      num_entries, None)
+  unit = "lines" if suites.is_one_document(name, file) else "texts"
   progress = (Progress(settings.limit, f"scores of {name}", totals.get("scored", 0))
               if settings.limit else Progress(measured.num_texts, f"{unit} of {name}", num_entries))
-  entry_chunks = chunks(trained, name, file, entries, state.get("carry", ""))
-  for chunk, records in add_chunks(trained, suite, entry_chunks, settings, totals):
-    added = sum(entries_of(entry) for entry in chunk)
+  parts = make_parts(trained, name, file, entries, state["carry"])
+  for chunk, records in add_parts(trained, suite, parts, settings, totals):
+    added = sum(part.entries for part in chunk)
     num_entries += added
     progress.add(totals["scored"] - progress.done if settings.limit else added)
     if work:
       place = {"suite": name, "file": file}
       work.open(SCORES).writelines(json.dumps(place | record).encode() + b"\n"
                                    for record in records)
-      work.commit(suites=[*done, {"entries": num_entries, "carry": carry_of(chunk[-1]),
+      work.commit(suites=[*done, {"entries": num_entries, "carry": chunk[-1].carry,
                                   "totals": totals}])
   return totals
 
@@ -176,72 +172,57 @@ def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Se
     ConfigError: see the functions of the measure.
   """
   totals: Totals = {}
-  entry_chunks = streams.chunks(content, CHUNK_ENTRIES, size_of)
-  for _ in add_chunks(trained, suite, entry_chunks, settings, totals):
+  parts = (measures.make_part(suite, (entry,) if isinstance(entry, str) else entry)
+           for entry in content)
+  for _ in add_parts(trained, suite, parts, settings, totals):
     pass  # The records of the texts are not wanted.
   return MEASURES[suite.measure].finish(trained, suite, totals, settings)
 
 
-def add_chunks(trained: Trained, suite: Suite, entry_chunks: Iterator[list[Any]],
-               settings: Settings, totals: Totals) -> Iterator[tuple[list[Any], list[Record]]]:
-  """Scores chunks of entries until `settings.limit` is reached, and adds to the totals.
+def add_parts(trained: Trained, suite: Suite, parts: Iterable[Part], settings: Settings,
+              totals: Totals) -> Iterator[tuple[list[Part], list[Record]]]:
+  """Scores parts, chunk by chunk, until `settings.limit` is reached, and adds to the totals.
 
   Args:
     trained: the model.
     suite: the protocol.
-    entry_chunks: the chunks.
+    parts: the parts.
     settings: result of `resolve`.
     totals: totals of the texts before.
   Yields:
-    (a chunk, the scores of its texts).
+    (a chunk of parts, the scores of its texts).
   Raises:
     ConfigError: see the functions of the measure.
   """
-  for chunk in entry_chunks:
+  for chunk in chunks(parts):
     if is_enough(settings, totals):
       break
     yield chunk, MEASURES[suite.measure].add(trained, suite, chunk, settings, totals)
 
 
-def chunks(trained: Trained, name: str, file: str,
-           entries: Iterator[suites.Entry], carry: str = "") -> Iterator[list[Any]]:
-  """Yields the entries of a file in lists of bounded size; a long document comes in parts.
+def chunks(parts: Iterable[Part]) -> Iterator[list[Part]]:
+  """Yields parts in lists of bounded size."""
+  return resumable.chunks(parts, CHUNK_ENTRIES, lambda part: sum(map(len, part.texts)))
+
+
+def make_parts(trained: Trained, name: str, file: str, entries: Iterator[suites.Entry],
+               carry: str = "") -> Iterator[Part]:
+  """Yields the entries of a file as the measures read them; a long document comes in parts.
 
   Args:
     trained: the model.
     name: key of `SUITES`.
     file: see `suites.iterate`.
     entries: the entries, or those that are left.
-    carry: result of `carry_of` for the entry before those that are left.
+    carry: `Part.carry` of the entry before those that are left.
   """
-  content: Iterator[Any] = entries
+  suite = SUITES[name]
   # The lines of one document; a model that scores lines reads them one by one.
   if suites.is_one_document(name, file) and not scorers.find(trained).by_line:
-    detokenize = functools.partial(suites.detokenize, detokenizer=SUITES[name].detokenizer)
-    content = long_documents.cut_document(content, trained.tokenizer, detokenize, carry)
-  return streams.chunks(content, CHUNK_ENTRIES, size_of)
-
-
-def size_of(entry: Any) -> int:
-  """Returns the characters of an entry."""
-  if isinstance(entry, Part):
-    return len(entry.text)
-  return sum(map(len, suites.as_texts(entry)))
-
-
-def join_texts(entry: suites.Entry) -> str:
-  """Returns the texts of an entry as one text, which is different for different entries."""
-  return "\t".join(suites.as_texts(entry))
-
-
-def carry_of(entry: Any) -> str:
-  """Returns the white space at the end of an entry that belongs to the entry after it."""
-  return entry.carry if isinstance(entry, Part) else ""
-
-
-def entries_of(entry: Any) -> int:
-  """Returns the number of entries of a file in an entry of a chunk."""
-  return entry.entries if isinstance(entry, Part) else 1
+    detokenize = functools.partial(suites.detokenize, detokenizer=suite.detokenizer)
+    return long_documents.cut_document((line for line, in entries), trained.tokenizer, detokenize,
+                                       carry)
+  return (measures.make_part(suite, entry) for entry in entries)
 
 
 # -------------------------------------------------------------------- the table
@@ -251,19 +232,19 @@ class Measure(NamedTuple):
   """One measure of zero-shot evaluation.
 
   Attributes:
-    add: (trained, suite, chunk of entries, settings, totals) -> scores of the texts; adds to the
+    add: (trained, suite, chunk of parts, settings, totals) -> scores of the texts; adds to the
       totals. `scored` counts towards the limit.
     finish: (trained, suite, totals, settings) -> the scores by name, and how they were obtained as
       'protocol'.
     needs: ability that the model must have; '': any that has a scorer.
-    check: (trained, suite, chunk of entries, settings) -> not used; raises ConfigError if the texts
+    check: (trained, suite, chunk of parts, settings) -> not used; raises ConfigError if the texts
       cannot be scored.
   """
 
-  add: Callable[[Trained, Suite, Sequence[Any], Settings, Totals], list[Record]]
+  add: Callable[[Trained, Suite, Sequence[Part], Settings, Totals], list[Record]]
   finish: Callable[[Trained, Suite, Totals, Settings], Scores]
   needs: str = ""
-  check: Callable[[Trained, Suite, Sequence[Any], Settings], Any] | None = None
+  check: Callable[[Trained, Suite, Sequence[Part], Settings], Any] | None = None
 
 
 MEASURES = {

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from bertgpt import cli
 from bertgpt.errors import DataError, StorageError
-from bertgpt.inference import embed, streams
+from bertgpt.inference import embed, resumable
 from bertgpt.models import Inputs
 from bertgpt.runs.trained import Trained
 
@@ -241,7 +241,7 @@ def test_other_flags_and_texts_do_not_destroy_unfinished_work(capsys, finished_b
                                                               tmp_path, monkeypatch):
   """The error names the former flags and texts; with these, the command resumes."""
   argv = ["embed", f"--workdir={finished_bert}", f"--input={source}", f"--out={tmp_path}/a.npy"]
-  commit = streams.Unfinished.commit
+  commit = resumable.Unfinished.commit
 
   def interrupt(self, **state):
     commit(self, **state)
@@ -249,7 +249,7 @@ def test_other_flags_and_texts_do_not_destroy_unfinished_work(capsys, finished_b
 
   monkeypatch.setattr(embed, "CHUNK_TEXTS", 3)
   with monkeypatch.context() as patch:
-    patch.setattr(streams.Unfinished, "commit", interrupt)
+    patch.setattr(resumable.Unfinished, "commit", interrupt)
     assert run(capsys, *argv)[0] == 130
   source.write_text("A bird.\n")
   code, _, lines = run(capsys, *argv, "--batch_size=3", "--layer=cls")

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from bertgpt.inference import feature_files, streams
+from bertgpt.inference import feature_files, resumable
 
 WIDTH, LENGTHS = 3, [2, 5, 3, 9, 2, 4, 1]
 
@@ -23,7 +23,7 @@ def make(by_token):
 
 def write(out, rows, features, by_token, sizes, interrupted_after=99):
   """Writes chunks of the given sizes, the rows of each in reverse order."""
-  with streams.resumable(out, {}) as work:
+  with resumable.open_unfinished(out, {}) as work:
     file = feature_files.FORMATS[out.suffix](work, len(rows), WIDTH, by_token)
     first, done = work.state.get("texts", 0), 0
     for size in sizes:

@@ -29,10 +29,10 @@ def test_ids_of_parts_are_those_of_the_whole(monkeypatch, kind, vocab_size):
   tokenizer = training.train_tokenizer(config, [text])
   lines = [line + "\n" for line in text.split("\n")[:-1]] + [text.split("\n")[-1]]
   found = list(long_documents.cut_document(filter(None, lines), tokenizer))
-  assert "".join(part.text for part in found) == text and len(found) > 10
+  assert "".join(part.texts[0] for part in found) == text and len(found) > 10
   assert [part.is_last for part in found] == [False] * (len(found) - 1) + [True]
   assert sum(part.entries for part in found) == len([line for line in lines if line])
-  ids = tokenizer.encode([part.text for part in found])
+  ids = tokenizer.encode([part.texts[0] for part in found])
   assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
 
 
@@ -66,10 +66,10 @@ def test_lines_that_all_begin_with_white_space_are_cut(monkeypatch, kind, vocab_
   text = detokenize(source)
   tokenizer = training.train_tokenizer(config, [text])
   found = list(long_documents.cut_document(lines, tokenizer, detokenize))
-  assert len(found) > 8 and max(len(part.text) for part in found) < 600
+  assert len(found) > 8 and max(len(part.texts[0]) for part in found) < 600
   assert "".join(part.source for part in found) == source
-  assert "".join(part.text for part in found) == text
-  ids = tokenizer.encode([part.text for part in found])
+  assert "".join(part.texts[0] for part in found) == text
+  ids = tokenizer.encode([part.texts[0] for part in found])
   assert np.concatenate(ids).tolist() == tokenizer.encode([text])[0].tolist()
   done = 0
   for i, part in enumerate(found[:-1], 1):  # Later parts do not depend on earlier ones.
@@ -96,7 +96,7 @@ def test_a_token_that_reaches_over_line_ends_is_not_cut(monkeypatch):
   assert any("\n" in tokenizer.decode([i]).strip("\n") for i in whole)
   lines = [line + "\n" for line in text.split("\n")[:-1]]
   found = list(long_documents.cut_document(lines, tokenizer))
-  assert np.concatenate(tokenizer.encode([part.text for part in found])).tolist() == whole
+  assert np.concatenate(tokenizer.encode([part.texts[0] for part in found])).tolist() == whole
 
 
 def test_nothing_gives_no_part(gpt):

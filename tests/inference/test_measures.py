@@ -63,7 +63,8 @@ def test_a_decoder_without_a_start_has_no_perplexity_of_words_for_several_texts(
 def test_texts_without_tokens_are_numbered(bert):
   """So that a record can be found in the file: blank lines are the only ones without a number."""
   settings, totals = Settings(16, 8, 0, 3), {}
-  records = measures.add_perplexity(bert, SUITES["text"], ["\x01\n\nThe cat."], settings, totals)
+  part = measures.make_part(SUITES["text"], ("\x01\n\nThe cat.",))
+  records = measures.add_perplexity(bert, SUITES["text"], [part], settings, totals)
   assert [record["text"] for record in records] == [2] and totals["texts"] == 2
   with pytest.raises(ConfigError, match="finds no tokens in it. Give another text"):
     zero_shot.measure(bert, SUITES["text"], ["\x01"], settings)
@@ -135,14 +136,18 @@ def test_a_last_word_comes_after_any_white_space(gpt):
   assert score("The cat sees the dog near a\n tree", "The bird likes the \tstone\n") == plain
 
 
+def encode_passages(trained, name, passages):
+  parts = [measures.make_part(SUITES[name], (passage,)) for passage in passages]
+  return measures.encode_passages(trained, SUITES[name], parts, Settings(64, 32, 0, 4))
+
+
 @pytest.mark.parametrize("name, num_words", [("lambada", 2), ("lambada_last_token", 1)])
 def test_line_breaks_before_a_last_word_are_kept(gpt, name, num_words):
   """lm-evaluation-harness, which `lambada` follows, cuts passages at spaces only."""
   config = types.SimpleNamespace(kind="bpe", vocab_size=280)
   tokenizer = training.train_tokenizer(config, ["the king saw some kind of power"] * 9)
   passages = ["the king saw some kind of\n\npower", "the\npower"]
-  contexts, words = measures.encode_passages(gpt._replace(tokenizer=tokenizer), SUITES[name],
-                                             passages, Settings(64, 32, 0, 4))
+  contexts, words = encode_passages(gpt._replace(tokenizer=tokenizer), name, passages)
   for passage, context, word in zip(passages, contexts, words, strict=True):
     assert tokenizer.decode(word).count("\n") == passage.count("\n")
     assert [*context, *word] == encode(gpt._replace(tokenizer=tokenizer), passage)
@@ -157,8 +162,7 @@ def test_a_last_word_has_the_tokens_of_running_text(gpt, tmp_path, options):
       minloglevel=2, model_prefix=str(tmp_path / "tokenizer"), hard_vocab_limit=False, **options)
   tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
   passages = ["the cat saw the dog", "a dog ran to the house."]
-  contexts, words = measures.encode_passages(gpt._replace(tokenizer=tokenizer),
-                                             SUITES["lambada"], passages, Settings(64, 32, 0, 4))
+  contexts, words = encode_passages(gpt._replace(tokenizer=tokenizer), "lambada", passages)
   for passage, context, word in zip(passages, contexts, words, strict=True):
     assert [*context, *word] == encode(gpt._replace(tokenizer=tokenizer), passage)
 

@@ -66,4 +66,4 @@ def test_line_ends_and_a_byte_order_mark_do_not_change_a_suite(tmp_path, name, t
   expected = list(suites.iterate(name, str(plain)))
   assert expected and list(suites.iterate(name, str(other))) == expected
   if name in ("text", "wikitext2"):
-    assert "".join(expected) == text
+    assert "".join(line for line, in expected) == text

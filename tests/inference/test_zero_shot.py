@@ -11,7 +11,7 @@ from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
 from bertgpt import cli, progress
 from bertgpt.errors import ConfigError
-from bertgpt.inference import long_documents, streams, zero_shot
+from bertgpt.inference import long_documents, resumable, zero_shot
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
 from bertgpt.runs import workdir
@@ -138,7 +138,7 @@ def test_a_dataset_that_is_not_there_is_named(capsys, finished_gpt):
 def small(monkeypatch):
   monkeypatch.setattr(zero_shot, "CHUNK_ENTRIES", 3)
   monkeypatch.setattr(long_documents, "PART_CHARS", 60)
-  monkeypatch.setattr(streams, "CHUNK_CHARS", 300)
+  monkeypatch.setattr(resumable, "CHUNK_CHARS", 300)
 
 
 LONG = {
@@ -320,7 +320,7 @@ def test_interrupted_work_resumes_to_the_same_bytes(capsys, finished_gpt, files,
           "--window=16"]
   expected = run(capsys, *argv, "--out=whole.jsonl")
   assert expected[0] == 0
-  commit, count = streams.Unfinished.commit, 0
+  commit, count = resumable.Unfinished.commit, 0
 
   def fail(self, **state):
     nonlocal count
@@ -329,12 +329,27 @@ def test_interrupted_work_resumes_to_the_same_bytes(capsys, finished_gpt, files,
       raise KeyboardInterrupt
     commit(self, **state)
 
-  monkeypatch.setattr(streams.Unfinished, "commit", fail)
+  monkeypatch.setattr(resumable.Unfinished, "commit", fail)
   assert run(capsys, *argv, "--out=parts.jsonl")[0] == 130
-  monkeypatch.setattr(streams.Unfinished, "commit", commit)
+  monkeypatch.setattr(resumable.Unfinished, "commit", commit)
   assert not (files / "parts.jsonl").exists()
   code, lines, errors = run(capsys, *argv, "--out=parts.jsonl")
   assert (code, lines) == expected[:2]
   assert any("resuming after" in line for line in errors) == (interrupted_at > 1)
   assert (files / "parts.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
   assert not list(files.glob("*unfinished*"))
+
+
+def test_work_in_another_format_is_not_resumed(capsys, finished_gpt, files, monkeypatch):
+  monkeypatch.chdir(files)
+  argv = ["evaluate", f"--workdir={finished_gpt}", "--suite=pairs=a.tsv", "--out=scores.jsonl"]
+
+  def interrupt(self, name):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable.Unfinished, "publish", interrupt)
+    patch.setattr(zero_shot, "STATE_FORMAT", 1)
+    assert run(capsys, *argv)[0] == 130
+  code, _, lines = run(capsys, *argv)
+  assert code == 2 and "holds unfinished results of format 1. Go back" in lines[-1]

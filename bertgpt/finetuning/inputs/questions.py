@@ -85,17 +85,14 @@ def answer(examples: Sequence[Question], windows: Sequence[Window], outputs: Seq
     outputs: logits of starts and ends in every window, float32 [2, length] each.
     setting: see `Setting`.
   """
-  # Two questions may have the same id.
-  numbered = [q._replace(id=str(i)) for i, q in enumerate(examples)]
-  answers, n_best, _ = spans.find_answers(numbered, windows, setting.config, outputs)
+  answers = spans.find_answers(examples, windows, setting.config, outputs)
   predictions: list[Prediction] = []
-  for question, number in zip(examples, map(str, range(len(examples))), strict=True):
-    guesses = n_best[number]
+  for question, (text, guesses, _) in zip(examples, answers, strict=True):
     chances = softmax(np.array([guess.score for guess in guesses])) if guesses else []
     found = [{"text": guess.text, "start": guess.start, "end": guess.end, "probability": short(p)}
              for guess, p in zip(guesses, chances, strict=True)]
     none: Prediction = {"text": "", "start": None, "end": None, "probability": 0.0}
-    best = next((x for x in found if x["text"] == answers[number]), none)
+    best = next((x for x in found if x["text"] == text), none)
     predictions.append({"id": question.id, "answer": best["text"], "start": best["start"],
                         "end": best["end"], "probability": best["probability"], "n_best": found})
   return predictions

@@ -213,12 +213,13 @@ def find_layout(path: pathlib.Path) -> Layout:
   for place, number, line in _words(path, leave_out):
     spaced.add(place, number, line)
     tabbed.add(place, number, line)
-  with_tabs = tabbed.widths - {1}
-  is_ragged = len(spaced.widths) > 1 and len(tabbed.widths | with_tabs) > len(with_tabs)
-  for widths in undecided:
-    if is_ragged or widths[1] in with_tabs or widths[0] in spaced.widths or not spaced.count:
-      spaced.widths.add(widths[0])
-      tabbed.widths.add(widths[1])
+  # A line that may be a comment is that of a word if it has as many columns as another word, or if
+  # that says nothing: there are no others, or their numbers differ and some have no tabs.
+  says_nothing = not spaced.count or (len(spaced.widths) > 1 and 1 in tabbed.widths)
+  words = [(by_space, by_tab) for by_space, by_tab in undecided if says_nothing
+           or by_space in spaced.widths or by_tab in tabbed.widths - {1}]
+  spaced.widths.update(by_space for by_space, _ in words)
+  tabbed.widths.update(by_tab for _, by_tab in words)
   has_words_with_spaces = (len(spaced.widths) > 1 and len(tabbed.widths) == 1
                            and tabbed.widths != {1})
   return (tabbed if has_words_with_spaces else spaced).layout(path)

@@ -13,6 +13,8 @@ from bertgpt.config import ConfigDict
 from bertgpt.data.tokens.offsets import encode_with_offsets
 from bertgpt.finetuning.tasks.rows import Rows, TextFormat
 
+# Task -> (version in the names of its files, whether some of its questions have no answer).
+VERSIONS = {"squad": ("v1.1", False), "squad2": ("v2.0", True)}
 NO_SPAN_SCORE = -1e9  # Score of a text without any span; JSON has no infinity.
 
 
@@ -68,6 +70,20 @@ class Guess(NamedTuple):
   text: str
   start: int | None = None
   end: int | None = None
+
+
+class Answer(NamedTuple):
+  """Answer to a question.
+
+  Attributes:
+    text: text of the answer; '': the question has none.
+    guesses: the best guesses, the best first.
+    odds: score of "no answer" minus the score of the best span.
+  """
+
+  text: str
+  guesses: list[Guess]
+  odds: float
 
 
 # ----------------------------------------------------------------- windows
@@ -163,19 +179,16 @@ def find_max_context(parts: Sequence[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def find_answers(questions: Sequence[Question], windows: Sequence[Window], config: ConfigDict,
-                 outputs: Sequence[np.ndarray]
-                 ) -> tuple[dict[str, str], dict[str, list[Guess]], dict[str, float]]:
-  """Returns the answer to every question, its best guesses, and the odds of having no answer.
+                 outputs: Sequence[np.ndarray]) -> list[Answer]:
+  """Returns the answer to every question.
+
+  If questions may have no answer, those whose odds exceed `null_threshold` get none.
 
   Args:
     questions: questions of a set.
     windows: windows of all questions.
     config: group `task` of the fine-tuning config.
     outputs: logits of starts and ends in every window, float32 [2, length] each.
-  Returns:
-    Three dicts by id of the question: its answer, '' for none; its guesses, the best first; the
-    score of "no answer" minus the score of the best span. In SQuAD 2.0, a question whose
-    difference exceeds `null_threshold` has no answer.
   """
   guesses = [[] for _ in questions]
   nulls = np.full(len(questions), np.inf)
@@ -184,17 +197,17 @@ def find_answers(questions: Sequence[Question], windows: Sequence[Window], confi
     guesses[window.question] += find_spans(window, logits, context, config)
     # The window with the lowest score of "no answer" counts, as in run_squad.py.
     nulls[window.question] = min(nulls[window.question], float(logits[:, window.null].sum()))
-  answers, n_best, odds = {}, {}, {}
-  for question, found, null in zip(questions, guesses, nulls, strict=True):
+  _, has_unanswerable = VERSIONS[config.name]
+  answers = []
+  for found, null in zip(guesses, nulls, strict=True):
     found = keep_best(found, config.n_best)
     best = found[0] if found else Guess(NO_SPAN_SCORE, "")
-    odds[question.id] = float(null - best.score)
-    is_null = config.name == "squad2" and odds[question.id] > config.null_threshold
-    answers[question.id] = "" if is_null else best.text
-    if config.name == "squad2":
+    odds = float(null - best.score)
+    is_null = has_unanswerable and odds > config.null_threshold
+    if has_unanswerable:
       found = sorted([*found, Guess(null, "")], key=lambda guess: -guess.score)
-    n_best[question.id] = found
-  return answers, n_best, odds
+    answers.append(Answer("" if is_null else best.text, found, odds))
+  return answers
 
 
 def find_spans(window: Window, logits: np.ndarray, context: str, config: ConfigDict

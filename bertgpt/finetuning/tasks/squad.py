@@ -20,9 +20,7 @@ from bertgpt.files import write_json
 from bertgpt.finetuning.tasks import files
 from bertgpt.finetuning.tasks.rows import EvalSet, Task, TextFormat
 from bertgpt.finetuning.tasks.scores import harmonic_mean
-from bertgpt.finetuning.tasks.spans import Question, find_answers, make_rows
-
-VERSIONS = {"squad": "v1.1", "squad2": "v2.0"}
+from bertgpt.finetuning.tasks.spans import VERSIONS, Answer, Question, find_answers, make_rows
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
@@ -39,14 +37,14 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
     raise ConfigError(f"task.max_length={config.max_length} leaves no room for a text next to "
                       f"task.max_question={config.max_question}. Raise task.max_length, or set "
                       f"task.max_question={max(config.max_length // 3, 1)}")
-  version = VERSIONS[config.name]
-  train = _read_set(config, "train", version)
+  _, has_unanswerable = VERSIONS[config.name]
+  train = _read_set(config, "train")
   train = [train[i] for i in
            files.choose_examples(len(train), config.max_train_examples, is_random=True)]
   train_rows = make_rows(train, config, text_format)[0]
   evals, baseline = [], {}
   for name in ("dev", "test"):
-    questions = _read_set(config, name, version)
+    questions = _read_set(config, name)
     if not questions:
       continue
     labeled = is_labeled(questions)  # Perhaps none of the first ones has an answer.
@@ -54,29 +52,30 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       questions = questions[:config.max_dev_examples or None]
     rows, windows = make_rows(questions, config, text_format)
     predict = functools.partial(find_answers, questions, windows, config)
+    score_outputs = functools.partial(_score_outputs, questions, predict, has_unanswerable)
     evals.append(EvalSet(
-        name, rows,
-        functools.partial(_score_outputs, questions, predict, config.name) if labeled else None,
-        functools.partial(write, name, predict, config.name == "squad2"),
+        name, rows, score_outputs if labeled else None,
+        functools.partial(write, name, questions, predict, has_unanswerable),
         gold=[(q.id, q.answers, q.is_impossible) for q in questions] if labeled else None))
     if labeled:
-      baseline[name] = score(questions, {question.id: "" for question in questions}, config.name)
+      baseline[name] = score(questions, [""] * len(questions), has_unanswerable)
   return Task(config.name, "spans", ("start", "end"), train_rows, tuple(evals), baseline)
 
 
-def _read_set(config: ConfigDict, name: str, version: str) -> list[Question]:
+def _read_set(config: ConfigDict, name: str) -> list[Question]:
   """Returns the questions of a set; [] if there is no test set."""
+  version, has_unanswerable = VERSIONS[config.name]
   paths = files.find_given(config.data, config[name], f"task.{name}",
                            [f"{name}-{version}.json"], needed=name != "test")
   found = [(path, question) for path in paths
            for question in read_questions(path, needs_answers=name != "test")]
-  if version == "v2.0" and name == "test" and is_labeled([question for _, question in found]):
+  if has_unanswerable and name == "test" and is_labeled([question for _, question in found]):
     for path in paths:  # A question without the key would count as one without an answer.
       read_questions(path)
   check_ids(found)
   questions = [question for _, question in found]
   lacking = [(path, question.id) for path, question in found if not question.answers]
-  if version == "v1.1" and lacking and (name != "test" or is_labeled(questions)):
+  if not has_unanswerable and lacking and (name != "test" or is_labeled(questions)):
     path, id_ = lacking[0]
     raise DataError(f"{path}: question {id_} has no answer, but SQuAD 1.1 has one for every "
                     "question. Use --task squad2, or remove the question")
@@ -175,24 +174,28 @@ def make_question(qa: Mapping[str, Any], paragraph: Mapping[str, Any],
 # ------------------------------------------------------------- predictions
 
 
-def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict, dict]],
-          with_odds: bool, outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
+def write(name: str, questions: Sequence[Question],
+          predict: Callable[[Sequence[np.ndarray]], list[Answer]], has_unanswerable: bool,
+          outputs: Sequence[np.ndarray], folder: pathlib.Path) -> None:
   """Writes predictions.json, nbest_predictions.json and null_odds.json, as run_squad.py does.
 
   Args:
     name: name of the set. File names of all sets but 'dev' begin with it: 'test_...'.
-    predict: outputs -> (answers, guesses, odds), as `find_answers` returns them.
-    with_odds: write null_odds.json, for SQuAD 2.0.
+    questions: questions of the set.
+    predict: outputs -> answers, as `find_answers` returns them.
+    has_unanswerable: whether to write null_odds.json.
     outputs: logits of starts and ends in every window, float32 [2, length] each.
     folder: folder of the files.
   """
-  answers, n_best, odds = predict(outputs)
+  answers = {q.id: answer for q, answer in zip(questions, predict(outputs), strict=True)}
   prefix = "" if name == "dev" else f"{name}_"
-  contents = {"predictions": answers, "nbest_predictions": {
-      id_: [{"text": guess.text, "score": guess.score} for guess in found]
-      for id_, found in n_best.items()}}
-  if with_odds:
-    contents["null_odds"] = odds
+  contents: dict[str, Any] = {
+      "predictions": {id_: answer.text for id_, answer in answers.items()},
+      "nbest_predictions": {
+          id_: [{"text": guess.text, "score": guess.score} for guess in answer.guesses]
+          for id_, answer in answers.items()}}
+  if has_unanswerable:
+    contents["null_odds"] = {id_: answer.odds for id_, answer in answers.items()}
   for stem, content in contents.items():
     write_json(folder / f"{prefix}{stem}.json", content, indent=1)
 
@@ -200,46 +203,47 @@ def write(name: str, predict: Callable[[Sequence[np.ndarray]], tuple[dict, dict,
 # ------------------------------------------------------------------ scores
 
 
-def _score_outputs(questions: Sequence[Question], find: Callable, task: str, outputs: Any
-                   ) -> dict[str, float]:
+def _score_outputs(questions: Sequence[Question], find: Callable, has_unanswerable: bool,
+                   outputs: Any) -> dict[str, float]:
   """Scores the outputs of a model, which `find` turns into answers."""
-  return score(questions, find(outputs)[0], task)
+  return score(questions, [answer.text for answer in find(outputs)], has_unanswerable)
 
 
-def score(questions: Sequence[Question], answers: dict[str, str], task: str) -> dict[str, float]:
+def score(questions: Sequence[Question], answers: Sequence[str], has_unanswerable: bool
+          ) -> dict[str, float]:
   """Returns exact match ('em') and F1 ('f1') of answers, as in the task's official script.
 
-  They are the best over the right answers of a question, averaged over all questions. In SQuAD 2.0,
-  the right answer to a question without an answer is ''.
+  They are the best over the right answers of a question, averaged over all questions. The right
+  answer to a question without an answer is ''.
 
   Args:
     questions: questions of a set.
-    answers: predicted answers by id of the question; a missing one counts 0.
-    task: 'squad' or 'squad2'.
+    answers: predicted answer to each of them.
+    has_unanswerable: whether questions of the task may have no answer, as in SQuAD 2.0.
   """
   exact = f1 = 0.0
-  for question in questions:
-    found = answers.get(question.id)
-    expected = [text for _, text in question.answers if task == "squad" or normalize(text)] or [""]
-    if found is not None:
-      exact += max(normalize(found) == normalize(text) for text in expected)
-      f1 += max(word_f1(found, text, task) for text in expected)
+  for question, found in zip(questions, answers, strict=True):
+    expected = [text for _, text in question.answers
+                if not has_unanswerable or normalize(text)] or [""]
+    exact += max(normalize(found) == normalize(text) for text in expected)
+    f1 += max(word_f1(found, text, has_unanswerable) for text in expected)
   return {"em": exact / len(questions), "f1": f1 / len(questions)}
 
 
-def word_f1(found: str, expected: str, task: str) -> float:
+def word_f1(found: str, expected: str, has_unanswerable: bool) -> float:
   """Returns the F1 of two texts as bags of normalized words (Rajpurkar et al. 2016, 6.1).
 
-  If one of the two has no words, it is 0; in SQuAD 2.0, it is 1 if both have none.
+  If one of the two has no words, it is 0. If both have none and questions may have no answer, it
+  is 1.
 
   Args:
     found: predicted answer.
     expected: right answer.
-    task: 'squad' or 'squad2'.
+    has_unanswerable: whether questions of the task may have no answer, as in SQuAD 2.0.
   """
   found, expected = normalize(found).split(), normalize(expected).split()
   if not found or not expected:
-    return float(task == "squad2" and found == expected)
+    return float(has_unanswerable and found == expected)
   common = collections.Counter(found) & collections.Counter(expected)
   return harmonic_mean(sum(common.values()), len(found), len(expected))
 

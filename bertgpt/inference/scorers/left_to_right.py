@@ -39,16 +39,16 @@ class Rest(NamedTuple):
   """The end of a part of a document, which the next part follows.
 
   Attributes:
-    tokens: the last ids, int [N]: at most a window of scored ones, and those not scored yet.
+    tokens: the last ids: at most a window of scored ones, and those not scored yet.
     scored: number of them that have been scored or cannot be.
   """
 
-  tokens: Sequence[int] | np.ndarray
+  tokens: list[int]
   scored: int = 0
 
 
 def cut_part(trained: Trained, rest: Rest | None, ids: np.ndarray, is_last: bool, window: int,
-             stride: int) -> tuple[list[Row], Rest]:
+             stride: int) -> tuple[list[Row], Rest | None]:
   """Cuts a part of a document; the rows of all parts are those of `cut` for the whole document.
 
   Args:
@@ -58,7 +58,7 @@ def cut_part(trained: Trained, rest: Rest | None, ids: np.ndarray, is_last: bool
     is_last: whether the document ends here.
     window, stride: see `cut`.
   Returns:
-    The rows that do not depend on later parts, and the rest.
+    The rows that do not depend on later parts, and the rest; None: the document ends here.
   """
   if rest is None:
     rest = Rest([trained.start_id] if trained.start_id >= 0 else [])
@@ -72,7 +72,7 @@ def cut_part(trained: Trained, rest: Rest | None, ids: np.ndarray, is_last: bool
     rows.append(Row(tokens[end - window:end], scored - (end - window)))
     scored = end
   keep = max(scored - window, 0)
-  return rows, Rest(tokens[keep:], scored - keep)
+  return rows, None if is_last else Rest(tokens[keep:].tolist(), scored - keep)
 
 
 def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:

@@ -92,8 +92,8 @@ def test_labels_are_right_with_other_marks_around_the_texts(family, between):
     expected = [0] * window.first + [1] * (len(window.offsets) + 1)
     assert segments.tolist() == expected + [2] * (family == "xlnet")
   outputs = perfect_outputs(rows)
-  answers, _, _ = spans.find_answers(questions, windows, config, outputs)
-  assert answers["q1"] == ""
+  answers = spans.find_answers(questions, windows, config, outputs)
+  assert answers[1].text == ""
 
 
 def test_the_windows_of_a_very_long_context_need_memory_for_its_tokens_only():
@@ -145,9 +145,9 @@ def test_answers_are_quoted_from_the_text(answer, kind):
   text_format, config = make_text_format(kind=kind), make_config(max_length=32)
   q = question(answer)
   rows, windows = spans.make_rows([q], config, text_format)
-  answers, n_best, _ = spans.find_answers([q], windows, config, perfect_outputs(rows))
-  assert squad.normalize(answers["q0"]) == squad.normalize(answer)
-  assert n_best["q0"][0].text == answers["q0"] and len(n_best["q0"]) > 5
+  found, = spans.find_answers([q], windows, config, perfect_outputs(rows))
+  assert squad.normalize(found.text) == squad.normalize(answer)
+  assert found.guesses[0].text == found.text and len(found.guesses) > 5
 
 
 def test_questions_are_cut():
@@ -183,9 +183,9 @@ def test_no_answer_is_given_from_the_threshold_on():
   logits[0, start], logits[1, end], logits[:, 0] = 3.0, 3.0, 4.0
   for threshold, answer in ((1.9, ""), (2.1, "a dog")):
     config.null_threshold = threshold
-    answers, n_best, odds = spans.find_answers([q], windows, config, [logits])
-    assert odds["q0"] == pytest.approx(8 - 6) and answers["q0"] == answer
-  assert [g.text for g in n_best["q0"]][:2] == ["", "a dog"]
+    found, = spans.find_answers([q], windows, config, [logits])
+    assert found.odds == pytest.approx(8 - 6) and found.text == answer
+  assert [g.text for g in found.guesses][:2] == ["", "a dog"]
 
 
 # ------------------------------------------------------------------- files
@@ -386,9 +386,9 @@ def test_places_count_line_ends_as_they_are(tmp_path, kind, end):
                                     for i, answer in enumerate(answers)))
   questions = squad.read_questions(tmp_path / "a.json")
   rows, windows = spans.make_rows(questions, make_config(), make_text_format(kind=kind))
-  found, n_best, _ = spans.find_answers(questions, windows, make_config(), perfect_outputs(rows))
-  assert [found[q.id] for q in questions] == answers
-  assert [n_best[q.id][0].start for q in questions] == [context.index(a) for a in answers]
+  found = spans.find_answers(questions, windows, make_config(), perfect_outputs(rows))
+  assert [a.text for a in found] == answers
+  assert [a.guesses[0].start for a in found] == [context.index(a) for a in answers]
 
 
 @pytest.mark.parametrize("answer", [
@@ -401,17 +401,16 @@ def test_answers_keep_their_last_mark(answer):
   text_format = make_text_format()._replace(tokenizer=tokenizer)
   q = question(answer, context=context)
   rows, windows = spans.make_rows([q], make_config(), text_format)
-  answers, _, _ = spans.find_answers([q], windows, make_config(), perfect_outputs(rows))
-  assert answers == {"q0": answer}
+  found, = spans.find_answers([q], windows, make_config(), perfect_outputs(rows))
+  assert found.text == answer
 
 
 def test_odds_are_finite_if_there_is_no_text(tmp_path):
   """The score must be finite, because JSON has no infinity."""
   empty = spans.Question("q0", "Who saw what?", " ", ())
   rows, windows = spans.make_rows([empty], make_config(), make_text_format())
-  answers, _, odds = spans.find_answers([empty], windows, make_config(name="squad2"),
-                                        perfect_outputs(rows))
-  assert answers == {"q0": ""} and 1e8 < odds["q0"] < np.inf
+  found, = spans.find_answers([empty], windows, make_config(name="squad2"), perfect_outputs(rows))
+  assert found.text == "" and 1e8 < found.odds < np.inf
 
 
 def test_no_room_for_a_text_is_an_error():
@@ -435,18 +434,16 @@ def test_no_room_for_a_text_is_an_error():
 ])
 def test_scores_follow_the_official_rules(found, expected, em, f1):
   q = spans.Question("q", "", "", tuple((0, text) for text in expected))
-  assert squad.score([q], {"q": found}, "squad2") == {"em": em, "f1": pytest.approx(f1)}
+  scores = squad.score([q], [found], has_unanswerable=True)
+  assert scores == {"em": em, "f1": pytest.approx(f1)}
 
 
-@pytest.mark.parametrize("task, em, f1", [("squad", 1, 0), ("squad2", 0, 0)])
-def test_an_answer_without_words_is_scored_as_in_the_script_of_the_version(task, em, f1):
+@pytest.mark.parametrize("has_unanswerable, em, f1", [(False, 1, 0), (True, 0, 0)])
+def test_an_answer_without_words_is_scored_as_in_the_script_of_the_version(
+    has_unanswerable, em, f1):
   """Script 1.1 compares it, and shares no words with it; script 2.0 drops it."""
   q = spans.Question("q", "", "", ((0, "A"), (0, "cat")))
-  assert squad.score([q], {"q": "the"}, task) == {"em": em, "f1": f1}
-
-
-def test_a_missing_prediction_scores_nothing():
-  assert squad.score([question("")], {}, "squad2") == {"em": 0.0, "f1": 0.0}
+  assert squad.score([q], ["the"], has_unanswerable) == {"em": em, "f1": f1}
 
 
 # --------------------------------------------------------------- real files
@@ -464,9 +461,9 @@ def test_answers_of_real_files_come_back(data_dir, name, count):
       tokenizer, types.SimpleNamespace(family="bert", num_segments=2), make_config(max_length=384))
   config = make_config(max_length=384, max_question=64, stride=128, max_answer=60)
   rows, windows = spans.make_rows(questions, config, text_format)
-  answers, _, _ = spans.find_answers(questions, windows, config, perfect_outputs(rows))
-  exact = np.mean([squad.normalize(answers[q.id]) == squad.normalize(q.answers[0][1])
-                   for q in questions])
+  answers = spans.find_answers(questions, windows, config, perfect_outputs(rows))
+  exact = np.mean([squad.normalize(found.text) == squad.normalize(q.answers[0][1])
+                   for q, found in zip(questions, answers, strict=True)])
   assert exact > 0.985
 
 

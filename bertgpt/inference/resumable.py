@@ -1,6 +1,6 @@
 """Work on many texts: chunks of bounded memory, and results that resume.
 
-    with resumable(out, identity) as work:
+    with open_unfinished(out, identity) as work:
       progress = Progress(count, done=work.state.get("texts", 0))
       for chunk in chunks(itertools.islice(texts, progress.done, None)):
         ...                                          # Write results to work.open("rows").
@@ -142,7 +142,7 @@ def reread(texts: Iterable[T], measured: Measured, place: str,
     raise changed
 
 
-# ------------------------------------------------------------------- resumable
+# ----------------------------------------------------------- unfinished results
 
 
 def identify(trained: Trained) -> dict[str, str]:
@@ -246,7 +246,7 @@ class Unfinished:
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def discard(self) -> None:
-    """Forgets what was committed; the folder is removed at the end of `resumable`."""
+    """Forgets what was committed; the folder is removed at the end of `open_unfinished`."""
     self.state = {}
 
   def close(self) -> None:
@@ -276,7 +276,7 @@ def discarding(work: Unfinished | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
+def open_unfinished(out: pathlib.Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
   """Yields the folder of unfinished results for a file; it stays if the work is interrupted.
 
   Args:

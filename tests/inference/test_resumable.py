@@ -1,4 +1,4 @@
-"""bertgpt.inference.streams: interrupted work resumes, and has the same chunks."""
+"""bertgpt.inference.resumable: interrupted work resumes, and has the same chunks."""
 
 import errno
 import itertools
@@ -14,7 +14,7 @@ from program import ROOT
 
 from bertgpt import files
 from bertgpt.errors import ConfigError, DataError
-from bertgpt.inference import streams
+from bertgpt.inference import resumable
 
 TEXTS = [c * n for c, n in zip(itertools.cycle("abcde\u0928"), [*range(50), 0, 0, 300, 7, 90, 1, 1],
                                strict=False)]
@@ -22,31 +22,31 @@ TEXTS = [c * n for c, n in zip(itertools.cycle("abcde\u0928"), [*range(50), 0, 0
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-  monkeypatch.setattr(streams, "CHUNK_CHARS", 100)
+  monkeypatch.setattr(resumable, "CHUNK_CHARS", 100)
 
 
 def test_chunks_hold_all_texts_in_order_within_the_limits(small_chunks):
-  chunks = list(streams.chunks(TEXTS, 7))
+  chunks = list(resumable.chunks(TEXTS, 7))
   assert [text for chunk in chunks for text in chunk] == TEXTS
   for chunk in chunks:
     assert 1 <= len(chunk) <= 7 and (len(chunk) == 1 or sum(map(len, chunk)) <= 100)
-  assert list(streams.chunks([], 7)) == []
+  assert list(resumable.chunks([], 7)) == []
 
 
 def test_the_chunks_that_follow_do_not_depend_on_where_reading_begins(small_chunks):
-  chunks, done = list(streams.chunks(TEXTS, 7)), 0
+  chunks, done = list(resumable.chunks(TEXTS, 7)), 0
   for i, chunk in enumerate(chunks):
-    assert list(streams.chunks(TEXTS[done:], 7)) == chunks[i:]
+    assert list(resumable.chunks(TEXTS[done:], 7)) == chunks[i:]
     done += len(chunk)
 
 
 def test_texts_are_told_apart_by_all_their_borders():
   lists = [["ab", "c"], ["a", "bc"], ["abc"], ["ab", "c", ""], [], ["", "ab", "c"], ["ab", "d"],
            ["1:ab"], ["2:a", "b"]]
-  found = [streams.measure(texts) for texts in lists]
+  found = [resumable.measure(texts) for texts in lists]
   assert [count for count, _ in found] == [len(texts) for texts in lists]
   assert len({digest for _, digest in found}) == len(lists)
-  assert streams.measure(iter(lists[0])) == found[0]
+  assert resumable.measure(iter(lists[0])) == found[0]
 
 
 # ------------------------------------------------------------------- resumable
@@ -54,7 +54,7 @@ def test_texts_are_told_apart_by_all_their_borders():
 
 def test_only_what_was_committed_is_found_again(tmp_path):
   out = tmp_path / "a.npy"
-  with pytest.raises(KeyError), streams.resumable(out, {"x": 1}) as work:
+  with pytest.raises(KeyError), resumable.open_unfinished(out, {"x": 1}) as work:
     assert work.state == {}
     work.open("rows").write(b"one")
     work.commit(texts=1)
@@ -62,7 +62,7 @@ def test_only_what_was_committed_is_found_again(tmp_path):
     work.open("more").write(b"three")
     raise KeyError
   assert not out.exists()
-  with streams.resumable(out, {"x": 1}) as work:
+  with resumable.open_unfinished(out, {"x": 1}) as work:
     assert work.state == {"texts": 1}
     assert work.open("more").read() == b"" and work.open("more").tell() == 0
     work.open("rows").write(b"zwei")
@@ -72,7 +72,7 @@ def test_only_what_was_committed_is_found_again(tmp_path):
 
 
 def test_work_without_a_result_leaves_nothing(tmp_path):
-  with pytest.raises(KeyError), streams.resumable(tmp_path / "a.npy", {}) as work:
+  with pytest.raises(KeyError), resumable.open_unfinished(tmp_path / "a.npy", {}) as work:
     work.open("rows").write(b"one")
     raise KeyError
   assert not list(tmp_path.iterdir())
@@ -80,14 +80,14 @@ def test_work_without_a_result_leaves_nothing(tmp_path):
 
 def interrupt(out, identity):
   """Leaves unfinished work, in which the text "one" is committed."""
-  with pytest.raises(KeyError), streams.resumable(out, identity) as work:
+  with pytest.raises(KeyError), resumable.open_unfinished(out, identity) as work:
     work.open("rows").write(b"one")
     work.commit(texts=1)
     raise KeyError
 
 
 def finish(out, identity):
-  with streams.resumable(out, identity) as work:
+  with resumable.open_unfinished(out, identity) as work:
     work.open("rows").write(b"two")
     work.publish("rows")
 
@@ -98,7 +98,7 @@ def folder_of(out):
 
 def test_an_error_of_a_file_that_is_open_names_the_folder(tmp_path):
   with (pytest.raises(OSError) as e,
-        streams.resumable(tmp_path / "out.jsonl", {"flags": 1})):
+        resumable.open_unfinished(tmp_path / "out.jsonl", {"flags": 1})):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
   assert e.value.errno == errno.ENOSPC and "out.jsonl" in e.value.filename
 
@@ -130,7 +130,7 @@ def test_temporary_files_of_others_are_left_alone(tmp_path):
     interrupt(out, {})
     with pytest.raises(ConfigError):
       finish(out, {"x": 1})
-    streams.check_out(out, (".npy",))
+    resumable.check_out(out, (".npy",))
     assert scratch.read_bytes() == b"theirs" and other.is_dir()
   assert out.read_bytes() == b"theirs"
 
@@ -149,13 +149,14 @@ def links(request, monkeypatch):
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path, links, is_link):
   out = tmp_path / "a.npy"
   with pytest.raises(ConfigError, match="a.npy: was made by another program meanwhile"):
-    with streams.resumable(out, {}) as work:
+    with resumable.open_unfinished(out, {}) as work:
       work.open("rows").write(b"one")
       work.commit(texts=1)
       out.symlink_to("nowhere") if is_link else out.write_bytes(b"precious")
       work.publish("rows")
   assert out.is_symlink() if is_link else out.read_bytes() == b"precious"
-  with pytest.raises(ConfigError, match="a.npy: exists already"), streams.resumable(out, {}):
+  with (pytest.raises(ConfigError, match="a.npy: exists already"),
+        resumable.open_unfinished(out, {})):
     pass
   out.unlink()
   finish(out, {})  # What was computed is still there.
@@ -167,9 +168,9 @@ def test_refusing_a_file_that_exists_keeps_unfinished_work(tmp_path):
   interrupt(out, {})
   out.write_bytes(b"precious")
   with pytest.raises(ConfigError, match="exists already"):
-    streams.check_out(out, (".npy",))
+    resumable.check_out(out, (".npy",))
   out.unlink()
-  streams.check_out(out, (".npy",))
+  resumable.check_out(out, (".npy",))
   finish(out, {})
   assert out.read_bytes() == b"onetwo"
 
@@ -177,18 +178,18 @@ def test_refusing_a_file_that_exists_keeps_unfinished_work(tmp_path):
 def test_a_folder_that_was_left_after_the_file_was_made_is_removed(tmp_path, monkeypatch):
   out = tmp_path / "a.npy"
   with monkeypatch.context() as killed:
-    killed.setattr(streams.shutil, "rmtree", lambda *args, **options: None)
+    killed.setattr(resumable.shutil, "rmtree", lambda *args, **options: None)
     finish(out, {})
   assert folder_of(out).is_dir()
   with pytest.raises(ConfigError, match="exists already"):
-    streams.check_out(out, (".npy",))
+    resumable.check_out(out, (".npy",))
   assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"two"
 
 
 def test_a_published_folder_whose_file_is_gone_begins_again(tmp_path, monkeypatch):
   out = tmp_path / "a.npy"
   with monkeypatch.context() as killed:
-    killed.setattr(streams.shutil, "rmtree", lambda *args, **options: None)
+    killed.setattr(resumable.shutil, "rmtree", lambda *args, **options: None)
     finish(out, {})
   out.unlink()
   finish(out, {"x": 1})
@@ -214,19 +215,19 @@ def test_damaged_work_is_an_error(tmp_path, name, content, fragment):
 @pytest.mark.parametrize("again", [["a", "b"], ["a", "b", "c", "d"], ["a", "b", "d"], [],
                                    ["a", "bc"], ["b", "a", "c"]])
 def test_texts_that_change_are_an_error_and_what_they_gave_is_removed(tmp_path, again):
-  measured = streams.measure(["a", "b", "c"])
-  assert list(streams.reread(["a", "b", "c"], measured, "--input a")) == ["a", "b", "c"]
+  measured = resumable.measure(["a", "b", "c"])
+  assert list(resumable.reread(["a", "b", "c"], measured, "--input a")) == ["a", "b", "c"]
   computed = []
   with pytest.raises(DataError, match="--input a: changed while it was read"):
-    with streams.resumable(tmp_path / "a.npy", {}) as work:
-      for chunk in streams.chunks(streams.reread(again, measured, "--input a"), 1):
+    with resumable.open_unfinished(tmp_path / "a.npy", {}) as work:
+      for chunk in resumable.chunks(resumable.reread(again, measured, "--input a"), 1):
         computed += chunk
         work.commit(texts=len(computed))
   assert len(computed) < 3 and not list(tmp_path.iterdir())
 
 
 def hold(out, identity, entered, leave):
-  with streams.resumable(out, identity):
+  with resumable.open_unfinished(out, identity):
     entered.set()
     leave.wait(1200)
 
@@ -240,12 +241,12 @@ def test_two_processes_do_not_write_one_file(tmp_path, identity):
   try:
     assert entered.wait(1200)
     with pytest.raises(ConfigError, match=f"a.npy: is being written by process {process.pid}"):
-      with streams.resumable(tmp_path / "a.npy", identity):
+      with resumable.open_unfinished(tmp_path / "a.npy", identity):
         pass
   finally:
     leave.set()
     process.join()
-  with streams.resumable(tmp_path / "a.npy", identity) as work:
+  with resumable.open_unfinished(tmp_path / "a.npy", identity) as work:
     assert json.dumps(work.state) == "{}"
 
 
