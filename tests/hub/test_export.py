@@ -22,7 +22,7 @@ from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import to_json
-from bertgpt.data.tokens import marks, tokenizers, training
+from bertgpt.data.tokens import hf_files, marks, tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
@@ -382,7 +382,8 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   folder = shutil.copytree(exported_gpt, tmp_path / "out")
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
-  tokenizer = folder_tokenizer.load_tokenizer(folder, settings["vocab_size"])
+  tokenizer = folder_tokenizer.load_tokenizer(hf_files.read_hf_files(folder),
+                                              settings["vocab_size"])
   around = marks.of_decoder()
   export.check_written(folder, settings, tensors, tokenizer, around)
   changed = dict(tensors)
