@@ -4,7 +4,6 @@ The folder appears completely or not at all: it is written next to its final pla
 compared, and then renamed.
 """
 
-import importlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.hub.architecture import Architecture
+from bertgpt.hub.family_tables import find_table
 from bertgpt.runs import folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -45,11 +45,11 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   trained = trained_lib.load_any(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind = trained.task["kind"] if trained.task else ""
-  own = importlib.import_module(f"bertgpt.hub.{config.model.family}")
-  if hasattr(own, "write_folder") and not kind:  # Files of another program than transformers.
+  own_format = find_table(config.model.family).own_format
+  if own_format and not kind:
     check_finite(trained, source)
     with files.new_folder(out, "--out") as folder:
-      return f"{out}: {own.write_folder(trained, folder)}, from step {trained.step} of {source}"
+      return f"{out}: {own_format.write(trained, folder)}, from step {trained.step} of {source}"
   try:
     architecture = conversion.find_architecture(config, kind, pad_id=tokenizer.pad_id)
   except ConfigError as e:

@@ -1,6 +1,6 @@
 """Opens any trained model, from the folder of a run or of a model of `transformers`.
 
-ELMo, which `transformers` lacks, is opened from the files of bilm-tf.
+A family that `transformers` lacks is opened from the files of another program.
 
     trained = open_model(pathlib.Path("runs/demo"))
     trained = open_model(pathlib.Path("all-MiniLM-L6-v2"))
@@ -12,7 +12,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import (
     conversion,
     document_bounds,
-    elmo,
     folder_tokenizer,
     same_ids,
     sentence_encoders,
@@ -35,7 +34,7 @@ from bertgpt.hub import (
     weights,
 )
 from bertgpt.hub.conversion import Converted
-from bertgpt.hub.family_tables import find_candidates
+from bertgpt.hub.family_tables import Opened, find_candidates, find_own_format
 from bertgpt.runs import corpora, folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -50,29 +49,6 @@ _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
-
-
-class Opened(NamedTuple):
-  """A model of `transformers` as ours.
-
-  Attributes:
-    config: config of a run that holds the model.
-    params: nested dicts of float32 arrays.
-    tokenizer: tokenizer of the model.
-    fields: fields of the config that describe the model -> values.
-    fresh: heads that the folder lacks, keys of `HEADS`.
-    notes: what differs from the folder, one line each.
-    bos_id, beginning_id: see `Trained`.
-  """
-
-  config: ConfigDict
-  params: dict[str, Any]
-  tokenizer: tokenizers.Tokenizer
-  fields: dict[str, Any]
-  fresh: tuple[str, ...]
-  notes: tuple[str, ...]
-  bos_id: int = -1
-  beginning_id: int = -1
 
 
 def open_model(path: pathlib.Path, flag: str = "--workdir",
@@ -111,7 +87,7 @@ def is_of_transformers(path: pathlib.Path) -> bool:
       path / "config.json")
   if is_run or not path.is_dir():
     return False
-  if elmo.find_files(path):
+  if find_own_format(path):
     return True
   if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
     return True
@@ -156,9 +132,9 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
 
 def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   """Returns the model in a folder; messages may name the folder instead of the source."""
-  if elmo.find_files(folder):
+  if own_format := find_own_format(folder):
     with name_folder(source, flag):
-      return Opened(**elmo.read_folder(folder))
+      return own_format.read(folder)
   weights.refuse_adapter(folder)
   hf_config = read_config(folder)
   with name_folder(source, flag):
