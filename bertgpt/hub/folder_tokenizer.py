@@ -194,14 +194,12 @@ def describe_template(template: list[int], hf: hf_files.HfFiles, config: ConfigD
     bos_id: result of `find_beginning`.
   """
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
+  ours = marks.of_family(family, tokenizer, bos_id=bos_id)
   if family.kind == "encoder":
-    ours = marks.of_encoder(tokenizer, family.cls_last)
     if hf.used_class in _LIKE_XLM_ROBERTA:
       return _compare_with_xlm_roberta(hf, ours, tokenizer)
     if hf.model_type not in hf_files.GENERIC_TYPES and hf.used_class not in _WITHOUT_MARKS:
       return ""
-  else:
-    ours = marks.of_decoder(bos_id)
   return _describe_rows(f"text {_TEXT!r}", template, ours.enclose(ids), tokenizer)
 
 

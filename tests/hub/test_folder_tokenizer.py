@@ -7,10 +7,11 @@ import json
 
 import pytest
 import small_runs
+from written_tokenizers import write
 
 from bertgpt import config as config_lib
-from bertgpt.data.tokens import hf_files, tokenizers, training
-from bertgpt.hub import document_bounds, folder_tokenizer, tokenizer_files
+from bertgpt.data.tokens import hf_files, marks, tokenizers, training
+from bertgpt.hub import document_bounds, folder_tokenizer
 
 
 def train(kind):
@@ -27,11 +28,6 @@ def tokenizer(request):
 read = hf_files.read_hf_files
 
 
-def write(tokenizer, folder, **how):
-  tokenizer_files.write(tokenizer, folder, **{"is_encoder": True, "max_length": 64,
-                                              "num_segments": 2, **how})
-
-
 def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
   """The model of SentencePiece, which is read first, has no marks; tokenizer.json has them."""
   (text,), encoder, decoder = tokenizer.encode(["a"]), config_lib.base(), config_lib.base()
@@ -41,7 +37,7 @@ def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
   template = folder_tokenizer.apply_template(tmp_path, again)
   assert template == [tokenizer.cls_id, *text, tokenizer.sep_id]
   assert not folder_tokenizer.describe_template(template, read(tmp_path), encoder, again, -1)
-  write(tokenizer, tmp_path, is_encoder=False, bos_id=tokenizer.cls_id)
+  write(tokenizer, tmp_path, is_encoder=False, around=marks.of_decoder(tokenizer.cls_id))
   again = tokenizers.load_tokenizer(tmp_path)
   template = folder_tokenizer.apply_template(tmp_path, again)
   assert folder_tokenizer.find_beginning(template, decoder, again) == tokenizer.cls_id
