@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 # Families that transformers lacks; docs/extending.md makes one.
 WITHOUT_CLASSES = {name for name in families.FAMILIES
-                   if not family_tables.find_table(name).ARCHITECTURES}
+                   if not family_tables.find_table(name).architectures}
 PARTS = {"electra": ("generator",)}  # Subfolders of an export that hold another model.
 
 

@@ -19,6 +19,7 @@ from bertgpt.hub.architecture import (
   tune,
 )
 from bertgpt.hub.bert import FIELDS
+from bertgpt.hub.family_tables import FamilyTable
 
 _EMBEDDINGS, _ENCODER = "albert.embeddings", "albert.encoder"
 _LAYER = f"{_ENCODER}.albert_layer_groups.{{}}.albert_layers.0"
@@ -81,8 +82,6 @@ PRETRAINING = MASKED_LM._replace(
     limits=("`AutoModelForMaskedLM` leaves out the sentence-order head; `AutoModelForPreTraining` "
             "has it.",))
 
-ARCHITECTURES = (MASKED_LM, PRETRAINING)
-
 
 def choose(config: ConfigDict) -> Architecture:
   """Returns the architecture that computes a model of this family; the objective determines it.
@@ -92,3 +91,6 @@ def choose(config: ConfigDict) -> Architecture:
   """
   has_pairs = find_objective(config) == PRETRAINING.ours["objective.name"]
   return PRETRAINING if has_pairs else MASKED_LM
+
+
+TABLE = FamilyTable((MASKED_LM, PRETRAINING), choose)

@@ -1,8 +1,6 @@
 """Records that describe architectures of `transformers`: rules, fields and limits.
 
-The table of a family is the module of its name. It holds `ARCHITECTURES`, all architectures that
-its models may have, and `choose(config)`, which returns the architecture that computes exactly the
-model of a config.
+The module with a family's name holds them, and its `TABLE` lists them (`hub.family_tables`).
 
 Letters for the size of an axis: V vocabulary, P positions, S segments, D width, N heads, E width of
 the embeddings, F width of the MLP, C outputs of a task; others are an architecture's own. Our

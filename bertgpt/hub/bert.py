@@ -20,6 +20,7 @@ from bertgpt.hub.architecture import (
   norm,
   tune,
 )
+from bertgpt.hub.family_tables import FamilyTable
 
 
 def _encoder(theirs, position_storage):
@@ -103,8 +104,6 @@ ROBERTA = tune(MASKED_LM._replace(
     without_skips=MASKED_LM),
     "Roberta", _heads("classifier.dense", "classifier.out_proj", TOKEN_OUTPUTS))
 
-ARCHITECTURES = (MASKED_LM, PRETRAINING, ROBERTA)
-
 
 def choose(config: ConfigDict) -> Architecture:
   """Returns the architecture that computes a model of this family.
@@ -119,3 +118,6 @@ def choose(config: ConfigDict) -> Architecture:
   model = config.model
   is_roberta = model.num_segments < 2 and model.activation in ROBERTA.activations
   return ROBERTA if is_roberta else MASKED_LM
+
+
+TABLE = FamilyTable((MASKED_LM, PRETRAINING, ROBERTA), choose)

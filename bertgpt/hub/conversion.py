@@ -16,7 +16,7 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import architecture as architecture_lib
 from bertgpt.hub import tensor_names
 from bertgpt.hub.architecture import BODY, STORAGES, Architecture, Rule, draw, find_sizes
-from bertgpt.hub.family_tables import find_candidates, find_table
+from bertgpt.hub.family_tables import choose_for_export, find_candidates
 
 # What remains of a fine-tuned model without a class in `transformers`.
 _REMAINDER = ("This model cannot be exported. Its folder has the predictions of its test set, and "
@@ -45,7 +45,7 @@ def find_architecture(config: ConfigDict, kind: str = "", part: str = "", pad_id
     ConfigError: `transformers` has no such architecture; names the field.
   """
   model = config.model
-  architecture = find_table(model.family).choose(config)
+  architecture = choose_for_export(config)
   if architecture.without_skips and not 0 <= pad_id < _MOST_SKIPPED:
     architecture = architecture.without_skips
   architecture_lib.check_own_fields(architecture, config)
@@ -82,7 +82,7 @@ def to_hugging_face(params: Mapping[str, Any], config: ConfigDict, pad_id: int =
   sizes = find_sizes(architecture, config.model, pad_id)
   leaves = {name.removeprefix("body/"): np.asarray(x, np.float32)
             for name, x in trees.named_leaves(params).items()}
-  whole = find_table(config.model.family).choose(config)
+  whole = choose_for_export(config)
   known = {rule.ours for one in (whole, *whole.parts.values()) for rule in one.rules}
   if config.model.num_segments == 0:
     leaves |= {name: np.zeros((1, sizes["E"]), np.float32)

@@ -12,7 +12,18 @@ from bertgpt.data.tokens import hf_files, tokenizers
 from bertgpt.hub import weights
 
 
-def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
+def read_settings(folder: pathlib.Path, hf_config: dict[str, Any]) -> dict[str, Any]:
+  """Returns the settings for generating texts, which may be in either of two files.
+
+  Args:
+    folder: local folder of the model.
+    hf_config: content of config.json.
+  """
+  path = folder / "generation_config.json"
+  return hf_config | (files.read_json(path, weights.REMEDY) if files.has_file(path) else {})
+
+
+def obey_end(tokenizer: tokenizers.Tokenizer, hf: hf_files.HfFiles, settings: dict[str, Any]
              ) -> tokenizers.Tokenizer:
   """Returns a decoder's tokenizer with the end of text of the model, if its own files name none.
 
@@ -20,12 +31,11 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
 
   Args:
     tokenizer: tokenizer in the folder.
-    source: the folder.
-    hf_config: content of config.json.
+    hf: files of the folder.
+    settings: result of `read_settings`.
   """
-  end = next(iter(find_ends(source, hf_config)), -1)
-  if (end == tokenizer.eod_id or end not in _added_ids(tokenizer)
-      or "eod" in hf_files.read_hf_files(source / "tokenizer.json").names):
+  end = next(iter(find_ends(settings)), -1)
+  if (end == tokenizer.eod_id or end not in _added_ids(tokenizer) or "eod" in hf.names):
     return tokenizer
   # Padding and unknown words have no token that is another role's, see `reading.choose_names`.
   names = {role: name for role, name in tokenizer.names.items()
@@ -40,18 +50,17 @@ def obey_end(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: d
   return tokenizer.replaced(data, names)
 
 
-def find_ends(source: pathlib.Path, hf_config: dict[str, Any]) -> list[int]:
+def find_ends(settings: dict[str, Any]) -> list[int]:
   """Returns the tokens at which transformers ends the texts of a decoder, according to its config.
 
   Args:
-    source: the folder.
-    hf_config: content of config.json.
+    settings: result of `read_settings`.
   """
-  ends = _read_setting("eos_token_id", source, hf_config)
+  ends = settings.get("eos_token_id")
   return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
 
 
-def find_start(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
+def find_start(tokenizer: tokenizers.Tokenizer, hf: hf_files.HfFiles, settings: dict[str, Any]
                ) -> int:
   """Returns the token with which a document of a decoder begins; -1: the end of another one.
 
@@ -59,23 +68,15 @@ def find_start(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config:
 
   Args:
     tokenizer: result of `obey_end`.
-    source: the folder.
-    hf_config: content of config.json.
+    hf: files of the folder.
+    settings: result of `read_settings`.
   """
-  name = hf_files.read_hf_files(source / "tokenizer.json").beginning
-  if name in tokenizer.pieces:
-    start = tokenizer.pieces.index(name)
+  if hf.beginning in tokenizer.pieces:
+    start = tokenizer.pieces.index(hf.beginning)
   else:
-    start = _read_setting("bos_token_id", source, hf_config)
+    start = settings.get("bos_token_id")
     start = start if isinstance(start, int) and start in _added_ids(tokenizer) else -1
   return -1 if start == tokenizer.eod_id else start
-
-
-def _read_setting(name: str, source: pathlib.Path, hf_config: dict[str, Any]) -> Any:
-  """Returns a setting for generating texts, which config.json may have too; None: neither has."""
-  path = source / "generation_config.json"
-  settings = files.read_json(path, weights.REMEDY) if files.has_file(path) else {}
-  return settings.get(name, hf_config.get(name))
 
 
 def _added_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
@@ -85,16 +86,14 @@ def _added_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
   return {token["id"] for token in json.loads(tokenizer.data).get("added_tokens") or ()}
 
 
-def describe_ends(tokenizer: tokenizers.Tokenizer, source: pathlib.Path, hf_config: dict[str, Any]
-                  ) -> str:
+def describe_ends(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any]) -> str:
   """Returns a line if transformers ends the texts of a decoder at other tokens, or ''.
 
   Args:
     tokenizer: result of `obey_end`.
-    source: the folder.
-    hf_config: content of config.json.
+    settings: result of `read_settings`.
   """
-  ends = [end for end in find_ends(source, hf_config) if 0 <= end < tokenizer.vocab_size]
+  ends = [end for end in find_ends(settings) if 0 <= end < tokenizer.vocab_size]
   if not ends or tokenizer.eod_id < 0 or ends == [tokenizer.eod_id]:
     return ""
   shown = ", ".join(tokenizer.pieces[end] for end in ends)

@@ -8,7 +8,6 @@
 
 import numpy as np
 
-from bertgpt.config import ConfigDict
 from bertgpt.hub.architecture import (
   EXACT_GELU,
   GELU,
@@ -21,6 +20,7 @@ from bertgpt.hub.architecture import (
   tune,
 )
 from bertgpt.hub.bert import FIELDS, FIXED
+from bertgpt.hub.family_tables import FamilyTable
 
 _EMBEDDINGS, _LAYER = "electra.embeddings", "electra.encoder.layer.{}"
 _TABLES = ("token/embedding", "position/embedding", "segment/embedding")
@@ -124,14 +124,4 @@ DISCRIMINATOR = tune(Architecture(
                 "tokens": linear("head", "classifier", "DC"),
                 "spans": linear("head", "qa_outputs", "DC")})
 
-ARCHITECTURES = (DISCRIMINATOR,)
-
-
-def choose(config: ConfigDict) -> Architecture:
-  """Returns the architecture that computes a model of this family; there is only one.
-
-  Args:
-    config: a whole config.
-  """
-  del config
-  return DISCRIMINATOR
+TABLE = FamilyTable((DISCRIMINATOR,))

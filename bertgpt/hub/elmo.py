@@ -20,24 +20,13 @@ from bertgpt import files, models
 from bertgpt.config import ConfigDict
 from bertgpt.data.tokens import pipelines, spelling, tokenizers
 from bertgpt.errors import ConfigError, DataError, StorageError, one_line
-from bertgpt.hub.architecture import Architecture
+from bertgpt.hub.family_tables import FamilyTable, FolderFormat, Opened
 from bertgpt.models import Inputs
 from bertgpt.runs.trained import Trained
 
-ARCHITECTURES = ()
 WEIGHTS, OPTIONS = "weights.hdf5", "options.json"
 # The published models use 0 for a masked character, so the ids of all characters are one higher.
 CHARS_IN_OPTIONS = spelling.NUM_CHARS + 1
-
-
-def choose(config: ConfigDict) -> Architecture:
-  """Raises ConfigError: there is no such architecture in `transformers`.
-
-  Args:
-    config: a whole config.
-  """
-  raise ConfigError(f"model.family={config.model.family!r}: transformers has no such model for "
-                    "tasks. Export the pretrained run")
 
 
 # --------------------------------------------------------------------- folders
@@ -63,8 +52,8 @@ def find_files(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path] | None:
   return all_weights[0], all_options[0]
 
 
-def read_folder(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of a folder of bilm-tf: the fields of `opening.Opened`.
+def read_folder(path: pathlib.Path) -> Opened:
+  """Returns the model in a folder of bilm-tf.
 
   Args:
     path: the folder, in which `find_files` finds both files.
@@ -94,8 +83,8 @@ def read_folder(path: pathlib.Path) -> dict[str, Any]:
   table[:tokenizer.vocab_size] = spelling.make_table(tokenizer)
   params["words"] = {**params["words"], "spelling": table}
   described = {f"model.{name}": value for name, value in fields.items()}
-  return {"config": config, "params": params, "tokenizer": tokenizer, "fields": described,
-          "fresh": ("lm",), "notes": ("drawn at random, because the folder has none: LM head",)}
+  return Opened(config, params, tokenizer, described, fresh=("lm",),
+                notes=("drawn at random, because the folder has none: LM head",))
 
 
 def write_folder(trained: Trained, folder: pathlib.Path) -> str:
@@ -329,3 +318,6 @@ def _rules(model: ConfigDict) -> dict[str, tuple[tuple[str, ...], Any, tuple[int
       rules[f"{cell}/B"] = ("encoder", f"{ours}bias"), direction, (4 * c,)
       rules[f"{cell}/W_P_0"] = ("encoder", f"{ours}project"), direction, (c, p)
   return rules
+
+
+TABLE = FamilyTable((), own_format=FolderFormat(find_files, read_folder, write_folder))

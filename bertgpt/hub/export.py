@@ -4,10 +4,9 @@ The folder appears completely or not at all: it is written next to its final pla
 compared, and then renamed.
 """
 
-import importlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ import tokenizers as fast_tokenizers
 
 from bertgpt import console, files, trees
 from bertgpt.config import ConfigDict, families
-from bertgpt.data.tokens import tokenizers
+from bertgpt.data.tokens import marks, tokenizers
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.hub import conversion, model_card, same_ids, tokenizer_files, weights
 from bertgpt.hub.architecture import Architecture
+from bertgpt.hub.family_tables import find_table
 from bertgpt.runs import folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -45,11 +45,11 @@ def export(source: pathlib.Path, out: pathlib.Path) -> str:
   trained = trained_lib.load_any(source)
   config, tokenizer = trained.config, trained.tokenizer
   kind = trained.task["kind"] if trained.task else ""
-  own = importlib.import_module(f"bertgpt.hub.{config.model.family}")
-  if hasattr(own, "write_folder") and not kind:  # Files of another program than transformers.
+  own_format = find_table(config.model.family).own_format
+  if own_format and not kind:
     check_finite(trained, source)
     with files.new_folder(out, "--out") as folder:
-      return f"{out}: {own.write_folder(trained, folder)}, from step {trained.step} of {source}"
+      return f"{out}: {own_format.write(trained, folder)}, from step {trained.step} of {source}"
   try:
     architecture = conversion.find_architecture(config, kind, pad_id=tokenizer.pad_id)
   except ConfigError as e:
@@ -104,25 +104,22 @@ def write_model(folder: pathlib.Path, trained: Trained, source: pathlib.Path, ou
                 f"dropout, so there, {', '.join(others)}. This matters only if it is trained")
   files.write_json(folder / "config.json", settings, sort_keys=True)
   weights.write(folder, tensors)
-  num_segments = config.model.num_segments if "num_segments" in family.reads else 0
-  tokenizer_files.write(tokenizer, folder, is_encoder=family.kind == "encoder",
-                        max_length=config.model.max_positions, num_segments=num_segments,
-                        is_tuned=bool(kind), cls_last=family.cls_last,
+  around = marks.of_family(family, tokenizer, is_tuned=bool(kind), bos_id=trained.bos_id)
+  specials = tokenizer_files.special_tokens(tokenizer, family.kind == "encoder", trained.start_id)
+  tokenizer_files.write(tokenizer, folder, around, specials,
+                        max_length=config.model.max_positions,
+                        has_segments=("num_segments" in family.reads
+                                      and config.model.num_segments >= 2),
                         # The classifiers of transformers read the last token of a row. Its pipeline
                         # for questions puts the context first if rows are padded on the left.
                         pads_left=family.cls_last and kind != "spans",
-                        cuts_left=find_truncation(trained) == "tail", bos_id=trained.bos_id,
-                        start_id=trained.start_id)
+                        cuts_left=find_truncation(trained) == "tail")
   if trained.can("generate") and not kind:
     files.write_json(folder / "generation_config.json", special_ids(trained), sort_keys=True)
   title = f"{architecture.name} with {sum(x.size for x in tensors.values()):,} parameters"
   card = model_card.write(trained, architecture, source, out, title, part)
   files.write_atomically(folder / "README.md", card)
-  is_decoder = bool(kind) and family.kind == "decoder"
-  around = tokenizer_files.find_marks(tokenizer, family.kind == "encoder", bool(kind),
-                                      family.cls_last, trained.bos_id)
-  check_written(folder, settings, tensors, tokenizer, around,
-                tokenizer_files.mark_names(tokenizer) if is_decoder else ())
+  check_written(folder, settings, tensors, tokenizer, around)
   return title
 
 
@@ -200,8 +197,8 @@ def special_ids(trained: Trained) -> dict[str, int]:
 
 
 def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
-                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer, around: Marks,
-                  added: Sequence[str] = ()) -> None:
+                  tensors: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer, around: Marks
+                  ) -> None:
   """Reads the files of an exported model again and compares them.
 
   Args:
@@ -210,7 +207,6 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
     tensors: content of the weights.
     tokenizer: our tokenizer.
     around: marks that the training puts around texts.
-    added: tokens after those of the tokenizer.
   Raises:
     StorageError: a file does not hold what was written.
     DataError: the tokenizer that was written gives different ids.
@@ -228,7 +224,8 @@ def check_written(folder: pathlib.Path, settings: Mapping[str, Any],
   if files.read_json(folder / "config.json", weights.REMEDY) != json.loads(json.dumps(settings)):
     refuse("config.json")
   fast = fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-  if fast.get_vocab() != {piece: i for i, piece in enumerate((*tokenizer.pieces, *added))}:
+  pieces = (*tokenizer.pieces, *tokenizer_files.mark_names(tokenizer, around))
+  if fast.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
     refuse("tokenizer.json")
   if difference := same_ids.find_difference(fast, tokenizer, around):
     raise DataError(f"the tokenizer cannot be exported: {difference}. Use the model with "

@@ -33,27 +33,27 @@ _OF_THE_FILE = ("type", "vocab", "merges", "unk_token")
 _TEXT = "a"  # The marks around it are those around any text.
 
 
-def load_tokenizer(source: pathlib.Path, num_rows: int, flag: str = "--from"
+def load_tokenizer(hf: hf_files.HfFiles, num_rows: int, flag: str = "--from"
                    ) -> tokenizers.Tokenizer:
   """Returns the tokenizer in the folder of a model.
 
   Args:
-    source: folder of the model.
+    hf: files of the folder.
     num_rows: rows of the token table.
     flag: flag that named the folder, for messages.
   Raises:
     DataError: there is no tokenizer, or it has more tokens than the table has rows.
   """
-  tokenizer = obey_prefix_space(tokenizers.load_tokenizer(source), source)
-  tokenizer = obey_template(tokenizer, source)
+  tokenizer = obey_prefix_space(tokenizers.load_tokenizer(hf.folder), hf)
+  tokenizer = obey_template(tokenizer, hf)
   if tokenizer.vocab_size > num_rows:
-    raise DataError(f"{flag} {source}: its tokenizer has {tokenizer.vocab_size} tokens, but "
+    raise DataError(f"{flag} {hf.folder}: its tokenizer has {tokenizer.vocab_size} tokens, but "
                     f"config.json says vocab_size={num_rows}. Put the tokenizer that the model was "
                     "trained with into the folder")
   return tokenizer
 
 
-def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
+def obey_prefix_space(tokenizer: tokenizers.Tokenizer, hf: hf_files.HfFiles
                       ) -> tokenizers.Tokenizer:
   """Returns a byte-level BPE that puts a space before a text if tokenizer_config.json says so.
 
@@ -63,9 +63,8 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
 
   Args:
     tokenizer: tokenizer in the folder.
-    source: the folder.
+    hf: files of the folder.
   """
-  hf = hf_files.read_hf_files(source / "tokenizer.json")
   is_read = hf.used_class in reading.BYTE_BPE_CLASSES
   if not is_read or not isinstance(tokenizer, tokenizers.ByteBPE):
     return tokenizer
@@ -77,7 +76,7 @@ def obey_prefix_space(tokenizer: tokenizers.Tokenizer, source: pathlib.Path
   return tokenizer.replaced(json.dumps(content, ensure_ascii=False).encode(), tokenizer.names)
 
 
-def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> tokenizers.Tokenizer:
+def obey_template(tokenizer: tokenizers.Tokenizer, hf: hf_files.HfFiles) -> tokenizers.Tokenizer:
   """Returns a byte-level BPE with the template of RoBERTa if that is its class.
 
   In transformers 5, the class has this template, whatever tokenizer.json says; in transformers 4,
@@ -85,9 +84,8 @@ def obey_template(tokenizer: tokenizers.Tokenizer, source: pathlib.Path) -> toke
 
   Args:
     tokenizer: tokenizer in the folder.
-    source: the folder.
+    hf: files of the folder.
   """
-  hf = hf_files.read_hf_files(source / "tokenizer.json")
   if (hf.used_class not in reading.ROBERTA_CLASSES
       or not isinstance(tokenizer, tokenizers.ByteBPE)):
     return tokenizer
@@ -184,27 +182,24 @@ def find_beginning(template: list[int], config: ConfigDict, tokenizer: tokenizer
   return template[0] if is_beginning and not is_encoder else -1
 
 
-def describe_template(template: list[int], folder: pathlib.Path, config: ConfigDict,
+def describe_template(template: list[int], hf: hf_files.HfFiles, config: ConfigDict,
                       tokenizer: tokenizers.Tokenizer, bos_id: int) -> str:
   """Returns a line if transformers puts other marks around a text than bertgpt does, or ''.
 
   Args:
     template: result of `apply_template`.
-    folder: local folder of the model.
+    hf: files of the model's folder.
     config: config of a run that holds the model.
     tokenizer: tokenizer of the model.
     bos_id: result of `find_beginning`.
   """
   family, (ids,) = families.find(config), tokenizer.encode([_TEXT])
+  ours = marks.of_family(family, tokenizer, bos_id=bos_id)
   if family.kind == "encoder":
-    hf = hf_files.read_hf_files(folder / "tokenizer.json")
-    ours = marks.of_encoder(tokenizer, family.cls_last)
     if hf.used_class in _LIKE_XLM_ROBERTA:
       return _compare_with_xlm_roberta(hf, ours, tokenizer)
     if hf.model_type not in hf_files.GENERIC_TYPES and hf.used_class not in _WITHOUT_MARKS:
       return ""
-  else:
-    ours = marks.of_decoder(bos_id)
   return _describe_rows(f"text {_TEXT!r}", template, ours.enclose(ids), tokenizer)
 
 
@@ -229,14 +224,14 @@ def _describe_rows(texts: str, theirs: Sequence[int] | np.ndarray, ours: np.ndar
       f"for the {texts}, transformers gives the model {shown[0]}, bertgpt {shown[1]}")
 
 
-def describe_chat(folder: pathlib.Path) -> str:
+def describe_chat(hf: hf_files.HfFiles) -> str:
   """Returns a line if the folder has a template of dialogues, which is not used here, or ''.
 
   Args:
-    folder: local folder of the model.
+    hf: files of the model's folder.
   """
-  hf = hf_files.read_hf_files(folder / "tokenizer.json")
-  if not hf.settings.get("chat_template") and not files.has_file(folder / "chat_template.jinja"):
+  if not hf.settings.get("chat_template") and not files.has_file(
+      hf.folder / "chat_template.jinja"):
     return ""
   return ("its chat template is not used, and an export of an imported run does not have it. Give "
           "prompts as the template writes them")
@@ -263,7 +258,7 @@ def describe_conversion(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -
   return f"tokenizer.json differs from tokenizer.model, which is used here: {line}" if line else ""
 
 
-def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str:
+def describe_class(hf: hf_files.HfFiles, tokenizer: tokenizers.Tokenizer) -> str:
   """Returns a line if transformers 5 gives other tokens than the folder's tokenizer.json, or ''.
 
   Its classes for the models of some families take the pieces of the file, but prepare a text in
@@ -272,14 +267,14 @@ def describe_class(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> str
   like this. A class that is not in `_PIPELINES` is not compared; the line says so.
 
   Args:
-    folder: local folder of the model.
+    hf: files of the model's folder.
     tokenizer: tokenizer of the model.
   """
-  path = folder / "tokenizer.json"
-  if isinstance(tokenizer, tokenizers.SentencePiece) or not path.exists():
+  if (isinstance(tokenizer, tokenizers.SentencePiece)
+      or not (hf.folder / "tokenizer.json").exists()):
     return ""
-  hf, content = hf_files.read_hf_files(path), json.loads(tokenizer.data)
-  name, found = hf.used_class, content["model"]["type"]
+  name, content = hf.used_class, json.loads(tokenizer.data)
+  found = content["model"]["type"]
   # The class of Llama is not used for a byte-level BPE: transformers does what the file says.
   is_llama3 = name == "LlamaTokenizer" and isinstance(tokenizer, tokenizers.ByteBPE)
   if name in LIKE_THE_FILE or is_llama3:

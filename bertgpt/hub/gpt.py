@@ -21,6 +21,7 @@ from bertgpt.hub.architecture import (
   norm,
   tune,
 )
+from bertgpt.hub.family_tables import FamilyTable
 
 
 def _decoder(tokens, positions):
@@ -88,8 +89,6 @@ GPT1 = Architecture(
 GPT2, GPT1 = (tune(base, name, _HEADS, target) for base, name, target in (
     (GPT2, "GPT2", "final_norm/bias"), (GPT1, "OpenAIGPT", "decoder/layers/mlp_norm/bias")))
 
-ARCHITECTURES = (GPT2, GPT1)
-
 
 def choose(config: ConfigDict) -> Architecture:
   """Returns GPT-2 for pre-norm models, and GPT-1 for post-norm models.
@@ -98,3 +97,6 @@ def choose(config: ConfigDict) -> Architecture:
     config: a whole config.
   """
   return GPT2 if config.model.norm == GPT2.ours["model.norm"] else GPT1
+
+
+TABLE = FamilyTable((GPT2, GPT1), choose)

@@ -6,6 +6,7 @@ from typing import Any
 from bertgpt.config import ConfigDict
 from bertgpt.errors import DataError
 from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, tune
+from bertgpt.hub.family_tables import FamilyTable
 
 _LAYER = "model.layers.{}"
 # Key of `rope_parameters` -> (field of ours, key of older files, its default).
@@ -211,14 +212,4 @@ MASKED_LM = MASKED_LM._replace(tuned={
     **MASKED_LM.tuned, "spans": MASKED_LM.tuned["spans"]._replace(
         write=lambda model: _write(model) | {"classifier_dropout": 0.0})})
 
-ARCHITECTURES = (MASKED_LM,)
-
-
-def choose(config: ConfigDict) -> Architecture:
-  """Returns the only architecture of this family.
-
-  Args:
-    config: a whole config.
-  """
-  del config
-  return MASKED_LM
+TABLE = FamilyTable((MASKED_LM,))

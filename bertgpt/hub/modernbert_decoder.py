@@ -6,8 +6,8 @@ too, which is then written as zeros.
 
 import functools
 
-from bertgpt.config import ConfigDict
 from bertgpt.hub.architecture import CAUSAL, Architecture, Rule, tune
+from bertgpt.hub.family_tables import FamilyTable
 from bertgpt.hub.modernbert import (
   ACTIVATIONS,
   FIELDS,
@@ -40,14 +40,4 @@ CAUSAL_LM = CAUSAL_LM._replace(tuned={
     kind: tuned._replace(fixed=_FIXED | {"classifier_bias": True}, zeros={"head.dense.bias": "D"})
     for kind, tuned in CAUSAL_LM.tuned.items()})
 
-ARCHITECTURES = (CAUSAL_LM,)
-
-
-def choose(config: ConfigDict) -> Architecture:
-  """Returns the only architecture of this family.
-
-  Args:
-    config: a whole config.
-  """
-  del config
-  return CAUSAL_LM
+TABLE = FamilyTable((CAUSAL_LM,))

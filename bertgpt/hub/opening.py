@@ -1,6 +1,6 @@
 """Opens any trained model, from the folder of a run or of a model of `transformers`.
 
-ELMo, which `transformers` lacks, is opened from the files of bilm-tf.
+A family that `transformers` lacks is opened from the files of another program.
 
     trained = open_model(pathlib.Path("runs/demo"))
     trained = open_model(pathlib.Path("all-MiniLM-L6-v2"))
@@ -12,7 +12,7 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from bertgpt.errors import ConfigError, DataError
 from bertgpt.hub import (
     conversion,
     document_bounds,
-    elmo,
     folder_tokenizer,
     same_ids,
     sentence_encoders,
@@ -35,7 +34,7 @@ from bertgpt.hub import (
     weights,
 )
 from bertgpt.hub.conversion import Converted
-from bertgpt.hub.family_tables import find_candidates
+from bertgpt.hub.family_tables import Opened, find_candidates, find_own_format
 from bertgpt.runs import corpora, folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
@@ -50,29 +49,6 @@ _WITHOUT_SEGMENTS = reading.ROBERTA_CLASSES | {
 _WITH_SEGMENTS_IN_4 = frozenset({"AlbertTokenizer", "PreTrainedTokenizer", "XLNetTokenizer"})
 
 _ROW_LENGTHS = range(8, 2**16 + 1)  # For no limit, transformers writes a number of 31 digits.
-
-
-class Opened(NamedTuple):
-  """A model of `transformers` as ours.
-
-  Attributes:
-    config: config of a run that holds the model.
-    params: nested dicts of float32 arrays.
-    tokenizer: tokenizer of the model.
-    fields: fields of the config that describe the model -> values.
-    fresh: heads that the folder lacks, keys of `HEADS`.
-    notes: what differs from the folder, one line each.
-    bos_id, beginning_id: see `Trained`.
-  """
-
-  config: ConfigDict
-  params: dict[str, Any]
-  tokenizer: tokenizers.Tokenizer
-  fields: dict[str, Any]
-  fresh: tuple[str, ...]
-  notes: tuple[str, ...]
-  bos_id: int = -1
-  beginning_id: int = -1
 
 
 def open_model(path: pathlib.Path, flag: str = "--workdir",
@@ -111,7 +87,7 @@ def is_of_transformers(path: pathlib.Path) -> bool:
       path / "config.json")
   if is_run or not path.is_dir():
     return False
-  if elmo.find_files(path):
+  if find_own_format(path):
     return True
   if any((path / name).exists() for name in (weights.WEIGHTS, weights.INDEX, weights.ADAPTER)):
     return True
@@ -156,9 +132,9 @@ def open_folder(source: pathlib.Path, flag: str) -> Opened:
 
 def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   """Returns the model in a folder; messages may name the folder instead of the source."""
-  if elmo.find_files(folder):
+  if own_format := find_own_format(folder):
     with name_folder(source, flag):
-      return Opened(**elmo.read_folder(folder))
+      return own_format.read(folder)
   weights.refuse_adapter(folder)
   hf_config = read_config(folder)
   with name_folder(source, flag):
@@ -169,18 +145,20 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
     converted = submodels.add(converted, {
         name: (weights.find(folder / name), read_config(folder / name))
         for name in converted.architecture.parts if _holds_model(folder / name)})
-  converted, unused = keep_used_segments(converted, folder)  # Their errors name the folder.
-  converted = take_row_length(converted, folder)
+  hf = hf_files.read_hf_files(folder)  # Its errors name the folder.
+  converted, unused = keep_used_segments(converted, hf)
+  converted = take_row_length(converted, hf)
   rows = converted.fields["model.vocab_size"]
-  tokenizer = folder_tokenizer.load_tokenizer(folder, rows, flag)
+  tokenizer = folder_tokenizer.load_tokenizer(hf, rows, flag)
   if converted.architecture.skips_positions:
     with name_folder(source, flag):
       folder_tokenizer.check_padding(tokenizer, hf_config.get("pad_token_id", 1))
   ends, beginning_id = "", -1
   if families.FAMILIES[converted.fields["model.family"]].kind == "decoder":
-    tokenizer = document_bounds.obey_end(tokenizer, folder, hf_config)
-    ends = document_bounds.describe_ends(tokenizer, folder, hf_config)
-    beginning_id = document_bounds.find_start(tokenizer, folder, hf_config)
+    settings = document_bounds.read_settings(folder, hf_config)
+    tokenizer = document_bounds.obey_end(tokenizer, hf, settings)
+    ends = document_bounds.describe_ends(tokenizer, settings)
+    beginning_id = document_bounds.find_start(tokenizer, hf, settings)
   spare = rows - tokenizer.vocab_size
   with name_folder(source, flag):
     converted = conversion.cut_vocabulary(converted, tokenizer.vocab_size)
@@ -190,11 +168,11 @@ def _open_copy(folder: pathlib.Path, source: pathlib.Path, flag: str) -> Opened:
   can_fill = families.find(config).can("fill") and set(converted.fresh).isdisjoint(
       families.HEADS_OF_ABILITY["fill"])
   notes = (unused, ends, *describe(converted, spare, rows),
-           *sentence_encoders.describe(folder, source, config, tokenizer),
-           folder_tokenizer.describe_template(template, folder, config, tokenizer, bos_id),
-           folder_tokenizer.describe_chat(folder),
+           *sentence_encoders.describe(hf, source, config, tokenizer),
+           folder_tokenizer.describe_template(template, hf, config, tokenizer, bos_id),
+           folder_tokenizer.describe_chat(hf),
            folder_tokenizer.describe_conversion(folder, tokenizer),
-           folder_tokenizer.describe_class(folder, tokenizer),
+           folder_tokenizer.describe_class(hf, tokenizer),
            same_ids.describe_masks(folder, tokenizer) if can_fill else "",
            tokenizer.note)
   return Opened(config, converted.params, tokenizer, converted.fields, converted.fresh,
@@ -236,7 +214,7 @@ def read_config(source: pathlib.Path) -> dict[str, Any]:
   return files.read_json(path, weights.REMEDY)
 
 
-def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Converted, str]:
+def keep_used_segments(converted: Converted, hf: hf_files.HfFiles) -> tuple[Converted, str]:
   """Returns a model that computes the same with our segments, and a line about the change or ''.
 
   A config has two segments if it does not say otherwise, but not every tokenizer numbers them.
@@ -246,15 +224,15 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
 
   Args:
     converted: result of `conversion.convert`.
-    folder: local folder of the model.
+    hf: files of the model's folder.
   """
   number = converted.fields.get("model.num_segments", 0)
   has_pairs = choices.OBJECTIVES[converted.fields["objective.name"]].has_pairs
   name = converted.architecture.name
   if number == 1 and has_pairs:
     kept, note = 2, f"a second segment was added to {name}, equal to the first"
-  elif number < 2 or numbers_segments(converted, folder):
-    return converted, describe_segments(converted, folder)
+  elif number < 2 or numbers_segments(converted, hf):
+    return converted, describe_segments(converted, hf)
   elif has_pairs:
     kept, note = number, (f"all segments of {name} are equal to the first one, because its "
                           "tokenizer numbers none")
@@ -265,35 +243,33 @@ def keep_used_segments(converted: Converted, folder: pathlib.Path) -> tuple[Conv
   tables = {leaf: np.repeat(x[:1], kept, axis=0) for leaf, x in leaves.items()
             if leaf.endswith("segment/embedding")}
   if not tables:
-    return converted, describe_segments(converted, folder)
+    return converted, describe_segments(converted, hf)
   return converted._replace(params=trees.nest(leaves | tables),
                             fields=converted.fields | {"model.num_segments": kept}), note
 
 
-def numbers_segments(converted: Converted, folder: pathlib.Path) -> bool:
+def numbers_segments(converted: Converted, hf: hf_files.HfFiles) -> bool:
   """Returns whether the tokenizer of a model gives the second text of a pair another segment.
 
   Args:
     converted: result of `conversion.convert`.
-    folder: local folder of the model.
+    hf: files of the model's folder.
   """
-  hf = hf_files.read_hf_files(folder / "tokenizer.json")
   if (hf.used_class in folder_tokenizer.LIKE_THE_FILE
-      and not folder_tokenizer.template_numbers_segments(folder)):
+      and not folder_tokenizer.template_numbers_segments(hf.folder)):
     return False
   if isinstance(names := hf.settings.get("model_input_names"), list):
     return "token_type_ids" in names
   return (hf.tokenizer_class or converted.architecture.tokenizer_class) not in _WITHOUT_SEGMENTS
 
 
-def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
+def describe_segments(converted: Converted, hf: hf_files.HfFiles) -> str:
   """Returns a line if our rows have segments, and those of transformers 4 or 5 have none; else ''.
 
   Args:
     converted: result of `conversion.convert`, with its segments.
-    folder: local folder of the model.
+    hf: files of the model's folder.
   """
-  hf = hf_files.read_hf_files(folder / "tokenizer.json")
   name = hf.tokenizer_class or converted.architecture.tokenizer_class
   has_segments = any("segment" in leaf and len(x) > 1
                      for leaf, x in trees.named_leaves(converted.params).items())
@@ -303,7 +279,7 @@ def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
   needs_inputs = (name in {*_WITH_SEGMENTS_IN_4, "TokenizersBackend"}
                   and not isinstance(hf.settings.get("model_input_names"), list))
   start = f"segments are numbered, as in the pretraining of {converted.architecture.name}. "
-  if not folder_tokenizer.template_numbers_segments(folder):
+  if not folder_tokenizer.template_numbers_segments(hf.folder):
     version = "" if needs_inputs else " 4"
     return (f"{start}transformers{version} numbers none with this folder, because the template in "
             "its tokenizer.json does not")
@@ -313,16 +289,16 @@ def describe_segments(converted: Converted, folder: pathlib.Path) -> str:
           "tokenizer_config.json has token_type_ids")
 
 
-def take_row_length(converted: Converted, folder: pathlib.Path) -> Converted:
+def take_row_length(converted: Converted, hf: hf_files.HfFiles) -> Converted:
   """Returns the model with the row length of its tokenizer, if its positions need no table.
 
   Args:
     converted: result of `conversion.convert`.
-    folder: local folder of the model.
+    hf: files of the model's folder.
   """
   if converted.fields.get("model.position") != "relative":
     return converted
-  length = hf_files.read_hf_files(folder / "tokenizer.json").settings.get("model_max_length")
+  length = hf.settings.get("model_max_length")
   if type(length) is not int or length not in _ROW_LENGTHS:
     return converted
   return converted._replace(fields=converted.fields | {"model.max_positions": length})

@@ -23,7 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from bertgpt import files
-from bertgpt.data.tokens import marks, reach
+from bertgpt.data.tokens import reach
 from bertgpt.data.tokens.marks import Marks
 from bertgpt.data.tokens.tokenizers import (
     ByteBPE,
@@ -45,34 +45,31 @@ ENCODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "cls_token": "cls
 DECODER_ROLES = {"pad_token": "pad_id", "unk_token": "unk_id", "bos_token": "eod_id",
                  "eos_token": "eod_id"}
 # Names of the tokens that fine-tuning puts around the texts of a decoder, in the order of their
-# ids, which follow those of the tokenizer (`finetuning.tasks.rows`).
+# ids (`marks.of_tuned_decoder`).
 DECODER_MARKS = ("<|start|>", "<|delimiter|>", "<|extract|>")
 BEGINNINGS = ("<s>",)  # The [CLS] of RoBERTa and similar models, which begins a text.
 
 
-def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_length: int,
-          num_segments: int, is_tuned: bool = False, cls_last: bool = False,
-          pads_left: bool = False, cuts_left: bool = False, bos_id: int = -1,
-          start_id: int = -1) -> None:
+def write(tokenizer: Tokenizer, folder: pathlib.Path, around: Marks, specials: dict[str, str], *,
+          max_length: int, has_segments: bool, pads_left: bool = False, cuts_left: bool = False
+          ) -> None:
   """Writes the files of the table into `folder`.
 
   Args:
     tokenizer: tokenizer to write.
     folder: existing folder.
-    is_encoder: whether texts are put between [CLS] and [SEP].
+    around: marks that the model expects around texts.
+    specials: result of `special_tokens`.
     max_length: most tokens per text.
-    num_segments: segments of the model; below 2, `token_type_ids` are not among its inputs.
-    is_tuned: whether texts are put between the marks of `tasks.rows.TextFormat`.
-    cls_last: whether the [CLS] is at the end of a row.
+    has_segments: whether the model has several segments; otherwise `token_type_ids` are not among
+      its inputs.
     pads_left: whether rows are padded on the left.
     cuts_left: whether longer texts keep their end.
-    bos_id: token that begins a text of a decoder that is not tuned; -1: none does.
-    start_id: token that begins a document of a decoder; -1: the end of another one.
   Raises:
     DataError: the library `tokenizers` has no equivalent tokenizer.
     OSError, StorageError: a file cannot be written.
   """
-  fast = to_fast(tokenizer, is_encoder, is_tuned, cls_last, bos_id, num_segments >= 2, start_id)
+  fast = to_fast(tokenizer, around, specials, has_segments)
   files.write_atomically(folder / "tokenizer.json", fast.to_str(pretty=True))
   if isinstance(tokenizer, SentencePiece):
     tokenizer.save(folder)
@@ -81,11 +78,10 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, *, is_encoder: bool, max_l
       fast.model.save(str(folder))
     except Exception as e:  # The library raises no other type, for a full disk either.
       raise StorageError(f"{folder}: the vocabulary cannot be written ({one_line(e)})") from e
-  specials = special_tokens(tokenizer, is_encoder, start_id)
-  if is_tuned and not is_encoder:  # Without padding, transformers computes one text at a time.
-    specials.setdefault("pad_token", specials.get("eos_token", mark_names(tokenizer)[0]))
+  if added := mark_names(tokenizer, around):  # transformers pads the texts of its classifiers.
+    specials = {"pad_token": specials.get("eos_token", added[0])} | specials
   inputs = ["input_ids", "token_type_ids", "attention_mask"]
-  if num_segments < 2:
+  if not has_segments:
     inputs.remove("token_type_ids")
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length,
               "model_input_names": inputs, "clean_up_tokenization_spaces": False, **specials}
@@ -115,7 +111,7 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool, start_id: int = -1) -
   Args:
     tokenizer: our tokenizer.
     is_encoder: whether the roles are those of an encoder.
-    start_id: see `write`.
+    start_id: token that begins a document of a decoder; -1: the end of another one.
   """
   roles = ENCODER_ROLES if is_encoder else DECODER_ROLES
   if is_encoder and tokenizer.cls_id >= 0 and tokenizer.pieces[tokenizer.cls_id] in BEGINNINGS:
@@ -126,30 +122,31 @@ def special_tokens(tokenizer: Tokenizer, is_encoder: bool, start_id: int = -1) -
   return {role: tokenizer.pieces[i] for role, i in ids.items() if i >= 0}
 
 
-def mark_names(tokenizer: Tokenizer) -> list[str]:
-  """Returns names of the tokens around the texts of a decoder that the tokenizer does not have.
+def mark_names(tokenizer: Tokenizer, around: Marks) -> list[str]:
+  """Returns names of the tokens around texts that the tokenizer does not have, by id.
 
   Args:
     tokenizer: our tokenizer.
+    around: marks that the model expects around texts.
   """
+  if around.last is None or around.last < tokenizer.vocab_size:
+    return []
   names = list(DECODER_MARKS)
   while set(names) & set(tokenizer.pieces):
     names = [f"<{name}>" for name in names]
   return names
 
 
-def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-            cls_last: bool = False, bos_id: int = -1, has_segments: bool = True,
-            start_id: int = -1) -> tokenizers.Tokenizer:
+def to_fast(tokenizer: Tokenizer, around: Marks, specials: dict[str, str], has_segments: bool
+            ) -> tokenizers.Tokenizer:
   """Returns the tokenizer of the library `tokenizers` that gives the same ids.
 
   Args:
-    tokenizer, is_encoder, is_tuned, cls_last, bos_id, start_id: see `write`.
+    tokenizer, around, specials: see `write`.
     has_segments: whether the second of two texts has segment 1.
   Raises:
     DataError: the library has no such tokenizer.
   """
-  specials = special_tokens(tokenizer, is_encoder, start_id)
   if isinstance(tokenizer, SentencePiece):
     fast = from_sentencepiece(tokenizer.safe_data, specials.get("mask_token"))
   else:
@@ -158,36 +155,17 @@ def to_fast(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
   fast.add_special_tokens([AddedToken(name, normalized=False,
                                       lstrip=_takes_space(tokenizer, specials, name))
                            for name in dict.fromkeys(specials.values()) if name not in marked])
-  pieces = [*tokenizer.pieces]
-  if is_tuned and not is_encoder:
-    pieces += mark_names(tokenizer)
-    fast.add_special_tokens([AddedToken(name, normalized=False)
-                             for name in pieces[tokenizer.vocab_size:]])
-  around = find_marks(tokenizer, is_encoder, is_tuned, cls_last, bos_id)
+  added = mark_names(tokenizer, around)
+  fast.add_special_tokens([AddedToken(name, normalized=False) for name in added])
   is_bytes = isinstance(tokenizer, ByteBPE)
   if around.count():
-    template = _make_template(around, pieces, is_encoder and has_segments)
+    template = _make_template(around, [*tokenizer.pieces, *added], has_segments)
     # With byte-level BPE, an answer that is cut out of its text does not include spaces.
     fast.post_processor = (processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
                            if is_bytes else template)
   elif fast.encode("").ids:  # The template of its source, which the training did not use.
     fast.post_processor = processors.ByteLevel(trim_offsets=False) if is_bytes else None
   return fast
-
-
-def find_marks(tokenizer: Tokenizer, is_encoder: bool, is_tuned: bool = False,
-               cls_last: bool = False, bos_id: int = -1) -> Marks:
-  """Returns the marks that the model expects around texts.
-
-  Args:
-    tokenizer, is_encoder, is_tuned, cls_last, bos_id: see `write`.
-  """
-  if is_encoder:
-    return marks.of_encoder(tokenizer, cls_last)
-  if is_tuned:
-    start, delimiter, extract = range(tokenizer.vocab_size, tokenizer.vocab_size + 3)
-    return Marks(start, (delimiter,), extract)
-  return marks.of_decoder(bos_id)
 
 
 def _make_template(around: Marks, pieces: Sequence[str], has_segments: bool

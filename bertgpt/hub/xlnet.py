@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bertgpt.config import ConfigDict
 from bertgpt.errors import DataError
 from bertgpt.hub.architecture import GELU, TIED, Architecture, Rule, linear, norm, tune
+from bertgpt.hub.family_tables import FamilyTable
 
 _LAYER = "transformer.layer.{}"
 _ATTENTION = f"{_LAYER}.rel_attn"
@@ -84,14 +84,4 @@ LM = tune(Architecture(
               "spans": linear("head", "qa_outputs", "DC")},
     suffixes={"spans": "ForQuestionAnsweringSimple"})
 
-ARCHITECTURES = (LM,)
-
-
-def choose(config: ConfigDict) -> Architecture:
-  """Returns the architecture that computes a model of this family; there is only one.
-
-  Args:
-    config: a whole config.
-  """
-  del config
-  return LM
+TABLE = FamilyTable((LM,))

@@ -17,12 +17,13 @@ import tokenizers as fast_tokenizers
 from program import ROOT
 from safetensors.numpy import load_file
 from tokenizers import processors
+from written_tokenizers import to_fast
 
 from bertgpt import cli
 from bertgpt.config import base, recipes
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import to_json
-from bertgpt.data.tokens import marks, tokenizers, training
+from bertgpt.data.tokens import hf_files, marks, tokenizers, training
 from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.finetuning import predict
 from bertgpt.finetuning.tasks.rows import make_text_format
@@ -210,13 +211,9 @@ def test_two_texts_are_put_as_in_the_template_of_the_tokenizer(tmp_path):
   model, task = base().model, finetune_config.base().task
   row = make_text_format(tokenizer, model, task).make_row(*tokenizer.encode(["The cat", "sees it"]))
   assert row[0].tolist().count(tokenizer.sep_id) == 3
-  for is_tuned in (True, False):
-    fast = tokenizer_files.to_fast(tokenizer, True, is_tuned)
-    found = fast.encode("The cat", "sees it")
-    assert found.ids == row[0].tolist()
-    if is_tuned:
-      assert found.type_ids == row[1].tolist()
-      assert found.offsets[2][0] == 4, "the space before a word is no part of it"
+  found = to_fast(tokenizer).encode("The cat", "sees it")
+  assert found.ids == row[0].tolist() and found.type_ids == row[1].tolist()
+  assert found.offsets[2][0] == 4, "the space before a word is no part of it"
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +257,8 @@ def test_marks_have_names_that_the_tokenizer_has_not(name):
   own = fast_tokenizers.Tokenizer.from_buffer(tokenizer.data)
   own.add_tokens([name])
   tokenizer = tokenizers.ByteBPE(own.to_str().encode())
-  size, fast = tokenizer.vocab_size, tokenizer_files.to_fast(tokenizer, False, True)
+  size = tokenizer.vocab_size
+  fast = to_fast(tokenizer, is_encoder=False, around=marks.of_tuned_decoder(size))
   found = fast.encode("a", "b").ids
   assert [found[0], found[2], found[4]] == [size, size + 1, size + 2]
   assert size == 301 and fast.get_vocab_size() == 304
@@ -382,7 +380,8 @@ def test_a_file_that_changed_on_its_way_is_found(exported_gpt, tmp_path):
   folder = shutil.copytree(exported_gpt, tmp_path / "out")
   tensors = load_file(folder / "model.safetensors")
   settings = json.loads((folder / "config.json").read_text())
-  tokenizer = folder_tokenizer.load_tokenizer(folder, settings["vocab_size"])
+  tokenizer = folder_tokenizer.load_tokenizer(hf_files.read_hf_files(folder),
+                                              settings["vocab_size"])
   around = marks.of_decoder()
   export.check_written(folder, settings, tensors, tokenizer, around)
   changed = dict(tensors)

@@ -7,10 +7,11 @@ import json
 
 import pytest
 import small_runs
+from written_tokenizers import write
 
 from bertgpt import config as config_lib
-from bertgpt.data.tokens import tokenizers, training
-from bertgpt.hub import document_bounds, folder_tokenizer, tokenizer_files
+from bertgpt.data.tokens import hf_files, marks, tokenizers, training
+from bertgpt.hub import document_bounds, folder_tokenizer
 
 
 def train(kind):
@@ -24,9 +25,7 @@ def tokenizer(request):
   return train(request.param)
 
 
-def write(tokenizer, folder, **how):
-  tokenizer_files.write(tokenizer, folder, **{"is_encoder": True, "max_length": 64,
-                                              "num_segments": 2, **how})
+read = hf_files.read_hf_files
 
 
 def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
@@ -37,8 +36,8 @@ def test_the_marks_of_every_kind_are_found_again(tokenizer, tmp_path):
   again = tokenizers.load_tokenizer(tmp_path)
   template = folder_tokenizer.apply_template(tmp_path, again)
   assert template == [tokenizer.cls_id, *text, tokenizer.sep_id]
-  assert not folder_tokenizer.describe_template(template, tmp_path, encoder, again, -1)
-  write(tokenizer, tmp_path, is_encoder=False, bos_id=tokenizer.cls_id)
+  assert not folder_tokenizer.describe_template(template, read(tmp_path), encoder, again, -1)
+  write(tokenizer, tmp_path, is_encoder=False, around=marks.of_decoder(tokenizer.cls_id))
   again = tokenizers.load_tokenizer(tmp_path)
   template = folder_tokenizer.apply_template(tmp_path, again)
   assert folder_tokenizer.find_beginning(template, decoder, again) == tokenizer.cls_id
@@ -63,8 +62,8 @@ def test_without_a_readable_template_nothing_is_said_of_marks(content, tmp_path)
   if content:
     (tmp_path / "tokenizer.json").write_text(content)
   template = folder_tokenizer.apply_template(tmp_path, tokenizer)
-  assert not folder_tokenizer.describe_template(template, tmp_path, config_lib.base(), tokenizer,
-                                                -1)
+  assert not folder_tokenizer.describe_template(template, read(tmp_path), config_lib.base(),
+                                                tokenizer, -1)
 
 
 @pytest.mark.parametrize("names, settings, expected", [
@@ -84,12 +83,14 @@ def test_a_text_ends_where_the_config_says_if_the_tokenizer_names_no_end(names, 
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(
       {name: own.pieces[i] for name, i in names.items()}))
   before = tokenizers.load_tokenizer(tmp_path)
-  after = document_bounds.obey_end(before, tmp_path, settings)
+  hf = read(tmp_path)
+  after = document_bounds.obey_end(before, hf, document_bounds.read_settings(tmp_path, settings))
   assert after.eod_id == (own.eod_id if expected is None else expected)
   (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
-  after = document_bounds.obey_end(before, tmp_path, settings)
+  settings = document_bounds.read_settings(tmp_path, settings)
+  after = document_bounds.obey_end(before, hf, settings)
   assert after.eod_id == (3 if names else 8), "generation_config.json has priority"
-  line = document_bounds.describe_ends(after, tmp_path, settings)
+  line = document_bounds.describe_ends(after, settings)
   assert line == (f"transformers ends a text at {own.pieces[8]}, bertgpt at {own.pieces[3]}"
                   if names else "")
 
@@ -106,7 +107,7 @@ def test_padding_that_is_the_end_of_the_model_is_saved_and_read_the_same(role, t
   (tmp_path / "tokenizer.json").write_text(json.dumps(content))
   data = (tmp_path / "tokenizer.json").read_bytes()
   before = tokenizers.ByteBPE(data, {role: own.pieces[7]})
-  after = document_bounds.obey_end(before, tmp_path, {"eos_token_id": 7})
+  after = document_bounds.obey_end(before, read(tmp_path), {"eos_token_id": 7})
   assert after.names == {"eod": own.pieces[7]}
 
 
@@ -118,7 +119,7 @@ def test_a_document_begins_with_the_token_of_the_config_if_it_is_no_piece_of_wor
   own = train("bpe")
   assert own.eod_id == 5
   own.save(tmp_path)
-  assert document_bounds.find_start(own, tmp_path, {"bos_token_id": start}) == expected
+  assert document_bounds.find_start(own, read(tmp_path), {"bos_token_id": start}) == expected
 
 
 @pytest.mark.parametrize("name, content, is_noted", [
@@ -126,7 +127,7 @@ def test_a_document_begins_with_the_token_of_the_config_if_it_is_no_piece_of_wor
     ("chat_template.jinja", "{{ messages }}", True), ("tokenizer_config.json", "{}", False)])
 def test_a_chat_template_is_noted(name, content, is_noted, tmp_path):
   (tmp_path / name).write_text(content)
-  assert folder_tokenizer.describe_chat(tmp_path).startswith("its chat template") == is_noted
+  assert folder_tokenizer.describe_chat(read(tmp_path)).startswith("its chat template") == is_noted
 
 
 def test_marks_of_a_model_for_which_transformers_reads_no_class_are_compared(tmp_path):
@@ -138,5 +139,6 @@ def test_marks_of_a_model_for_which_transformers_reads_no_class_are_compared(tmp
       {"tokenizer_class": "LlamaTokenizer", "cls_token": own.pieces[own.cls_id],
        "sep_token": own.pieces[own.sep_id]}))
   (text,) = own.encode(["a"])
-  line = folder_tokenizer.describe_template([7, *text, 8], tmp_path, config_lib.base(), own, -1)
+  line = folder_tokenizer.describe_template([7, *text, 8], read(tmp_path), config_lib.base(), own,
+                                            -1)
   assert line.startswith("for the text 'a', transformers gives the model ")

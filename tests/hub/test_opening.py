@@ -23,7 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bertgpt import cli
 from bertgpt.config.families import HEADS
-from bertgpt.data.tokens import following, marks, pipelines, tokenizers
+from bertgpt.data.tokens import following, hf_files, marks, pipelines, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.hub import export, folder_tokenizer, importing, opening, same_ids, weights
 from bertgpt.inference import generate, score
@@ -365,7 +365,7 @@ def test_a_text_begins_with_a_space_as_in_transformers(name, tokenizer_class, fi
       {key: value for key, value in settings.items() if value is not None}))
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-  ours = folder_tokenizer.load_tokenizer(tmp_path, 300)
+  ours = folder_tokenizer.load_tokenizer(hf_files.read_hf_files(tmp_path), 300)
   for text in ("the cat", " the cat", "a"):
     expected = theirs(text, add_special_tokens=False)["input_ids"]
     assert ours.encode([text])[0].tolist() == expected
@@ -449,12 +449,13 @@ def test_a_class_that_prepares_texts_in_another_way_is_noted(model_type, kind, t
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(
       roles | settings | ({"tokenizer_class": tokenizer_class} if tokenizer_class else {})))
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-  ours = folder_tokenizer.load_tokenizer(tmp_path, 400)
+  hf = hf_files.read_hf_files(tmp_path)
+  ours = folder_tokenizer.load_tokenizer(hf, 400)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   texts = list(same_ids.make_texts(ours))
   same = [theirs(text, add_special_tokens=False)["input_ids"] == ids.tolist()
           for text, ids in zip(texts, ours.encode(texts), strict=True)]
-  line = folder_tokenizer.describe_class(tmp_path, ours)
+  line = folder_tokenizer.describe_class(hf, ours)
   assert bool(line) == (not all(same)), line
 
 
@@ -465,9 +466,10 @@ def test_a_class_that_is_not_compared_is_named(tokenizer_class, tmp_path):
   make_library("xlm-roberta").save(str(tmp_path / "tokenizer.json"))
   (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
   (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-  ours = folder_tokenizer.load_tokenizer(tmp_path, 400)
+  hf = hf_files.read_hf_files(tmp_path)
+  ours = folder_tokenizer.load_tokenizer(hf, 400)
   name = tokenizer_class.removesuffix("Fast")
-  assert folder_tokenizer.describe_class(tmp_path, ours) == (
+  assert folder_tokenizer.describe_class(hf, ours) == (
       f"tokenizer.json is used as it is. {name} of transformers 5 may give other tokens and marks")
 
 

@@ -10,6 +10,7 @@ import sentencepiece
 import small_runs
 import tokenizers as fast_tokenizers
 from tokenizers import AddedToken, models
+from written_tokenizers import to_fast, write
 
 from bertgpt.config import base
 from bertgpt.data.tokens import marks, pipelines, tokenizers, training
@@ -57,7 +58,7 @@ def train(rule="nmt_nfkc", **options):
     {"vocab_size": 1500, "byte_fallback": True}], ids=str)
 def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
   tokenizer = train(rule, **options)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   assert same_ids.find_difference(fast, tokenizer, marks.of_encoder(tokenizer)) is None
   assert fast.get_vocab() == {piece: i for i, piece in enumerate(tokenizer.pieces)}
 
@@ -66,7 +67,7 @@ def test_sentencepiece_is_exported_with_the_same_ids(rule, options):
 def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
   """Words combine letters and marks of one script; SentencePiece is the oracle."""
   tokenizer, rng = train(rule), random.Random(0)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   letters, marks = {}, {}
   for char in map(chr, range(0x41, 0xFFF0)):
     kind, script = unicodedata.category(char)[0], unicodedata.name(char, "").split(" ")[0]
@@ -94,7 +95,7 @@ def test_texts_of_all_scripts_are_normalized_as_by_sentencepiece(rule):
 def test_the_first_character_may_be_one_that_is_removed():
   """The `Precompiled` step panics at such a text if another step came before it."""
   tokenizer = train(user_defined_symbols=["<url>"])
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   for text in ("\u0001abc", "\u2122 <url>", "½ x", "\ufb01ne", "\u0f8fy\u034f\uff76"):
     assert fast.encode(text).ids == tokenizer.encode([text])[0].tolist()
 
@@ -110,7 +111,7 @@ def test_placeholders_of_the_normalizer_are_text_in_a_text(rule, options, symbol
       minloglevel=2, hard_vocab_limit=False, normalization_rule_name=rule,
       user_defined_symbols=symbols, **{"vocab_size": 90, **options})
   tokenizer = tokenizers.SentencePiece(model.getvalue())
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   signs = [*map(chr, (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0xF0009))), "<URL>", "\u0301", "X",
            "I\u0307", "Y", " the ", "e"]
   rng = random.Random(0)
@@ -124,7 +125,7 @@ def test_placeholders_of_the_normalizer_are_text_in_a_text(rule, options, symbol
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_texts_with_masks_have_the_ids_of_fill(rule, spaces, kind):
   tokenizer = train(rule, **kind, **spaces)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   assert tokenizer.mask_id >= 0
   for place in MASKED:
     text = place.replace("{}", tokenizer.pieces[tokenizer.mask_id])
@@ -138,7 +139,7 @@ def test_texts_with_masks_have_the_ids_of_fill(rule, spaces, kind):
 def test_a_text_with_a_masked_token_has_the_ids_of_training(spaces, model_type):
   """The ids of the whole text, with the mask in place of one."""
   tokenizer, rng = train(model_type=model_type, **spaces), random.Random(0)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   lines = ["(the cat), a dog! The house...", *small_runs.make_text(60, seed=1).splitlines()]
   for ids in tokenizer.encode([line for line in lines if line]):
     for k in rng.choices(range(len(ids)), k=5):
@@ -159,7 +160,7 @@ def test_a_text_with_a_masked_token_has_the_ids_of_training(spaces, model_type):
 def test_the_rest_of_a_word_is_cut_as_without_the_space_of_a_word(spaces, model_type):
   """SentencePiece is the oracle, with the same pieces and neither prefix nor strip."""
   tokenizer = train(model_type=model_type, **spaces)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   proto = tokenizer_files.proto_lib.ModelProto.FromString(tokenizer.data)
   proto.normalizer_spec.add_dummy_prefix = proto.normalizer_spec.remove_extra_whitespaces = False
   oracle = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -177,7 +178,7 @@ def test_the_rest_of_a_word_is_cut_as_without_the_space_of_a_word(spaces, model_
 def test_the_start_of_a_text_has_the_spaces_of_sentencepiece(rule, spaces):
   """Also if its first characters are removed, or are the one that stands for a space."""
   tokenizer = train(rule, user_defined_symbols=["<url>", " x"], **spaces)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   rng = random.Random(0)
   signs = [" ", "  ", "\t", "\u0001", "\u2581", "\ufdd0", "the", "x", "<url>", "."]
   texts = [*signs, *("".join(rng.choices(signs, k=rng.randint(2, 5))) for _ in range(500))]
@@ -188,7 +189,7 @@ def test_the_start_of_a_text_has_the_spaces_of_sentencepiece(rule, spaces):
 def test_words_that_come_one_by_one_begin_with_a_space():
   """As in token classification: each is a text of its own."""
   tokenizer = train()
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  fast = to_fast(tokenizer)
   words = ["The", "cat", "sees", "."]
   found = fast.encode(words, is_pretokenized=True, add_special_tokens=False)
   expected = [ids.tolist() for ids in tokenizer.encode(words)]
@@ -205,7 +206,7 @@ def test_an_export_notes_a_difference_after_a_mask(tmp_path, capsys):
   source.pre_tokenizer = fast_tokenizers.pre_tokenizers.Metaspace()
   source.add_special_tokens(["<unk>", "<pad>", "[CLS]", "[SEP]", AddedToken("[MASK]", lstrip=True)])
   tokenizer = tokenizers.Unigram(pipelines.serialize(source))
-  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=2)
+  write(tokenizer, tmp_path)
   export.note_masks(tmp_path, tokenizer, "RUN")
   assert capsys.readouterr().err == (
       "note: --workdir RUN: in transformers, the text 'The cat is [MASK].' would be \u2581The "
@@ -215,7 +216,7 @@ def test_an_export_notes_a_difference_after_a_mask(tmp_path, capsys):
 
 def test_a_difference_is_shown_with_its_text():
   tokenizer = train(user_defined_symbols=["<url>"])
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   fast.add_tokens([AddedToken("<url>", normalized=False)])
   line = same_ids.find_difference(fast, tokenizer, marks.of_decoder())
   assert line == "in transformers, the text '<url>' would be <url> instead of \u2581 <url>"
@@ -229,7 +230,7 @@ def test_pieces_of_equal_likelihood_are_the_same_to_rounding():
     found = found or proto.pieces.add(piece=piece)
     found.score, found.type = score, tokenizer_files.proto_lib.ModelProto.SentencePiece.NORMAL
   tokenizer = tokenizers.SentencePiece(proto.SerializeToString())
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   text = "x" * 300
   assert fast.encode(text).ids != tokenizer.encode([text])[0].tolist()
   assert same_ids.find_difference(fast, tokenizer, marks.of_decoder()) is None
@@ -244,7 +245,7 @@ def test_truncation_padding_and_dropout_of_the_source_are_not_exported():
   fast.enable_truncation(3)
   fast.enable_padding(length=9)
   tokenizer = tokenizers.ByteBPE(pipelines.serialize(fast))
-  content = json.loads(tokenizer_files.to_fast(tokenizer, is_encoder=False).to_str())
+  content = json.loads(to_fast(tokenizer, is_encoder=False).to_str())
   assert content["truncation"] is content["padding"] is content["model"]["dropout"] is None
 
 
@@ -257,7 +258,7 @@ def test_roberta_keeps_its_beginning_end_and_mask():
   roles = tokenizer_files.special_tokens(tokenizer, is_encoder=True)
   assert roles["bos_token"] == roles["cls_token"] == "<s>"
   assert roles["eos_token"] == roles["sep_token"] == "</s>"
-  exported = tokenizer_files.to_fast(tokenizer, is_encoder=True)
+  exported = to_fast(tokenizer)
   assert exported.encode("a <mask>", add_special_tokens=False).ids == [
       names.index("a"), names.index("<mask>")]
 
@@ -267,7 +268,7 @@ def test_the_mask_of_our_byte_bpe_includes_the_space_before_it(tmp_path):
   config = base().tokenizer
   config.update(kind="bpe", vocab_size=300)
   tokenizer = training.train_tokenizer(config, [small_runs.make_text(30)])
-  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=1)
+  write(tokenizer, tmp_path)
   mask = tokenizer.pieces[tokenizer.mask_id]
   transformers = pytest.importorskip("transformers")
   loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
@@ -282,7 +283,7 @@ def test_the_mask_of_our_byte_bpe_includes_the_space_before_it(tmp_path):
 def test_transformers_gives_the_same_ids(tmp_path, rule, model_type):
   transformers = pytest.importorskip("transformers", reason="needs transformers: make test-hf")
   tokenizer = train(rule, model_type=model_type, user_defined_symbols=SYMBOLS)
-  tokenizer_files.write(tokenizer, tmp_path, is_encoder=True, max_length=64, num_segments=2)
+  write(tokenizer, tmp_path)
   (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   texts = list(same_ids.make_texts(tokenizer))

@@ -12,8 +12,7 @@ TABLES = {"bert": "bert.embeddings.word_embeddings.weight",
 LAYERS = {"bert": "bert.encoder.layer.0.attention.self.query.weight",
           "electra": "electra.encoder.layer.0.attention.self.query.weight",
           "gpt": "transformer.h.0.attn.c_attn.weight"}
-CANDIDATES = {"bert": bert.ARCHITECTURES[:1], "electra": electra.ARCHITECTURES,
-              "gpt": [gpt.GPT2]}
+CANDIDATES = {"bert": [bert.MASKED_LM], "electra": [electra.DISCRIMINATOR], "gpt": [gpt.GPT2]}
 HEADS = {"bert": "cls.predictions.bias", "electra": "discriminator_predictions.dense.bias",
          "gpt": "score.weight"}
 

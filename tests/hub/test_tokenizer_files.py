@@ -8,7 +8,9 @@ import pytest
 import small_runs
 import source_files
 import tokenizers as fast_tokenizers
+import written_tokenizers
 from tokenizers import processors
+from written_tokenizers import to_fast
 
 from bertgpt import config as config_lib
 from bertgpt.config import finetuning as finetune_config
@@ -51,8 +53,7 @@ def tokenizer(request):
 
 
 def write(tokenizer, folder, **how):
-  tokenizer_files.write(tokenizer, folder, **{"is_encoder": True, "max_length": 64,
-                                              "num_segments": 2, **how})
+  written_tokenizers.write(tokenizer, folder, **how)
   return fast_tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -78,7 +79,7 @@ def test_texts_are_put_between_special_tokens(tokenizer, tmp_path):
 
 
 def test_gpt_gets_no_special_tokens(tokenizer, tmp_path):
-  fast = write(tokenizer, tmp_path, is_encoder=False, num_segments=0)
+  fast = write(tokenizer, tmp_path, is_encoder=False)
   assert fast.encode("The cat").ids == tokenizer.encode(["The cat"])[0].tolist()
   settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
   assert settings["eos_token"] == settings["bos_token"] == "<|endoftext|>"
@@ -121,13 +122,13 @@ def test_the_template_is_that_of_the_training(plain, name):
   a, b = tokenizer.encode(texts)
   for cls_last in (False, True):
     around = marks.of_encoder(tokenizer, cls_last)
-    encoder = tokenizer_files.to_fast(tokenizer, True, cls_last=cls_last)
+    encoder = to_fast(tokenizer, around=around)
     assert encoder.encode(texts[0]).ids == around.enclose(a).tolist()
     pair = encoder.encode(*texts)
     assert pair.ids == around.enclose(a, b).tolist()
     assert pair.type_ids == around.segments(len(a), len(b)).tolist()
     assert same_ids.find_difference(encoder, tokenizer, around) is None
-  decoder = tokenizer_files.to_fast(tokenizer, False)
+  decoder = to_fast(tokenizer, is_encoder=False)
   assert decoder.encode(*texts).ids == [*a, *b]
   assert same_ids.find_difference(decoder, tokenizer, marks.of_decoder()) is None
 
@@ -135,7 +136,7 @@ def test_the_template_is_that_of_the_training(plain, name):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_mask_includes_the_space_before_it_as_in_training(plain, name):
   tokenizer = with_template(plain, name)
-  encoder = tokenizer_files.to_fast(tokenizer, True)
+  encoder = to_fast(tokenizer)
   for text in ("The cat [MASK] a dog.", "The[MASK], and", "a [MASK] [MASK] b", "[MASK] dog"):
     found = encoder.encode(text, add_special_tokens=False).ids
     assert found == fill.encode_template(tokenizer, text).tolist()
@@ -143,7 +144,7 @@ def test_a_mask_includes_the_space_before_it_as_in_training(plain, name):
 
 def test_a_difference_of_marks_is_found():
   tokenizer = train(make_texts(), **MODELS["byte-level bpe"])
-  content = json.loads(tokenizer_files.to_fast(tokenizer, True).to_str())
+  content = json.loads(to_fast(tokenizer).to_str())
   fast = fast_tokenizers.Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
   line = same_ids.find_difference(fast, tokenizer, marks.of_encoder(tokenizer))
   assert "the row of 'cat' would be c at instead of [CLS] c at [SEP]" in line
@@ -152,7 +153,7 @@ def test_a_difference_of_marks_is_found():
 @pytest.mark.parametrize("kind", ["byte-level bpe", "unigram", "bpe of sentencepiece"])
 def test_a_mask_that_does_not_include_the_space_before_it_is_found(kind):
   tokenizer = train(make_texts(), **MODELS[kind])
-  content = json.loads(tokenizer_files.to_fast(tokenizer, True).to_str())
+  content = json.loads(to_fast(tokenizer).to_str())
   for token in content["added_tokens"]:
     token["lstrip"] = False
   if kind != "byte-level bpe":  # Else SentencePiece strips the text before it.
@@ -190,7 +191,7 @@ def test_ids_of_sentencepiece_on_10000_lines(data_dir, model_type, lowercase):
   assert len(lines) == 10_000
   tokenizer = train(texts, kind="sentencepiece", vocab_size=5_000, model_type=model_type,
                     lowercase=lowercase)
-  fast = tokenizer_files.to_fast(tokenizer, is_encoder=False)
+  fast = to_fast(tokenizer, is_encoder=False)
   found = [e.ids for e in fast.encode_batch(lines, add_special_tokens=False)]
   assert found == [ids.tolist() for ids in tokenizer.encode(lines)]
 

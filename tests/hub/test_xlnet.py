@@ -14,7 +14,7 @@ from bertgpt import cli, models
 from bertgpt.config import families
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.stored import to_json
-from bertgpt.data.tokens import marks, tokenizers
+from bertgpt.data.tokens import hf_files, marks, tokenizers
 from bertgpt.errors import DataError
 from bertgpt.finetuning import objectives as task_objectives
 from bertgpt.hub import conversion, export, opening, xlnet
@@ -80,11 +80,12 @@ def test_rows_are_as_long_as_the_tokenizer_says(length, expected, tmp_path):
   """An exported run may have shorter or longer rows than the published models."""
   fields = conversion._read_fields(xlnet.LM, PUBLISHED, ())
   found = conversion.Converted({}, fields, xlnet.LM, (), (), ())
-  assert opening.take_row_length(found, tmp_path) == found
+  assert opening.take_row_length(found, hf_files.read_hf_files(tmp_path)) == found
   (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
-  assert opening.take_row_length(found, tmp_path).fields["model.max_positions"] == expected
+  hf = hf_files.read_hf_files(tmp_path)
+  assert opening.take_row_length(found, hf).fields["model.max_positions"] == expected
   table = found._replace(fields=fields | {"model.position": "learned"})
-  assert opening.take_row_length(table, tmp_path) == table
+  assert opening.take_row_length(table, hf) == table
 
 
 @pytest.fixture(scope="module")

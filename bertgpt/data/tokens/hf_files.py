@@ -115,16 +115,15 @@ class HfFiles(NamedTuple):
                     "tokenizer")
 
 
-def read_hf_files(file: pathlib.Path, is_saved: bool = False) -> HfFiles:
+def read_hf_files(folder: pathlib.Path, is_saved: bool = False) -> HfFiles:
   """Reads those files next to a tokenizer's file that exist.
 
   Args:
-    file: the tokenizer's file.
+    folder: folder of the tokenizer's file.
     is_saved: see `tokenizers.load_tokenizer`.
   Raises:
     DataError: one of them is damaged, or a link to a missing file; the message names it.
   """
-  folder = file.parent
   settings, special, added = (_read(folder / name) for name in (CONFIG, SPECIALS, ADDED))
   decoder = settings.get("added_tokens_decoder") or {}
   # The later one has priority: tokenizer_config.json, if it lists the added tokens.

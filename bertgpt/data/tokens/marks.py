@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertgpt.config.families import Family
 from bertgpt.data.tokens.tokenizers import Tokenizer
 
 
@@ -71,6 +72,32 @@ class Marks(NamedTuple):
     of_a = self.num_before + a + (self.last is not None if b is None else len(self.between))
     counts = [of_a, 0 if b is None else b + (self.last is not None), int(self.end is not None)]
     return np.repeat(np.arange(3) * has_segments, counts).astype(np.int32)
+
+
+def of_family(family: Family, tokenizer: Tokenizer, *, is_tuned: bool = False, bos_id: int = -1
+              ) -> Marks:
+  """Returns the marks that a model expects around texts.
+
+  Args:
+    family: family of the model.
+    tokenizer: its tokenizer.
+    is_tuned: whether the model is fine-tuned.
+    bos_id: see `of_decoder`.
+  """
+  if family.kind == "encoder":
+    return of_encoder(tokenizer, family.cls_last)
+  return of_tuned_decoder(tokenizer.vocab_size) if is_tuned else of_decoder(bos_id)
+
+
+def of_tuned_decoder(vocab_size: int) -> Marks:
+  """Returns the marks of fine-tuned decoders: start, delimiter, extract.
+
+  They are three new tokens (Radford et al. 2018, 3.3).
+
+  Args:
+    vocab_size: number of tokens of the tokenizer, whose ids the new ones follow.
+  """
+  return Marks(vocab_size, (vocab_size + 1,), vocab_size + 2)
 
 
 def of_decoder(bos_id: int = -1) -> Marks:

@@ -103,7 +103,7 @@ def read(path: pathlib.Path, lowercase: bool | None, is_saved: bool = False) -> 
     try:
       if re.match(files.LFS_POINTER, file.read_bytes()[:64]):
         raise DataError(f"{file}: is a Git LFS pointer. Fetch the file itself with git lfs pull")
-      hf = hf_files.read_hf_files(file, is_saved)
+      hf = hf_files.read_hf_files(file.parent, is_saved)
       with without_panics():
         kind, data, note = reader(file, hf, lowercase)
         if reader is _read_json and not is_saved:

@@ -21,7 +21,7 @@ GROUP_BATCHES = 32  # Number of batches whose rows are sorted by length together
 
 HEAD_SHARE = 128 / 510  # Share of the head in `head_tail` (Sun et al. 2019, arXiv:1905.05583).
 
-NEW_TOKENS = 3  # Tokens added to a decoder's vocabulary: start, delimiter, extract.
+NEW_TOKENS = marks.of_tuned_decoder(0).count(is_pair=True)  # Added to a decoder's vocabulary.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +175,7 @@ class Remarks:
 
 
 def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) -> TextFormat:
-  """Returns the format of rows: an encoder's [CLS] a [SEP] b [SEP] (Devlin et al. 2018, 3).
-
-  In some families, the [CLS] is at the end.
-  A decoder's rows are start a delimiter b extract, three new tokens (Radford et al. 2018, 3.3).
+  """Returns the format of rows: texts with marks around them, see `marks.of_family`.
 
   Args:
     tokenizer: tokenizer of the pretrained run.
@@ -188,15 +185,12 @@ def make_text_format(tokenizer: Tokenizer, model: ConfigDict, task: ConfigDict) 
     ConfigError: the tokenizer lacks an encoder's special tokens.
   """
   family = families.FAMILIES[model.family]
-  if family.kind == "decoder":
-    size = tokenizer.vocab_size
-    added = Marks(size, (size + 1,), size + 2)
-    return TextFormat(tokenizer, added, False, task.max_length, task.truncation)
-  if min(tokenizer.cls_id, tokenizer.sep_id) < 0:
+  is_encoder = family.kind == "encoder"
+  if is_encoder and min(tokenizer.cls_id, tokenizer.sep_id) < 0:
     raise ConfigError(f"the tokenizer ({tokenizer.kind}) has no [CLS] and [SEP], which mark texts. "
                       "Fine-tune a run whose tokenizer has them")
-  around = marks.of_encoder(tokenizer, family.cls_last)
-  return TextFormat(tokenizer, around, model.num_segments >= 2, task.max_length, task.truncation)
+  return TextFormat(tokenizer, marks.of_family(family, tokenizer, is_tuned=True),
+                    is_encoder and model.num_segments >= 2, task.max_length, task.truncation)
 
 
 def vocab_size(tokenizer: Tokenizer, family: str) -> int:
