@@ -1,4 +1,9 @@
-"""What the devices of all processes hold or know."""
+"""What all processes, or their devices, hold or know."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bertgpt.devices import coordinator, watchdog
+
 # A parameter is gathered in pieces of at most this many bytes, because every device holds a copy.
 PIECE_BYTES = 2**28
+POLL_S = 0.1  # Time between two looks at what the others have sent.
 
 
 def to_host(x: jax.Array) -> np.ndarray:
@@ -45,3 +53,34 @@ def start_any(answer: bool) -> jax.Array:
   answers = jax.make_array_from_process_local_data(
       NamedSharding(mesh, PartitionSpec("device")), np.full(jax.local_device_count(), answer))
   return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(answers)
+
+
+def to_first(pairs: Iterable[tuple[str, str]], room: str) -> dict[str, str]:
+  """Returns in process 0 the pairs of all processes, without devices. All processes call it.
+
+  It may be called from a thread. Every pair that arrives renews the watchdog's limit, so that the
+  others may need hours, but not hang.
+
+  Args:
+    pairs: (name, value) of this process, perhaps from a generator that works for long.
+    room: name of this exchange, the same in all processes and used once.
+  Returns:
+    The values by name; {} in the other processes.
+  Raises:
+    jax.errors.JaxRuntimeError: the coordinator is gone.
+  """
+  store = coordinator.open_store()
+  if store is None:
+    return dict(pairs)
+  room, is_first, number_seen = f"bertgpt/{room}/", jax.process_index() == 0, 0
+  for number, pair in enumerate(itertools.chain(pairs, [None])):
+    store.client.key_value_set(f"{room}{store.index}-{number}", json.dumps(pair))
+  while is_first:
+    found = [json.loads(text) for _, text in store.client.key_value_dir_get(room)]
+    if found.count(None) == store.count:  # Every process has come to its end.
+      return dict(filter(None, found))
+    if len(found) > number_seen:
+      number_seen = len(found)
+      watchdog.renew()
+    time.sleep(POLL_S)
+  return {}

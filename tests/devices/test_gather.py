@@ -27,15 +27,45 @@ with jax.set_mesh(mesh):
 assert list(map(bool, answers)) == [False, True, True, True]
 """  # At the end, JAX waits for the other process.
 
+SEND = """
+import sys, time
+from bertgpt.devices import cluster, gather, watchdog
+index, is_hanging = int(sys.argv[2]), sys.argv[3] == "hanging"
+cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},2,{index}", 200)
+
+def work():
+  for i in range(4):
+    time.sleep(index * 4)
+    yield f"{index} {i}", str(i)
+    while is_hanging and index:
+      time.sleep(1)
+
+watchdog.arm((1 - index) / 6)
+found = gather.to_first(work(), "test")
+watchdog.disarm()
+assert found == ({f"{p} {i}": str(i) for p in range(2) for i in range(4)} if index == 0 else {})
+"""
+
+
+def test_the_first_process_waits_for_pairs_while_they_arrive_but_not_for_a_process_that_hangs():
+  """The others need 16 s; the limit of the watchdog is 10 s."""
+  assert run_two(SEND, "working") == [0, 0]
+  assert run_two(SEND, "hanging", number=1) == [1]
+
 
 def test_parameters_and_answers_are_gathered_from_two_processes():
   """Parameters come in pieces, and are split in all ways, the first one as a token table is."""
+  assert run_two(GATHER) == [0, 0]
+
+
+def run_two(code, *args, number=2):
+  """Runs code in two processes, and returns the exit codes of the first ones."""
   port = program_lib.free_port()
   env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-  processes = [subprocess.Popen([sys.executable, "-c", GATHER, str(port), str(i)], env=env,
+  processes = [subprocess.Popen([sys.executable, "-c", code, str(port), str(i), *args], env=env,
                                 cwd=pathlib.Path(gather.__file__).parents[2]) for i in range(2)]
   try:
-    assert [process.wait(program_lib.TIMEOUT_S) for process in processes] == [0, 0]
+    return [process.wait(program_lib.TIMEOUT_S) for process in processes[:number]]
   finally:
     for process in processes:
       process.kill()
