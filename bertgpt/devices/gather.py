@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +21,48 @@ POLL_S = 0.1  # Time between two looks at what the others have sent.
 def to_host(x: jax.Array) -> np.ndarray:
   """Returns an array whose parts are on the devices of all processes, which all call this together.
 
-  It is gathered in pieces, because every device holds the whole piece meanwhile. They are cut along
-  an axis that is not split over devices, if there is one: XLA would gather all of another axis.
+  Args:
+    x: any array.
+  """
+  return jax.device_get(x) if jax.process_count() == 1 else _join(*_gather(x))
+
+
+def to_first_host(x: jax.Array) -> np.ndarray | None:
+  """Returns in process 0 what `to_host` returns; None in the others, which hold one piece at most.
 
   Args:
     x: any array.
   """
-  if jax.process_count() == 1:
-    return jax.device_get(x)
+  if jax.process_index() == 0:
+    return to_host(x)
+  for _ in _gather(x)[0]:
+    pass  # This process only takes part.
+  return None
+
+
+def _gather(x: jax.Array) -> tuple[Iterator[np.ndarray], int]:
+  """Returns the pieces of an array, and the axis along which they are cut.
+
+  There are pieces because every device holds the whole piece meanwhile. The axis is one that is not
+  split over devices, if there is one: XLA would gather all of another axis.
+  """
   if not x.ndim or x.nbytes <= PIECE_BYTES:
-    return multihost_utils.process_allgather(x, tiled=True)
+    return map(_gather_piece, [x]), 0
   local = x.sharding.shard_shape(x.shape)
   axis = max(range(x.ndim), key=lambda a: (local[a] == x.shape[a], x.shape[a]))
   size = max(1, PIECE_BYTES * x.shape[axis] // x.nbytes)
-  pieces = (jax.lax.slice_in_dim(x, i, min(i + size, x.shape[axis]), axis=axis)
-            for i in range(0, x.shape[axis], size))
-  return np.concatenate([multihost_utils.process_allgather(piece, tiled=True)
-                         for piece in pieces], axis=axis)
+  parts = (jax.lax.slice_in_dim(x, i, min(i + size, x.shape[axis]), axis=axis)
+           for i in range(0, x.shape[axis], size))
+  return map(_gather_piece, parts), axis
+
+
+def _gather_piece(x: jax.Array) -> np.ndarray:
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
+def _join(pieces: Iterator[np.ndarray], axis: int) -> np.ndarray:
+  first, *others = pieces
+  return np.concatenate([first, *others], axis) if others else first
 
 
 def start_any(answer: bool) -> jax.Array:

@@ -10,18 +10,28 @@ import program as program_lib
 from bertgpt.devices import gather
 
 GATHER = """
-import sys
+import sys, types
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from bertgpt import config
 from bertgpt.devices import cluster, gather
+from bertgpt.training import finished
 cluster.start_distributed(f"127.0.0.1:{sys.argv[1]},2,{sys.argv[2]}", 200)
 gather.PIECE_BYTES = 100
 mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
 for shape, spec in (((24, 6), P(("a", "b"))), ((24, 6), P("a", "b")),
                     ((5, 8, 6), P(None, "a", "b")), ((40,), P("a")), ((7,), P()), ((), P())):
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-  np.testing.assert_array_equal(gather.to_host(jax.make_array_from_callback(
-      shape, NamedSharding(mesh, spec), lambda index: x[index])), x)
+  array = jax.make_array_from_callback(shape, NamedSharding(mesh, spec), lambda index: x[index])
+  np.testing.assert_array_equal(gather.to_host(array), x)
+  first = gather.to_first_host(array)
+  assert (first is None) == (int(sys.argv[2]) == 1)
+  np.testing.assert_array_equal(x if first is None else first, x)
+run = types.SimpleNamespace(path=None, config=config.base(), evaluator=types.SimpleNamespace(
+    corpus=None), corpus=types.SimpleNamespace(tokenizer=None, identity=""))
+run.config.model.vocab_size = 100
+kept = finished.make_finished(run, 1, {"a": {"b": array}}, {}).trained.params
+assert len(jax.tree.leaves(kept)) == 1 - int(sys.argv[2])
 with jax.set_mesh(mesh):
   answers = [gather.start_any(int(sys.argv[2]) in those) for those in ((), (0,), (1,), (0, 1))]
 assert list(map(bool, answers)) == [False, True, True, True]
@@ -54,7 +64,10 @@ def test_the_first_process_waits_for_pairs_while_they_arrive_but_not_for_a_proce
 
 
 def test_parameters_and_answers_are_gathered_from_two_processes():
-  """Parameters come in pieces, and are split in all ways, the first one as a token table is."""
+  """Parameters come in pieces, and are split in all ways, the first one as a token table is.
+
+  At the end of a run, only process 0 keeps them.
+  """
   assert run_two(GATHER) == [0, 0]
 
 
