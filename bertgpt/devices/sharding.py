@@ -255,13 +255,19 @@ def shard_state(state: Any, params: Any, mesh: Mesh, config: config_lib.ConfigDi
 
 
 def _spec(logical_axes, shape, mesh_shape, axes) -> PartitionSpec:
-  """Returns the mesh axes of every dimension; axes that do not divide it leave it whole."""
-  entries = []
+  """Returns the mesh axes of every dimension.
+
+  A mesh axis splits the first dimension that names it and that it divides, if there is one.
+  """
+  entries: list[tuple[str, ...] | None] = []
+  taken: set[str] = set()
   for name, size in zip(logical_axes, shape, strict=True):
     chosen = []
     for axis in axes[name] if name in axes else ():
-      if size % (mesh_shape[axis] * int(np.prod([mesh_shape[a] for a in chosen]))) == 0:
+      parts = mesh_shape[axis] * int(np.prod([mesh_shape[a] for a in chosen]))
+      if axis not in taken and size % parts == 0:
         chosen.append(axis)
+    taken.update(chosen)
     entries.append(tuple(chosen) or None)
   return PartitionSpec(*entries)
 

@@ -397,7 +397,7 @@ PARAMETERS = (
     Param(r"encoder/lstm_\d+_kernel$", ("directions", "embed", None, "mlp")),
     Param(r"encoder/lstm_\d+_bias$", ("directions", None, "mlp"), decays=False),
     Param(r"encoder/lstm_\d+_project$", ("directions", "mlp", "embed"), is_matrix=True),
-    Param(r"lm/embedding$", ("vocab", None)),
+    Param(r"lm/embedding$", ("vocab", "embed")),
     Param(r"lm/bias$", ("vocab",), decays=False),
     Param(r"mix/(weights|scale)$", (None,), decays=False),
 )

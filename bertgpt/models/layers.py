@@ -46,10 +46,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": save_only_inputs(nn.silu),
 }
 
-# Lines of the tables of parameters. Embeddings are split over the vocabulary: split over the width,
-# XLA rebuilds the whole table for every lookup.
+# Lines of the tables of parameters. Embeddings are split over the vocabulary. Mesh axes that do not
+# divide it split the width: then XLA rebuilds the whole table for every lookup.
 EMBEDDING_PARAMETERS = (
-    Param(r"embeddings/token/embedding$", ("vocab", None), is_embedding=True),
+    Param(r"embeddings/token/embedding$", ("vocab", "embed"), is_embedding=True),
     Param(r"embeddings/(position|segment)/embedding$", (None, None), is_embedding=True),
     Param(r"embeddings/norm/(scale|bias)$", (None,), decays=False, is_embedding=True),
     Param(r"embeddings/project/kernel$", (None, "embed"), is_matrix=True, is_embedding=True),

@@ -91,15 +91,18 @@ def read_run(path: pathlib.Path) -> Compared:
   if problem := next(checks.skip_problems(config), ""):
     raise ConfigError(f"{path}/config.json: {problem}")
   place = _places(found, config.train.skip_steps)
-  curves = {tag: thin(Curve(*map(list, zip(*((step, *place(step), value) for step, value in points),
-                                           strict=True))), MAX_POINTS)
+  # The points are chosen first: a curve may have a million of them.
+  curves = {tag: Curve(*map(list, zip(*((step, *place(step), value)
+                                        for step, value in choose(points, MAX_POINTS)),
+                                      strict=True)))
             for tag, points in found.items()}
   scores = {tag.split("/")[-1]: value for tag, value in metrics_file.last_scores(found).items()
             if tag.startswith("eval/validation/")}
   report = path / "report.md"
   text = report.read_text("utf-8", "replace") if report.is_file() else ""
-  return Compared(path.name, False, metrics_file.last_step(path), config_lib.total_steps(config),
-                  scores, plain_fields(config), curves, text, goodput.line(path))
+  last_step = max((points[-1][0] for points in found.values()), default=0)
+  return Compared(path.name, False, last_step, config_lib.total_steps(config), scores,
+                  plain_fields(config), curves, text, goodput.line(path))
 
 
 def _places(curves: Mapping[str, Sequence[tuple[int, float]]],
@@ -123,17 +126,24 @@ def _places(curves: Mapping[str, Sequence[tuple[int, float]]],
 
 
 def thin(curve: Curve, most: int) -> Curve:
-  """Returns a curve with fewer points, evenly chosen, including the first and the last.
+  """Returns a curve with fewer points, see `choose`.
 
   Args:
     curve: any curve.
     most: maximum number of points, at least 2.
   """
-  n = len(curve.step)
-  if n <= most:
-    return curve
-  chosen = [round(i * (n - 1) / (most - 1)) for i in range(most)]
-  return Curve(*([values[i] for i in chosen] for values in curve))
+  return Curve(*(choose(values, most) for values in curve))
+
+
+def choose(points: list[Any], most: int) -> list[Any]:
+  """Returns fewer points, evenly chosen, including the first and the last.
+
+  Args:
+    points: any list.
+    most: maximum number of points, at least 2.
+  """
+  n = len(points)
+  return points if n <= most else [points[round(i * (n - 1) / (most - 1))] for i in range(most)]
 
 
 def plain_fields(config: ConfigDict) -> dict[str, Any]:

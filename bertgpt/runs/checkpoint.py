@@ -21,7 +21,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,19 +31,19 @@ import orbax.checkpoint as ocp
 from bertgpt import console, files
 from bertgpt.devices import agreement, gather, watchdog
 from bertgpt.errors import DataError, PeerError, StorageError, one_line
-from bertgpt.runs import orbax_setup, replicas, retention, step_folders
+from bertgpt.runs import orbax_setup, replicas, retention, shares, step_folders
 from bertgpt.runs.fingerprint import sum_leaves
 from bertgpt.runs.manifest import ITEMS, MERGED, Damaged, check_files, format_type, read_manifest
 from bertgpt.runs.step_folders import checkpoints_path, find_steps, set_aside
 from bertgpt.trees import named_leaves, nest, rename_fields
 
 CLOCK_STEPS = 10  # Several processes ask each other for the time every 10 steps.
-# Time for all processes to complete a save: process 0 reads all files again, perhaps terabytes.
+# Time for all processes to complete a save: their files are read again, perhaps terabytes.
 BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}
-_numbers = itertools.count()  # Numbers of `Checkpoints`, which all processes open in one order.
+_numbers = itertools.count()  # Of what all processes do in one order: `Checkpoints`, restoring.
 
 
 class OtherStateError(DataError):
@@ -191,12 +191,13 @@ class Checkpoints:
     """Waits for Orbax. Process 0 then adds the manifest and gives the step its name."""
     self._writer.wait_until_finished()
     replicas.check(step, list(types), sums, room := f"save/{self._number}/{step}")
+    hashes = shares.hash_together(step_folders.find_place(self._root, step), f"{room}/files")
     if jax.process_index() == 0:
       self._check_merged(step, _split(types))
       leaves = zip(types.items(), np.asarray(sums).tolist(), strict=True)
-      step_folders.publish(self._root, step, {
-          "step": step, "metadata": metadata | {"step": step},
-          "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
+      content = {"step": step, "metadata": metadata | {"step": step},
+                 "leaves": {name: [kind, value] for (name, kind), value in leaves}}
+      step_folders.publish(self._root, step, content, hashes, files.upload_all)
       self._on_save(step)
       for old in retention.choose_old(_committed_manifests(self._root), self._keep,
                                       self._keep_every, self._best.record()):
@@ -267,19 +268,21 @@ class Checkpoints:
     return None
 
   def _agree_on_step(self) -> int:
-    """Returns the newest step with good files, or NO_STEP, as found by process 0."""
-    step = next(self._good_steps(), NO_STEP) if jax.process_index() == 0 else NO_STEP
-    # Not by a collective: the others may have to wait until large files are read.
-    return int(agreement.broadcast_text(str(step)))
-
-  def _good_steps(self) -> Iterator[int]:
-    """Yields the steps with good files, the newest first, and sets the others aside."""
-    for step in reversed(find_steps(self._root)):
+    """Returns the newest step with good files, or NO_STEP; later steps are set aside."""
+    checked = NO_STEP
+    while True:
+      newest = step_folders.find_newest(self._root) if jax.process_index() == 0 else None
+      # Not by a collective: the others may have to wait until large files are read.
+      step = int(agreement.broadcast_text(str(NO_STEP if newest is None else newest)))
+      if step in (checked, NO_STEP):  # It was not set aside.
+        return step
+      checked, path = step, self._root / str(step)
+      hashes = shares.hash_together(path, f"restore/{next(_numbers)}")
       try:
-        check_files(self._root / str(step), ITEMS)
-        yield step
+        if jax.process_index() == 0:
+          check_files(path, ITEMS, hashes)
       except Damaged as e:
-        set_aside(self._root / str(step), f"is damaged: {e}")
+        set_aside(path, f"is damaged: {e}")
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -432,9 +435,6 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
     if value != saved[name][1]:
       raise Damaged(f"{name} differs from the saved array")
   return leaves
-
-
-# -------------------------------------------------------------- files
 
 
 def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:

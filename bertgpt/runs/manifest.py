@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from bertgpt import files
@@ -22,8 +23,14 @@ class Damaged(Exception):
   """A step that does not match its manifest. `runs.checkpoint` catches this error."""
 
 
-def _list_files(path: pathlib.Path) -> dict[str, int]:
-  """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest."""
+def list_files(path: pathlib.Path) -> dict[str, int]:
+  """Returns the sizes of a step's files in bytes, by path relative to it, without the manifest.
+
+  Args:
+    path: folder of the step.
+  Raises:
+    OSError: it cannot be listed.
+  """
   if files.is_remote(path):
     found = path.list_tree()  # type: ignore[attr-defined]
     return {name: info.st_size for name, info in sorted(found.items()) if name != MANIFEST}
@@ -33,11 +40,24 @@ def _list_files(path: pathlib.Path) -> dict[str, int]:
           if (name := str(p.relative_to(path))) != MANIFEST}
 
 
-def _hash_files(path: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
-  """Returns the SHA-256 (hex) of files by name; up to 8 files are read at a time."""
+def hash_files(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+  """Yields (name, SHA-256 in hex) of a step's files in order; up to 8 are read at a time.
+
+  Args:
+    path: folder of the step.
+    names: paths of the files relative to it.
+  Raises:
+    OSError: a file cannot be read.
+  """
   hash_file = lambda name: (name, sha256_file(path / name))
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    return dict(pool.map(hash_file, names))
+    yield from pool.map(hash_file, names)
+
+
+def _complete(path: pathlib.Path, names: Iterable[str], known: Mapping[str, str]
+              ) -> dict[str, str]:
+  """Returns the SHA-256 of a step's files by name; the known ones are not computed again."""
+  return {**known, **dict(hash_files(path, [name for name in names if name not in known]))}
 
 
 def format_type(leaf: Any) -> str:
@@ -61,17 +81,22 @@ def encode(content: Mapping[str, Any]) -> str:
   return json.dumps({"content": content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
 
 
-def write_manifest(path: pathlib.Path, content: dict[str, Any],
+def write_manifest(path: pathlib.Path, content: dict[str, Any], hashes: Mapping[str, str],
                    before: Callable[[], None] = lambda: None) -> None:
   """Writes the manifest of a step, with the names, sizes and hashes of its files.
 
   Args:
     path: folder of the step, with all its files.
     content: other content of the manifest, as JSON values.
+    hashes: SHA-256 of its files by name; those of the others are computed here.
     before: called when the files are read, just before the manifest is written.
+  Raises:
+    FileNotFoundError: a file that another process has hashed is not there.
   """
-  sizes = _list_files(path)
-  hashes = _hash_files(path, sizes)
+  sizes = list_files(path)
+  if lost := sorted(hashes.keys() - sizes.keys()):
+    raise FileNotFoundError(f"{lost[0]} is not there. Do all processes see the same files?")
+  hashes = _complete(path, sizes, hashes)
   before()
   files.write_atomically(path / MANIFEST, encode(
       content | {"files": {name: [sizes[name], hashes[name]] for name in sizes}}))
@@ -90,7 +115,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     content = files.parse_json(text)["content"]
     if text != encode(content) or str(content["step"]) != path.name:
       raise ValueError
-    listed, found = content["files"], _list_files(path)
+    listed, found = content["files"], list_files(path)
   except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError):
     raise Damaged(f"{MANIFEST} is missing or has changed") from None
   for name in sorted(listed.keys() | found.keys()):
@@ -100,12 +125,14 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
+def check_files(path: pathlib.Path, items: Iterable[str],
+                hashes: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
   """Returns the manifest of a step after comparing its files, and the contents of items, with it.
 
   Args:
     path: folder of the step.
     items: Orbax items; the files of other items are not read.
+    hashes: SHA-256 of files by name, which are not read either.
   Raises:
     Damaged: a file differs; the message names it.
     StorageError: a file cannot be read for a reason other than damage.
@@ -114,7 +141,7 @@ def check_files(path: pathlib.Path, items: Iterable[str]) -> dict[str, Any]:
   try:
     manifest = read_manifest(path)
     names = [name for name in manifest["files"] if not name.startswith(skipped)]
-    hashes = _hash_files(path, names)
+    hashes = _complete(path, names, hashes)
   except OSError as e:
     files.raise_if_unanswered(e)
     # A bucket, or another client of NFS, has deleted the step meanwhile.

@@ -141,5 +141,5 @@ def _read_points(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (line, its content) for every line that is not damaged; nothing if there is no file."""
   for line, point in files.read_json_lines(path):
     if (isinstance(point, dict) and type(point.get("step")) is int
-        and all(type(value) in (int, float) for value in point.values())):
+        and {int, float}.issuperset(map(type, point.values()))):
       yield line, point

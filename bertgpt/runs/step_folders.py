@@ -149,13 +149,14 @@ def find_place(root: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
-            before: Callable[[], None] = lambda: None) -> None:
+            hashes: Mapping[str, str], before: Callable[[], None] = lambda: None) -> None:
   """Turns the files that Orbax has written into a step.
 
   Args:
     root: folder of the checkpoints.
     step: the step.
     content: content of the manifest, see `write_manifest`.
+    hashes: SHA-256 of files by name, perhaps not of all.
     before: called just before a manifest in a bucket is written.
   Raises:
     OSError: a file cannot be read or written.
@@ -164,12 +165,13 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   place, path = find_place(root, step), root / str(step)
   if files.is_remote(root):
     before()
-    write_manifest(place, dict(content), before=lambda: files.check_lock(root.parent / ".lock"))
+    write_manifest(place, dict(content), hashes,
+                   before=lambda: files.check_lock(root.parent / ".lock"))
     return
   # Orbax synchronizes its arrays only, not its other files, and older steps are deleted soon.
   for written in (place, *place.rglob("*")):
     files.sync(written)
-  write_manifest(place, dict(content))
+  write_manifest(place, dict(content), hashes)
   if os.path.lexists(path):
     set_aside(path, "is not a checkpoint, but has the name of one")
   place.rename(path)

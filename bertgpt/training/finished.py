@@ -17,7 +17,8 @@ class Finished(NamedTuple):
 
   Attributes:
     path: folder of the run, with its curves.
-    trained: model with its final parameters, NumPy arrays on the host.
+    trained: model with its final parameters, NumPy arrays on the host; in processes other than 0,
+      None instead of every array.
     train_set: documents of the training.
     held_out: documents of the evaluation.
     scores: held-out metric -> value, at the end.
@@ -32,7 +33,7 @@ class Finished(NamedTuple):
 
 @timeline.during("report")
 def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) -> Finished:
-  """Gathers the parameters from the devices of all processes, which all call this together.
+  """Gathers the parameters in process 0. All processes call this together.
 
   Args:
     run: the opened run.
@@ -40,7 +41,7 @@ def make_finished(run: Run, step: int, params: Any, scores: dict[str, float]) ->
     params: parameters after this step, on the devices.
     scores: held-out metric -> value after this step.
   """
-  params = jax.tree.map(gather.to_host, params)
+  params = jax.tree.map(gather.to_first_host, params)
   trained = trained_lib.make_trained(run.config, params, run.corpus.tokenizer, step,
                                      run.corpus.identity, workdir=run.path)
   return Finished(run.path, trained, run.corpus, run.evaluator.corpus, scores)

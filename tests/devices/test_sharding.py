@@ -209,12 +209,29 @@ def test_a_parameter_without_a_rule_is_an_error():
     axes_of("encoder/layers/new/kernel")
 
 
-def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole():
-  axes = {"vocab": ("tensor", "fsdp")}
+def test_an_axis_that_does_not_divide_a_dimension_splits_the_next_one_that_names_it():
+  axes = {"vocab": ("tensor", "fsdp"), "embed": ("fsdp",)}
   mesh_shape = {"tensor": 4, "fsdp": 64}
-  spec = functools.partial(sharding._spec, ("vocab", None), mesh_shape=mesh_shape, axes=axes)
-  assert spec((30592, 8)) == P(("tensor",), None)  # 239 x 128: 256 does not divide it.
-  assert spec((32768, 8)) == P(("tensor", "fsdp"), None)
+  spec = functools.partial(sharding._spec, models.axes_of(tiny.make_config())(
+      "embeddings/token/embedding"), mesh_shape=mesh_shape, axes=axes)
+  assert spec((30592, 128)) == P(("tensor",), ("fsdp",))  # 239 x 128: 256 does not divide it.
+  assert spec((30592, 8)) == P(("tensor",), None)
+  assert spec((32768, 128)) == P(("tensor", "fsdp"), None)
+
+
+def test_loss_and_gradients_of_a_token_table_that_is_split_over_its_width(monkeypatch):
+  make_config = tiny.make_config
+
+  def make_split(*args, **fields):
+    config = make_config(*args, **fields)
+    config.mesh.axes.vocab = ("tensor",)
+    return config
+
+  monkeypatch.setattr(tiny, "make_config", make_split)
+  with tiny.Setup(tiny.make_config(mesh=(2, 2, 2))) as setup:
+    table = make_state(setup).params["embeddings"]["token"]["embedding"]
+  assert table.sharding.spec == P(("tensor",), ("fsdp",))
+  check_equal("mlm_nsp", (2, 2, 2), 4, "none", 1)
 
 
 @pytest.mark.parametrize("mesh, host, rows", [

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bertgpt import cli
+from bertgpt import cli, files
 from bertgpt import config as config_lib
 from bertgpt.config import base, phase, recipes
 from bertgpt.config.overrides import set_field
@@ -76,6 +76,26 @@ def test_steps_that_were_left_out_take_no_time(tmp_path):
   run = curves.read_run(make_run(tmp_path / "a", train__skip_steps=((4, 5), (8, 8))))
   assert run.curves["train/mlm_loss"].step == [2, 4, 6, 8, 10]
   assert run.curves["train/mlm_loss"].seconds == [1, 1.5, 2, 2.5, 3.5]
+
+
+def test_a_long_curve_is_read_once_and_only_points_of_the_page_are_placed(tmp_path, monkeypatch):
+  path, placed, opened = make_run(tmp_path / "a", steps=6_000), [], []
+  place_of, read_json_lines = curves._places, files.read_json_lines
+
+  def note_places(*args):
+    place = place_of(*args)
+    return lambda step: (placed.append(step), place(step))[1]
+
+  monkeypatch.setattr(curves, "_places", note_places)
+  monkeypatch.setattr(files, "read_json_lines",
+                      lambda path: (opened.append(path.name), read_json_lines(path))[1])
+  run = curves.read_run(path)
+  curve = run.curves["train/mlm_loss"]
+  assert (len(curve.step), curve.step[0], curve.step[-1]) == (curves.MAX_POINTS, 2, 6_000)
+  assert curve.seconds == [step / 2 for step in curve.step]
+  assert run.steps == 6_000
+  assert len(placed) == sum(len(curve.step) for curve in run.curves.values())
+  assert opened.count("metrics.jsonl") == 1
 
 
 def test_the_page_has_the_curves_the_scores_and_the_fields_that_differ(tmp_path, monkeypatch,

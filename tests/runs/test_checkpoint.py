@@ -766,6 +766,62 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
   assert_same_bits(state, {"params": {"w": jnp.arange(2.**16) + 20}, "m": jnp.arange(8) * 20})
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_every_process_hashes_what_it_wrote_and_the_first_one_the_rest(tmp_path, is_late):
+  """A process may see the name that process 0 has given to a folder late, as on NFS."""
+  with two_processes(f"""
+      from bertgpt.runs import manifest
+      hashed, sha256_file = [], manifest.sha256_file
+
+      def note(path):
+        if {is_late} and not first:
+          raise FileNotFoundError
+        hashed.append(str(path).partition("/checkpoints/")[2].removeprefix("unfinished/"))
+        return sha256_file(path)
+
+      manifest.sha256_file = note
+      state = make(1)
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                          state)
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, state, {{"step": 1}}, wait=True)
+        say("HASHED", *sorted(hashed))
+        hashed.clear()
+        assert fingerprint(checkpoints.restore_latest(like)[0]) == fingerprint(state)
+        say("HASHED", *sorted(hashed))
+      """, tmp_path) as processes:
+    outs = [[line.split()[1:] for line in read_lines(process)] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0]
+  step = tmp_path / "checkpoints" / "1"
+  names = [f"1/{name}" for name in files_of(step) if name != "manifest.json"]
+  own = [name for name in names if "/ocdbt.process_1/" in name and not is_late]
+  assert bool(own) != is_late
+  others = [name for name in names if name not in own]
+  assert outs == [[others, others], [own, own]]
+  manifest_lib.check_files(step, manifest_lib.ITEMS)
+
+
+def test_a_process_that_ends_while_it_hashes_ends_the_others(tmp_path):
+  with two_processes("""
+      from bertgpt import errors
+      from bertgpt.devices import shutdown
+      from bertgpt.runs import manifest
+
+      def fail(path):
+        raise errors.StorageError("the disk is gone")
+
+      try:
+        with shutdown.end_together():
+          if not first:
+            manifest.sha256_file = fail
+          open_checkpoints(sys.argv[1]).save(1, make(1), {"step": 1}, wait=True)
+      except errors.UserError as e:
+        os._exit(e.exit_code)
+      """, tmp_path) as processes:
+    assert [process.wait(1200) for process in processes] == [StorageError.exit_code] * 2
+  assert checkpoint.committed_steps(tmp_path) == []
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
   """The other process waits in Orbax until the run ends, which is tested elsewhere."""
