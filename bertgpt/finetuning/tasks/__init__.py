@@ -7,6 +7,7 @@ from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError
 from bertgpt.finetuning.tasks import glue, ner, squad
 from bertgpt.finetuning.tasks.rows import Remarks, Task, TextFormat
+from bertgpt.finetuning.tasks.scores import check_metrics
 
 
 class Entry(NamedTuple):
@@ -36,6 +37,9 @@ TASKS = {
     "squad": Entry(squad.open_task, "spans", _OF_SPANS),
     "squad2": Entry(squad.open_task, "spans", _OF_SPANS | {"task.null_threshold"}),
 }
+for _name, _entry in TASKS.items():
+  if _entry.columns:
+    check_metrics(_name, _entry.columns.metrics, len(_entry.columns.labels))
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
