@@ -49,10 +49,12 @@ def base() -> ConfigDict:
   task.name = "sst2"                       # see tasks.TASKS; --task sets it
   # Folder with the files of the task; for GLUE also tfds:glue/NAME or tfds:FOLDER.
   task.data = ""
-  # ner, squad: names of training files in `data`, separated by commas; '': the official names.
+  # classes, ner, squad: names of training files in `data`, separated by commas; '': the usual ones.
   task.train = ""
-  task.dev = ""                            # ner, squad: the same for the dev set
-  task.test = ""                           # ner, squad: the same for the test set
+  task.dev = ""                            # classes, ner, squad: the same for the dev set
+  task.test = ""                           # classes, ner, squad: the same for the test set
+  # classes: all labels, in the order of the model's outputs; (): those of the training set, sorted.
+  task.labels = ()
   # Tokens per row, at most. The rows of a batch are only as long as its longest text needs.
   task.max_length = 128
   # Part of longer texts that is kept: head | tail | head_tail (128 and 382 of 510 tokens).
@@ -114,6 +116,11 @@ def find_problems(config: ConfigDict) -> list[str]:
                           and checks.MIN_FLOAT <= r <= checks.MAX_FLOAT for r in rates):
     problems.append(f"learning_rates={config.learning_rates}: give numbers above 0 that float32 "
                     "can hold, such as 2e-5,5e-5")
+  labels = config.task.labels
+  if not all(type(label) is str and label == label.strip() != "" for label in labels):
+    problems.append(f"task.labels={labels}: give names, such as negative,neutral,positive")
+  elif len(set(labels)) != len(labels) or len(labels) == 1:
+    problems.append(f"task.labels={labels}: give two different names or more")
   for field in ("seeds", "learning_rates"):
     if len(set(map(repr, config[field]))) < len(config[field]):
       problems.append(f"{field}={config[field]} names a run twice")

@@ -10,6 +10,8 @@ from ml_collections.config_flags import config_flags
 from bertgpt.config import ConfigDict, leaves, suggestions
 from bertgpt.errors import refuse
 
+LISTS_OF_NAMES = ("--config.mesh.axes.", "--config.task.labels")  # They may be empty.
+
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
   """Applies arguments such as `--config.a.b=c` and `--config.phases[0].steps=c`.
@@ -74,8 +76,8 @@ def try_override(config: ConfigDict, arguments: Sequence[str]) -> tuple[ConfigDi
 def _quote_names(argument: str, default: Any) -> str:
   """Returns an argument whose list of names, as in `data,fsdp`, is a tuple in Python's syntax."""
   flag, _, value = argument.partition("=")
-  # An empty list does not say what it holds, but that of an axis holds names.
-  is_list = isinstance(default, tuple) and (default or flag.startswith("--config.mesh.axes."))
+  # An empty list does not say what it holds, but these hold names.
+  is_list = isinstance(default, tuple) and (default or flag.startswith(LISTS_OF_NAMES))
   if not is_list or any(type(x) is not str for x in default) or set(value) & set("'\"()[]"):
     return argument
   return f"{flag}={tuple(filter(None, map(str.strip, value.split(','))))!r}"

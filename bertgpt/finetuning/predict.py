@@ -100,12 +100,13 @@ def open_predictor(path: pathlib.Path, dtype: str = trained_lib.SCORING_DTYPE) -
     raise ConfigError(f"--workdir {path}: holds a model that was not fine-tuned. Give the "
                       "--workdir of a `bertgpt finetune`")
   kind, labels = trained.task["kind"], tuple(trained.task["labels"])
+  columns = tuple(trained.task.get("texts", ()))  # Earlier versions did not write it.
   config = from_json(trained.task["config"], finetune_config.base).task
   text_format = rows_lib.make_text_format(trained.tokenizer, trained.config.model, config)
   head = task_objectives.find_task_head(trained.config, kind)
   model = head.make_model(FrozenConfigDict(trained.config.model), len(labels))
-  return Predictor(trained, inputs.FORMS[kind], Setting(config, text_format, labels), model, head,
-                   jax.device_put(trained.params))
+  return Predictor(trained, inputs.FORMS[kind], Setting(config, text_format, labels, columns),
+                   model, head, jax.device_put(trained.params))
 
 
 def predict_records(predictor: Predictor, records: Iterable[Mapping[str, Any]],

@@ -193,8 +193,8 @@ def save_weights(tuning: Tuning, program: Program, seed: int, state: steps.Train
   config, pretrained = program.setup.config, tuning.pretrained
   folder = tuning.path / results_lib.run_name(program.learning_rate, seed)
   task = {"name": tuning.task.name, "kind": tuning.task.kind, "labels": tuning.task.labels,
-          "seed": seed, "init": str(tuning.init), "init_step": pretrained.step,
-          "config": to_json(tuning.config)}
+          "texts": tuning.task.texts, "seed": seed, "init": str(tuning.init),
+          "init_step": pretrained.step, "config": to_json(tuning.config)}
   metadata = make_metadata(config, pretrained.tokenizer, corpus=pretrained.corpus_identity,
                            task=task)
   with checkpoint.Checkpoints(folder, every_steps=0, every_minutes=0, keep=1) as checkpoints:

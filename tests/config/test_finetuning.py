@@ -52,6 +52,11 @@ def make_run(config, steps=40, **pretrained):
     ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and below 1, or -1"),
     ({"warmup_fraction": 1.5}, "warmup_fraction=1.5"),
     ({"task__truncation": "middle"}, "choose one of head, tail, head_tail"),
+    ({"task__labels": ("a",)}, "task.labels=('a',): give two different names or more"),
+    ({"task__labels": ("a", "b", "a")}, "give two different names or more"),
+    ({"task__labels": (0, 1)}, "task.labels=(0, 1): give names, such as negative,neutral"),
+    ({"task__labels": ("a", " b")}, "task.labels=('a', ' b'): give names"),
+    ({"task__labels": ("a", "")}, "task.labels=('a', ''): give names"),
     ({"task__max_length": 4}, "task.max_length=4: must be at least 8"),
 ])
 def test_what_is_wrong_is_named(fields, problem):

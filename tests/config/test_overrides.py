@@ -5,6 +5,7 @@ import ml_collections
 import pytest
 
 from bertgpt import config as config_lib
+from bertgpt.config import finetuning as finetune_config
 from bertgpt.config import recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
@@ -48,6 +49,14 @@ def test_a_list_that_is_empty_may_become_names():
   config = override(config_lib.base(), ["--config.mesh.axes.embed=",
                                         "--config.mesh.axes.embed=fsdp,tensor"])
   assert config.mesh.axes.embed == ("fsdp", "tensor")
+
+
+def test_labels_that_are_numbers_are_names_too():
+  config = override(finetune_config.base(), ["--config.task.labels=1,0,n/a"])
+  assert config.task.labels == ("1", "0", "n/a")
+  config = override(config, ["--config.task.labels='a, b','c'"])
+  assert config.task.labels == ("a, b", "c")
+  assert override(config, ["--config.task.labels="]).task.labels == ()
 
 
 def test_a_field_that_refers_to_another_one_follows_it():

@@ -14,7 +14,7 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.data.tokens import training
 from bertgpt.finetuning import inputs
 from bertgpt.finetuning.inputs.form import Setting
-from bertgpt.finetuning.tasks import glue, ner, rows, spans, squad
+from bertgpt.finetuning.tasks import classes, glue, ner, rows, spans, squad
 
 CONTEXT = "Ada wrote the first program in 1843. हिन्दी में लिखा।"
 SQUAD = {"version": "v2.0", "data": [{"title": "Ada", "paragraphs": [{"context": CONTEXT, "qas": [
@@ -90,6 +90,31 @@ def test_any_table_is_read_or_refused(name):
               header=st.permutations(columns) | st.lists(cells, max_size=4), is_test=st.booleans())
 
 
+@pytest.mark.parametrize("ending", ["tsv", "jsonl"])
+def test_any_labeled_texts_are_read_or_refused(ending):
+  cells = st.sampled_from(("good", "bad", "1", "3.5", "", " ")) | fuzzing.texts(6)
+  if ending == "tsv":
+    header = st.permutations([*classes.TEXTS, classes.LABEL, "id"]) | st.lists(cells, max_size=4)
+    lines = st.tuples(header, st.lists(st.lists(cells, min_size=1, max_size=5), max_size=6)).map(
+        lambda drawn: ["\t".join(row) for row in (drawn[0], *drawn[1])])
+  else:
+    record = {"id": 1, "text": "A cat.", "text2": "A dog.", "label": "good"}
+    drawn = fuzzing.changed(record, fuzzing.texts() | fuzzing.values()) | fuzzing.values()
+    lines = st.lists(drawn.map(json.dumps) | fuzzing.texts(), max_size=4)
+
+  def check(lines, end):
+    with fuzzing.folder() as folder:
+      path = write(folder / f"a.{ending}", end.join(lines).encode(errors="surrogatepass"))
+      found = attempt(classes.read_examples, path)
+      if found is FAILED:
+        return
+      assert len({len(example.texts) for example in found}) == 1
+      assert all(set("\t\n").isdisjoint(e.label + e.id) for e in found)
+      labels = attempt(classes.find_labels, found, "a")
+      assert labels is FAILED or set(labels) == {example.label for example in found}
+  fuzzing.run(check, 60, lines=lines, end=st.sampled_from(("\n", "\r\n", "\r")))
+
+
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_any_questions_are_read_or_refused(kind):
   config = finetune_config.base().task
@@ -115,9 +140,12 @@ def test_any_questions_are_read_or_refused(kind):
 
 RECORDS = {"sst2": {"id": "1", "sentence": "A fine film."},
            "stsb": {"index": 1, "sentence1": "A cat.", "sentence2": "A dog."},
+           "classes": {"id": "1", "text": "A cat.", "text2": "A dog."},
            "ner": {"id": 1, "words": ["Ada", "of", "London"]},
            "squad2": {"id": "1", "question": "Who?", "context": CONTEXT}}
-KINDS = {"sst2": "classes", "stsb": "values", "ner": "tokens", "squad2": "spans"}
+KINDS = {"sst2": "classes", "stsb": "values", "classes": "classes", "ner": "tokens",
+         "squad2": "spans"}
+TEXTS = {"classes": classes.TEXTS}
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "tsv", "txt", "conll"])
@@ -125,7 +153,7 @@ KINDS = {"sst2": "classes", "stsb": "values", "ner": "tokens", "squad2": "spans"
 def test_any_input_of_predict_is_read_or_refused(name, ending):
   form, config = inputs.FORMS[KINDS[name]], finetune_config.base().task
   config.update({"name": name, "max_length": 64, "max_question": 16, "stride": 16})
-  setting = Setting(config, text_format("wordpiece"), ("O", "B-X"))
+  setting = Setting(config, text_format("wordpiece"), ("O", "B-X"), TEXTS.get(name, ()))
   record = fuzzing.changed(RECORDS[name], fuzzing.texts() | fuzzing.values()) | fuzzing.values()
   lines = st.lists(record.map(json.dumps) | fuzzing.texts(), max_size=4)
   if ending != "jsonl":
@@ -139,6 +167,9 @@ def test_any_input_of_predict_is_read_or_refused(name, ending):
       path = write(folder / f"a.{ending}", content)
       found = attempt(lambda: list(inputs.read_examples(path, KINDS[name], name)))
       if found is not FAILED:
+        if name in TEXTS and not all(len(example.texts) == 2 for example in found):
+          assert attempt(form.make_rows, found, setting) is FAILED
+          return
         made, _ = form.make_rows(found, setting)
         assert len(made) >= len(found) > 0 and max(made.lengths) <= 64
   fuzzing.run(check, 40, lines=lines)

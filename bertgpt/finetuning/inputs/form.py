@@ -20,11 +20,13 @@ class Setting(NamedTuple):
     config: group `task` of the fine-tuning config.
     text_format: format of the rows.
     labels: names of the model's C outputs.
+    texts: columns of the texts, for a task whose examples may be single texts or pairs.
   """
 
   config: ConfigDict
   text_format: TextFormat
   labels: tuple[str, ...]
+  texts: tuple[str, ...] = ()
 
 
 class Form(NamedTuple):

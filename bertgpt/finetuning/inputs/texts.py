@@ -2,7 +2,7 @@
 
 | input  | content                                                                             |
 |--------|-------------------------------------------------------------------------------------|
-| .tsv   | the columns of the task's official files, or the names of TFDS; others are ignored  |
+| .tsv   | the columns of the task's own files, or the names of TFDS; others are ignored       |
 | .jsonl | the same names as keys; for single texts also `text`                                |
 | .txt   | one text per line, without blank lines, for tasks of single texts                   |
 
@@ -53,7 +53,8 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
   if find_ending(path) == ".csv":
     raise DataError(f"{path}: is a table with commas. Give {FORMATS}")
   lines = files.read_text_lines(path)
-  if find_ending(path) == ".txt" and len(task.texts) == 1:
+  needed = _find_needed(name)
+  if find_ending(path) == ".txt" and len(needed) == 1:
     texts = (line for _, line in lines if line.strip())
     yield from (Example(str(i), (text,)) for i, text in enumerate(texts))
     return
@@ -64,7 +65,7 @@ def read(path: pathlib.Path, name: str) -> Iterator[Example]:
     lines, header, wanted = _chain(first, lines), list(task.header), task.texts
   lines = glue.check_columns(lines, path, len(header))
   is_named = not set(files.ID_KEYS).isdisjoint(header)
-  for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or task.texts, task)):
+  for i, row in enumerate(glue.iterate_rows(lines, path, header, wanted or needed, task)):
     if row.values is None:
       raise DataError(f"{path}, line {row.line}: lacks columns. Repair the line or remove it")
     # Pandas writes whole numbers with a point if one of them is missing.
@@ -78,6 +79,12 @@ def _columns(name: str) -> glue.Glue:
     raise ConfigError(f"the task {name} does not say which columns its texts are in. Give it "
                       "`columns` in finetuning.tasks.TASKS")
   return columns
+
+
+def _find_needed(name: str) -> tuple[str, ...]:
+  """Returns the columns that every example of a task has: `classes` may have pairs or not."""
+  columns = _columns(name)
+  return min(columns.texts, columns.features, key=len)
 
 
 def _chain(first, lines):
@@ -105,7 +112,7 @@ def parse(record: Any, default_id: str, name: str) -> Example:
   """
   id_ = id_of(record, default_id)
   if not (wanted := _find_names(record, name)):
-    raise ValueError(f"lacks {' or '.join(_columns(name).texts)}; it has "
+    raise ValueError(f"lacks {' or '.join(_find_needed(name))}; it has "
                      f"{', '.join(map(str, record)) or 'nothing'}")
   return Example(id_, tuple(take_text(record[key], key) for key in wanted))
 
@@ -116,7 +123,15 @@ def make_rows(examples: Sequence[Example], setting: Setting) -> tuple[Rows, None
   Args:
     examples: at least one example.
     setting: see `Setting`.
+  Raises:
+    DataError: an example is a pair and the model was trained on single texts, or the reverse.
   """
+  num_texts = len(setting.texts or examples[0].texts)
+  if other := next((e for e in examples if len(e.texts) != num_texts), None):
+    is_pair, second = num_texts == 2, _columns(setting.config.name).texts[-1]
+    raise DataError(f"the example {other.id!r} {'lacks' if is_pair else 'has'} {second}, but the "
+                    f"model was trained on {'pairs' if is_pair else 'single texts'}. Give examples "
+                    f"{'with' if is_pair else 'without'} {second}")
   columns = tuple(list(column) for column in zip(*(e.texts for e in examples), strict=True))
   table = glue.Table(columns, [e.id for e in examples], None)
   return glue.make_rows(table, _columns(setting.config.name), setting.text_format), None

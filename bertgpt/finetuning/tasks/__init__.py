@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from bertgpt.config import ConfigDict, families
 from bertgpt.errors import ConfigError
-from bertgpt.finetuning.tasks import glue, ner, squad
+from bertgpt.finetuning.tasks import classes, glue, ner, squad
 from bertgpt.finetuning.tasks.rows import Remarks, Task, TextFormat
+from bertgpt.finetuning.tasks.scores import check_metrics
 
 
 class Entry(NamedTuple):
@@ -32,10 +33,14 @@ _OF_SPANS = frozenset({"task.stride", "task.max_question", "task.max_answer", "t
 TASKS = {
     **{name: Entry(glue.open_task, "classes" if task.labels else "values", _OF_TEXTS, task)
        for name, task in glue.TASKS.items()},
+    "classes": Entry(classes.open_task, "classes", _OF_TEXTS | {"task.labels"}, classes.COLUMNS),
     "ner": Entry(ner.open_task, "tokens", frozenset()),
     "squad": Entry(squad.open_task, "spans", _OF_SPANS),
     "squad2": Entry(squad.open_task, "spans", _OF_SPANS | {"task.null_threshold"}),
 }
+for _name, _entry in TASKS.items():
+  if _entry.columns:
+    check_metrics(_name, _entry.columns.metrics, len(_entry.columns.labels))
 
 
 def open_task(config: ConfigDict, text_format: TextFormat) -> Task:

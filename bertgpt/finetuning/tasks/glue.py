@@ -31,7 +31,8 @@ class Glue(NamedTuple):
   """One GLUE task.
 
   Attributes:
-    folder: folder of the official files; also the name of the submission.
+    folder: folder of the official files; also the name of the submission. '' for a task of the
+      user's own files, which have no official form.
     texts: columns of the texts.
     label: column of the label.
     labels: labels in the official files, in the order of TFDS, which numbers them; () for a score
@@ -55,6 +56,12 @@ class Glue(NamedTuple):
   header: tuple[str, ...] = ()
   skips_short: bool = False
   names: tuple[str, ...] = ()
+
+  @property
+  def remedy(self) -> str:
+    """What to do with a file that lacks columns."""
+    return (f"Give the official {self.folder} file" if self.folder else
+            "Name the columns in the first line, with tabs between them")
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -138,7 +145,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
   read = _read_tfds if config.data.startswith("tfds:") else _read_files
   table = read(config.data, glue, "train", "", needed=True)
   chosen = files.choose_examples(len(table.texts[0]), config.max_train_examples, is_random=True)
-  train = make_rows(_take(table, chosen), glue, text_format)
+  train = make_rows(take(table, chosen), glue, text_format)
   evals, baseline, skipped, notes = [], {}, table.skipped, []
   for name in ("dev", "test"):
     for set_suffix, file_suffix, submission_suffix in glue.splits:
@@ -155,7 +162,7 @@ def open_task(config: ConfigDict, text_format: TextFormat) -> Task:
       if name == "dev":
         first = files.choose_examples(len(table.texts[0]), config.max_dev_examples,
                                       is_random=False)
-        table = _take(table, first)
+        table = take(table, first)
         constant = np.full(len(first), most_frequent(train.labels))
         baseline[name + set_suffix] = score(glue, table.labels, constant)
       file_name = f"{glue.folder}{submission_suffix}{'' if name == 'test' else '.dev'}.tsv"
@@ -226,7 +233,13 @@ def write(glue: Glue, name: str, outputs: np.ndarray, folder: pathlib.Path,
   (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _take(table: Table, index: np.ndarray) -> Table:
+def take(table: Table, index: np.ndarray) -> Table:
+  """Returns some examples of a table with labels.
+
+  Args:
+    table: N examples.
+    index: indices of the examples, int [M].
+  """
   return Table(tuple([column[i] for i in index] for column in table.texts),
                [table.ids[i] for i in index], table.labels[index])
 
@@ -310,8 +323,7 @@ def iterate_rows(lines: Iterator[tuple[int, str]], path: pathlib.Path, header: S
   """
   if missing := [name for name in wanted if name not in header]:
     raise DataError(f"{path}: lacks the column {', '.join(missing)}; it has "
-                    f"{', '.join(filter(None, header)) or 'none'}. Give the official {glue.folder} "
-                    "file")
+                    f"{', '.join(filter(None, header)) or 'none'}. {glue.remedy}")
   names = [name for name in files.ID_KEYS if name in header][:1]
   if twice := [name for name in (*wanted, *names) if header.count(name) > 1]:
     raise DataError(f"{path}: has the column {twice[0]} twice. Rename one")

@@ -90,6 +90,7 @@ class Task(NamedTuple):
     evals: sets to predict; the first is the dev set.
     baseline: metrics by set, for sets with labels, of the answer that is most frequent in training.
     notes: remarks about the data for the user, one line each.
+    texts: columns of the texts, for a task whose examples may be single texts or pairs.
   """
 
   name: str
@@ -99,6 +100,7 @@ class Task(NamedTuple):
   evals: tuple[EvalSet, ...]
   baseline: dict[str, dict[str, float]]
   notes: tuple[str, ...] = ()
+  texts: tuple[str, ...] = ()
 
 
 class TextFormat(NamedTuple):

@@ -1,6 +1,10 @@
-"""Metrics that several tasks share, as fractions of 1."""
+"""Metrics that several tasks share.
 
-from collections.abc import Callable
+A metric is a share: a number of at most 1, which is 1 if all predictions are right, and better if
+it is higher. The best run is chosen, and the table is printed in percent, on this condition.
+"""
+
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.stats
@@ -17,14 +21,32 @@ def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the F1 of class 1; 0 if neither labels nor predictions have it.
+  """Returns the F1 of class 1, of two classes; 0 if neither labels nor predictions have it.
+
+  Args:
+    labels: classes 0 and 1, int [N].
+    predictions: predicted classes, int [N].
+  """
+  return _f1_of(1, labels, predictions)
+
+
+def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+  """Returns the mean of the F1 of all classes that labels or predictions have, without weights.
+
+  This is `f1_score(average="macro")` of scikit-learn, the first of the two definitions that Opitz
+  and Burst (2019, arXiv:1911.03347) compare.
 
   Args:
     labels: classes, int [N].
     predictions: predicted classes, int [N].
   """
-  hits = ((labels == 1) & (predictions == 1)).sum()
-  return harmonic_mean(hits, (predictions == 1).sum(), (labels == 1).sum())
+  found = np.union1d(labels, predictions)
+  return float(np.mean([_f1_of(c, labels, predictions) for c in found]))
+
+
+def _f1_of(c: int, labels: np.ndarray, predictions: np.ndarray) -> float:
+  hits = ((labels == c) & (predictions == c)).sum()
+  return harmonic_mean(hits, (predictions == c).sum(), (labels == c).sum())
 
 
 def harmonic_mean(hits: int, predicted: int, expected: int) -> float:
@@ -39,15 +61,21 @@ def harmonic_mean(hits: int, predicted: int, expected: int) -> float:
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-  """Returns the correlation of binary classes (Matthews 1975); 0 if one side is constant.
+  """Returns the correlation of classes, R_K (Gorodkin 2004); 0 if one side is constant.
+
+  For two classes, it is the correlation of Matthews (1975).
 
   Args:
-    labels: classes 0 and 1, int [N].
+    labels: classes, int [N].
     predictions: predicted classes, int [N].
   """
-  deviations = [(x - x.mean()) for x in (labels.astype(float), predictions.astype(float))]
-  norm = np.sqrt(np.prod([(d ** 2).sum() for d in deviations]))
-  return float((deviations[0] * deviations[1]).sum() / norm) if norm else 0.0
+  _, numbers = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+  # Shares instead of counts, whose products could exceed int64.
+  expected, found = (np.bincount(x, minlength=numbers.max() + 1) / len(x)
+                     for x in np.split(numbers, 2))
+  variances = (1 - expected @ expected) * (1 - found @ found)
+  covariance = (labels == predictions).mean() - expected @ found
+  return float(covariance / np.sqrt(variances)) if variances > 0 else 0.0
 
 
 def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -79,6 +107,26 @@ def _correlation(function, labels, predictions):
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson,
-    "spearman": spearman,
+    "accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews": matthews,
+    "pearson": pearson, "spearman": spearman,
 }
+ONLY_BINARY = frozenset({"f1"})  # Metrics of two classes.
+
+
+def check_metrics(task: str, metrics: Iterable[str], num_classes: int) -> None:
+  """Checks that metrics exist and suit the outputs of a task.
+
+  Args:
+    task: name of the task.
+    metrics: names of its metrics.
+    num_classes: number of its classes; 0: its outputs are values.
+  Raises:
+    ValueError: they do not. It is an error in the table of tasks, not of the user.
+  """
+  for name in metrics:
+    if name not in METRICS:
+      raise ValueError(f"task {task}: no metric {name!r}. Add it to METRICS in tasks/scores.py, or "
+                       f"choose one of {', '.join(METRICS)}")
+    if name in ONLY_BINARY and num_classes != 2:
+      raise ValueError(f"task {task}: the metric {name} is of two classes, and the task has "
+                       f"{num_classes or 'none'}. Use macro_f1 for classes")
