@@ -24,6 +24,7 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
   """
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
+  others = corpora.open_others(config, corpus)
   config = corpora.resolve(config, corpus.tokenizer)
   objective = objectives.make_objective(config_of_phase(config, 0), corpus.vocabulary)
   corrupt = jax.jit(objective.corrupt)
@@ -32,6 +33,9 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
     rows = np.arange(len(batch["tokens"]), dtype=np.int32)
     return jax.device_get(corrupt(batch, steps.make_key(config, steps.MASK_STREAM, 0), rows))
 
-  warnings = filter(None, [corpus_lib.describe_unknown(corpus.manifest)])
-  return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), *warnings, "",
-                    description.describe(corpus, config, numbers, mask_fn=mask)])
+  lines = []
+  for name, one in {"": corpus, **others}.items():
+    lines += [f"corpus     {f'{name}={one.path}' if name else one.path}",
+              corpus_lib.report(one.manifest),
+              *filter(None, [corpus_lib.describe_unknown(one.manifest)]), ""]
+  return "\n".join([*lines, description.describe(corpus, config, numbers, mask, others)])

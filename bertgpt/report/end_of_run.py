@@ -10,7 +10,7 @@ import jax
 
 from bertgpt import console, files
 from bertgpt.config import choices
-from bertgpt.data.batches import formats
+from bertgpt.data.batches import formats, mixture
 from bertgpt.devices import events, peers, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
@@ -46,6 +46,8 @@ def _write(run: Finished) -> None:
            f"{len(held_out)} document{'s' * (len(held_out) > 1)}):", ""]
   described = describe(run, run.scores)
   lines += described.lines
+  if shares := mixture.describe_shares(trained.config, trained.step):
+    lines += ["", "Rows that were trained on:", *(f"  {line}" for line in shares)]
   if curves := {tag: points for tag, points in metrics_file.read_curves(path).items()
                 if tag.split("/")[-1] in described.panels}:
     picture.plot_curves(curves, path / "loss.png", described.panels, described.baselines,

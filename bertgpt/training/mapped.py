@@ -160,7 +160,7 @@ class StackedRuns:
       for seed in seeds:
         run = self.runs[which.index(seeds.index(seed))]
         readers.append(stack.enter_context(contextlib.closing(loader.make_train_batches(
-            run.corpus, run.config, phase_index, first_step, slice(None)))))
+            run.corpus, run.config, phase_index, first_step, slice(None), run.others))))
       stacked = ({name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
                  for parts in zip(*readers, strict=True))
       yield from feed.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))
@@ -248,8 +248,9 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
 
 def check_same_corpus(runs: Sequence[Run]) -> None:
   """Raises ConfigError if runs, which would share batches, began with different corpora."""
-  for run in runs[1:]:
-    if run.corpus.identity != runs[0].corpus.identity:
+  found = [(run.metadata["corpus"], run.metadata.get("corpora")) for run in runs]
+  for run, identities in zip(runs, found, strict=True):
+    if identities != found[0]:
       raise ConfigError(f"--mapped: {run.path} began with another corpus than {runs[0].path}, "
                         "because the text or the tokenizer has changed. Leave out --mapped")
 

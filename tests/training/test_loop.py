@@ -60,7 +60,7 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
   corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
   with tiny.Setup(config) as setup:
     state = setup.init()
-    params = start.add_frequencies(state.params, corpus, tiny.VOCAB)
+    params = start.add_frequencies(state.params, [(1.0, corpus)], tiny.VOCAB)
     bias, table = params["mlm"]["bias"], params["embeddings"]["token"]["embedding"]
     assert bias.sharding == state.params["mlm"]["bias"].sharding
     silent = params | {"embeddings": params["embeddings"]

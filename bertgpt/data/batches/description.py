@@ -1,12 +1,13 @@
 """Text about the batches of a run: statistics of its phases, some rows, hashes of batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgpt.config import ConfigDict, find_phase, total_steps
 from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows, make_schedule
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus.corpus import Corpus
@@ -19,7 +20,8 @@ ROWS_SHOWN = 5
 
 
 def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
-             mask_fn: Callable[[Batch], Batch] | None = None) -> str:
+             mask_fn: Callable[[Batch], Batch] | None = None,
+             others: Mapping[str, Corpus] = NO_OTHERS) -> str:
   """Returns lines of text about the batches of a run.
 
   They contain statistics of every phase, some rows as text, and hashes of batches.
@@ -29,6 +31,7 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
     config: whole config.
     steps: steps whose global batches are hashed, counted from 0 through the whole run.
     mask_fn: batch -> batch with masks, applied to the rows before they are shown; None: no masks.
+    others: name -> the same split of the other corpora of mixtures.
   Raises:
     ConfigError: a step is beyond the run.
     DataError: the corpus holds no text or does not fit the objective.
@@ -36,9 +39,10 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
   wrong = [step for step in steps if not 0 <= step < total_steps(config)]
   if wrong:
     raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
-  phases = [TrainRows(corpus, config, i, config.seed) for i in range(len(config.phases))]
+  phases = [PhaseRows(corpus, config, i, others) for i in range(len(config.phases))]
   lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
-  batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
+  in_epoch = sum(member.rows.rows_per_epoch for member in phases[0].members)
+  batch = phases[0].read(np.arange(min(ROWS_SHOWN, in_epoch)))
   lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
   for step in steps:
     i, first = find_phase(config, step)
@@ -47,16 +51,35 @@ def describe(corpus: Corpus, config: ConfigDict, steps: Sequence[int],
     lines.append(f"step {step}: sha256 {loader.batch_sha256(batch)}")
   try:
     for i, rows in enumerate(phases):
-      loader.check_rows_of_phase(rows, corpus, config, i)
+      for member in rows.members:
+        loader.check_rows_of_member(member, config, i)
   except DataError as e:
     lines.append(f"WARNING: no run can be trained with this config: {e}")
   return "\n".join(lines)
 
 
-def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> list[str]:
-  """Returns lines with statistics of the first window of the first epoch."""
+def _describe_phase(config: ConfigDict, phase_index: int, rows: PhaseRows) -> list[str]:
+  """Returns lines about a phase and each of its corpora."""
   phase = config.phases[phase_index]
-  num_rows = rows.rows_per_window
+  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
+           f"{phase.seq_len:,} tokens"]
+  counts = make_schedule(phase).count(phase.steps * phase.batch_size)
+  for member in rows.members:
+    count, per_epoch = counts[member.name], member.rows.rows_per_epoch
+    if phase.mixture:
+      lines += [f"  {member.name}",
+                f"  share of the rows  {count / sum(counts.values()):.2%}, {count:,} rows"]
+      if member.first:
+        lines.append(f"  read before        {member.first / per_epoch:.2f} epochs")
+    lines += [f"  rows per epoch     {per_epoch:,}",
+              f"  epochs             {count / per_epoch:.2f}",
+              *_describe_rows(member.rows, config)]
+  return lines
+
+
+def _describe_rows(rows: TrainRows, config: ConfigDict) -> list[str]:
+  """Returns lines with statistics of the first window of the first epoch of a corpus."""
+  num_rows, seq_len = rows.rows_per_window, rows.seq_len
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
   sizes = token_sizes(parts) - row_format.has_target
@@ -64,15 +87,11 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> li
   begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]
-  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
-           f"{phase.seq_len:,} tokens",
-           f"  rows per epoch     {rows.rows_per_epoch:,}",
-           f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
-           f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
+  lines = [f"  padding            {1 - sizes.sum() / (num_rows * seq_len):.2%}",
            f"  sequences per row  {len(lengths) / num_rows:.2f}"]
   if row_format.pair and len(labels):
     lines.append(f"  {row_format.pair.share:<18} {labels.mean():.2%} of {len(labels):,} pairs")
-  counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
+  counts, edges = np.histogram(lengths, bins=8, range=(0.5, seq_len + 0.5))
   shares = counts / len(lengths)
   return lines + ["  sequence lengths"] + [
       f"  {int(low + 0.5):>6} to {int(high - 0.5):<6} {share:7.2%} {'#' * round(40 * share)}"
