@@ -86,6 +86,25 @@ def test_a_phase_on_other_data_may_be_added_and_continued_bit_for_bit(train, fol
   assert fingerprints(alone) != fingerprints(whole)
 
 
+def test_the_held_out_documents_of_every_corpus_are_scored(train, folder, capsys):
+  """The scores are those of `bertgpt evaluate` on each corpus, in the dtype of the training."""
+  run = train("run", SECOND, flags=["--config.eval.corpora=True", "--config.eval.every_steps=4"])
+  found = curves(run)
+  assert [step for step, _ in found["eval/books/mlm_loss"]] == [4, 8]
+  report = (run / "report.md").read_text()
+  for name, tag in (("main", "validation"), ("books", "books")):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={run}",
+                     f"--config.data.corpus={folder / name}"]) == 0
+    scores = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    for metric in ("mlm_loss", "mlm_accuracy", "nsp_loss"):
+      logged = found[f"eval/{tag}/{metric}"][-1][1]
+      assert logged == pytest.approx(float(scores[metric]), rel=1e-4)
+    assert f"\n  {name} {found[f'eval/{tag}/mlm_loss'][-1][1]:.4g}\n" in report
+  books, main = (dict(found[f"eval/{tag}/mlm_loss"])[8] for tag in ("books", "validation"))
+  assert books != main
+
+
 def test_a_skipped_step_names_the_documents_of_every_corpus(train, folder):
   run = train("run", SECOND, flags=["--config.train.spike_guard=skip", "--config.train.spike_factor"
                                     "=1.0", "--config.train.spike_window=4"])

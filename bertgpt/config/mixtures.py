@@ -18,6 +18,8 @@ from bertgpt.config import choices
 from bertgpt.config.pretraining import ConfigDict
 
 MAIN = "main"
+# Names that other corpora cannot have. Their scores are named eval/NAME/mlm_loss.
+RESERVED = {MAIN: "data.corpus", "validation": "the held-out documents of data.corpus"}
 # The order of corpora repeats after this many rows at most: it is kept as a table.
 MAX_PERIOD = 100_000
 
@@ -92,8 +94,8 @@ def find_problems(config: ConfigDict) -> Iterator[str]:
   except ValueError as e:
     yield f"{corpora}: {e}"
     return
-  if MAIN in paths:
-    yield f"{corpora}: {MAIN} is the name of data.corpus. Choose another name"
+  for name in paths.keys() & RESERVED.keys():
+    yield f"{corpora}: {name} is the name of {RESERVED[name]}. Choose another name"
   for path in paths.values():
     if problem := files.find_problem(path):
       yield f"data.corpora={problem}"
@@ -125,8 +127,11 @@ def _find_in_mixture(config, p, names):
 
 
 def find_unread(config: ConfigDict) -> Iterator[tuple[str, str]]:
-  """Yields ('data.corpora', line) if it names a corpus that no phase reads."""
+  """Yields (field, line) if no phase reads a corpus of `data.corpora`, or none is to be scored."""
   used = find_used(config)
+  if config.eval.corpora and not used - {MAIN}:
+    yield "eval.corpora", ("eval.corpora=True: no phases[].mixture names another corpus than "
+                           f"{MAIN}. Leave it at False")
   for name in find_paths(config):
     if name not in used:
       yield "data.corpora", (f"data.corpora={config.data.corpora!r}: no phases[].mixture names "

@@ -293,6 +293,8 @@ def base() -> ConfigDict:
   evaluation.batch_size = 64               # rows per step of an evaluation, over all devices
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
+  # Whether the held-out documents of the other corpora of mixtures are scored too, as eval/NAME/...
+  evaluation.corpora = False
   # length: the same rows for all phases of one row length | phase: as drawn by earlier versions.
   evaluation.rows_by = "length"
 

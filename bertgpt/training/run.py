@@ -81,6 +81,9 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.Evaluator(setup, held_out)
+      if config.eval.corpora:
+        for name, corpus in corpora.open_others(config, held_out).items():
+          evaluator.others[name] = evaluate.Evaluator(setup, corpus, evaluator.programs)
       metadata = make_metadata(
           config, train_set.tokenizer, corpus=train_set.identity,
           corpora={name: corpus.identity for name, corpus in others.items()})

@@ -10,10 +10,11 @@ from bertgpt.config.overrides import override
 from bertgpt.config.stored import from_json, to_json
 
 
-def make_config(mixture="", corpora="", corpus="corpora/main", objective="mlm"):
+def make_config(mixture="", corpora="", corpus="corpora/main", objective="mlm", scored=False):
   config = config_lib.base()
   config.data.update(corpus=corpus, corpora=corpora)
   config.objective.name = objective
+  config.eval.corpora = scored
   config.phases = (config_lib.phase(mixture=mixture),)
   return config
 
@@ -62,6 +63,9 @@ def test_shares_are_the_weights_divided_by_their_sum_without_rounding(mixture, e
     ("data.corpora", "give NAME=PATH", {"corpora": "books=", "mixture": "books=1"}),
     ("data.corpora", "has the name books twice", {"corpora": "books=a,books=b"}),
     ("data.corpora", "main is the name of data.corpus", {"corpora": "main=a"}),
+    ("data.corpora", "validation is the name of the held-out documents",
+     {"corpora": "validation=a", "mixture": "validation=1"}),
+    ("eval.corpora", "Leave it at False", {"scored": True, "mixture": "main=1"}),
     ("data.corpora", "set data.corpus too",
      {"corpora": "books=b", "mixture": "books=1", "corpus": ""}),
     ("data.corpora", "Mount the bucket", {"corpora": "books=s3://b/x", "mixture": "books=1"}),
@@ -75,7 +79,7 @@ def test_a_wrong_mixture_is_one_line_with_the_field_and_the_remedy(field, part, 
 
 @pytest.mark.parametrize("how", [
     {"mixture": "main=1"}, {"mixture": "main=1", "corpus": ""},
-    {"mixture": "books=1", "corpora": "books=b", "objective": "bilm"},
+    {"mixture": "books=1", "corpora": "books=b", "objective": "bilm", "scored": True},
     {"mixture": "main=0.99999,books=0.00001", "corpora": "books=b"}])
 def test_a_right_mixture_is_no_problem(how):
   how.setdefault("objective", "mlm")
