@@ -8,6 +8,8 @@ i is a pure function of (corpora, config, i):
   rows that earlier phases with rows of the same length have read, so that no document is read again
   before the corpus is used up. A phase without a mixture begins a new order.
 - `rows.TrainRows` is the order of the rows within a corpus. It does not depend on other corpora.
+
+A change of any of them needs another `rows.ORDER_VERSION`.
 """
 
 import functools

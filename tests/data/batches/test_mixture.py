@@ -76,6 +76,13 @@ def test_the_rows_of_a_corpus_are_read_in_order_without_gaps(weights):
     seen[k] += 1
 
 
+@pytest.mark.parametrize("weights, order", [
+    ([7, 3], [0, 0, 1, 0, 0, 1, 0, 0, 0, 1]), ([5, 3, 2], [0, 1, 0, 2, 0, 1, 0, 1, 0, 2])])
+def test_the_order_is_that_of_the_runs_that_have_begun(weights, order):
+  """If it has to change, raise `rows.ORDER_VERSION`."""
+  assert mixture.Schedule(shares_of(*weights)).find(np.arange(10))[0].tolist() == order
+
+
 def test_a_row_far_away_is_found_without_the_rows_before_it():
   weights = [13, 8, 5, 1]
   schedule, far = mixture.Schedule(shares_of(*weights)), 10**15
