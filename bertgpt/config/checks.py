@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
-from bertgpt.config import choices, compiler_options, families
+from bertgpt.config import choices, compiler_options, families, mixtures
 from bertgpt.config.derived import max_predictions, total_steps
 from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
 from bertgpt.errors import refuse
@@ -97,7 +97,7 @@ def find_problems(config: ConfigDict, num_devices: int | None = None,
   problems += [*_attention_problems(config, platform), *_profile_problems(config),
                *skip_problems(config), *_best_problems(config),
                *_option_problems(config, platform), *_freeze_problems(config),
-               *_tracker_problems(config)]
+               *_tracker_problems(config), *mixtures.find_problems(config)]
   if num_devices is not None and min(config.mesh.fsdp, config.mesh.tensor) >= 1:
     problems += _mesh_problems(config, num_devices)
   return problems

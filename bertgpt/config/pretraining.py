@@ -65,6 +65,9 @@ def phase(**overrides: Any) -> ConfigDict:
   fields.steps = 1000                      # updates of the parameters
   fields.seq_len = 128                     # tokens per row
   fields.batch_size = 256                  # rows per step, over all devices
+  # Corpora and their weights, 'NAME=WEIGHT,NAME=WEIGHT': names of data.corpora, or main (the corpus
+  # of the run). The rows continue where earlier phases ended. '': main, from its beginning.
+  fields.mixture = ""
   fields.micro_batches = 1                 # gradient accumulation: parts a batch is split into
   # Masked positions per row; 0: as many as mask_prob and objective.mask_rule need.
   fields.max_predictions = 0
@@ -105,6 +108,9 @@ def base() -> ConfigDict:
   # parquet+sentences:GLOB#column | tfds:name:split#feature, or several, separated by commas.
   data.source = "pydocs"
   data.corpus = ""                         # prepared corpus; '': prepare `source` under `cache_dir`
+  # More prepared corpora for phases[].mixture, 'NAME=PATH,NAME=PATH', all with the tokenizer of
+  # data.corpus.
+  data.corpora = ""
   data.cache_dir = "~/.cache/bertgpt"      # folder of prepared corpora and trained tokenizers
   data.validation_fraction = 0.01          # share of documents held out, chosen by their hash
   data.invalid_text = "error"              # for invalid UTF-8 and NUL: error | replace | skip
@@ -287,6 +293,8 @@ def base() -> ConfigDict:
   evaluation.batch_size = 64               # rows per step of an evaluation, over all devices
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
+  # Whether the held-out documents of the other corpora of mixtures are scored too, as eval/NAME/...
+  evaluation.corpora = False
   # length: the same rows for all phases of one row length | phase: as drawn by earlier versions.
   evaluation.rows_by = "length"
 

@@ -12,14 +12,14 @@ from bertgpt.config import ConfigDict, find_phase, leaves, total_steps
 # model, nor the update. The number of steps may change too; the remaining steps then have the
 # learning rates of the longer curve.
 RESUMABLE = ("checkpoint", "eval", "log", "mesh", "profile", "system",
-             "data.cache_dir", "data.corpus", "data.prepare_workers",
+             "data.cache_dir", "data.corpus", "data.corpora", "data.prepare_workers",
              "data.reader_workers", "data.prefetch", "train.max_bad_steps", "train.skip_steps",
              "model.attention", "model.remat", "model.scan_unroll", "objective.loss_chunk")
 
 # Fields of the host, which change neither what is computed nor how: they may differ between the
 # processes of a run.
-HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.prepare_workers", "data.reader_workers",
-               "data.prefetch", "system.compilation_cache")
+HOST_FIELDS = ("data.cache_dir", "data.corpus", "data.corpora", "data.prepare_workers",
+               "data.reader_workers", "data.prefetch", "system.compilation_cache")
 
 
 def find_phase_problem(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> str:
@@ -67,8 +67,10 @@ def differences(old: ConfigDict, new: ConfigDict, allowed: Sequence[str] = ()) -
 
 
 def _describe(p: ConfigDict | None) -> str:
-  return (f"{p.steps} steps of {p.batch_size} rows of {p.seq_len} tokens" if p
-          else "no such phase")
+  if not p:
+    return "no such phase"
+  return (f"{p.steps} steps of {p.batch_size} rows of {p.seq_len} tokens"
+          + f" from {p.mixture}" * bool(p.mixture))
 
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:

@@ -13,7 +13,7 @@ or tokenizer: `data.corpus` replaces the fields that prepare a corpus (`data.sou
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bertgpt.config import choices, families
+from bertgpt.config import choices, families, mixtures
 from bertgpt.config.derived import PHASE_OF_MODEL
 from bertgpt.config.pretraining import ConfigDict, base, leaves, phase
 from bertgpt.errors import refuse
@@ -60,6 +60,7 @@ def unset_fields(config: ConfigDict) -> set[str]:
 def _find(config) -> Iterator[tuple[str, str]]:
   """Yields (field, line that says what is wrong with it)."""
   yield from _find_in_groups(config)
+  yield from mixtures.find_unread(config)
   if config.seed > MAX_KEY_SEED:
     yield "seed", (f"seed={config.seed}: initial values and masks read only its last 32 bits. "
                    f"Choose a number up to {MAX_KEY_SEED}")

@@ -11,6 +11,7 @@ from bertgpt.config import ConfigDict, families, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.derived import count_trained
 from bertgpt.config.stored import from_json
+from bertgpt.data.batches import mixture
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
@@ -20,11 +21,11 @@ from bertgpt.training import schedules
 TOKENIZERS = {"sentencepiece": "SentencePiece", "wordpiece": "WordPiece", "bpe": "byte-level BPE",
               "gpt1_bpe": "BPE as in GPT-1", "unigram": "unigram", "words": "whole words"}
 
-# The folders of a path that is absolute or in a home folder, at the start of a text or after ':' or
-# ','.
-FOLDERS = re.compile(r"(?<![^:,])(?:/(?!/)[^,#]*/|~[^/,#]*/(?:[^,#]*/)?)(?=[^,#/])")
-# Fields of the host without a meaning for others; `data.corpus` says what was read.
-LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus"}
+# The folders of a path that is absolute or in a home folder, at the start of a text or after ':',
+# ',' or '='.
+FOLDERS = re.compile(r"(?<![^:,=])(?:/(?!/)[^,#]*/|~[^/,#]*/(?:[^,#]*/)?)(?=[^,#/])")
+# Fields of the host without a meaning for others; the corpora say what was read.
+LEFT_OUT = {*resuming.HOST_FIELDS} - {"data.corpus", "data.corpora"}
 
 
 CARD = """\
@@ -139,6 +140,9 @@ def describe_training(trained: Trained) -> list[str]:
            f"`{trained.corpus_identity[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]
+  if config.data.corpora:
+    lines.append(f"- More data: `{without_folders(config.data.corpora)}`; `main` is the first.")
+  lines += [f"- Rows of {line}." for line in mixture.describe_shares(config, step)]
   if config.init_from:
     lines.append("- Training started from the parameters in "
                  f"`{without_folders(config.init_from)}`.")

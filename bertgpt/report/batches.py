@@ -1,12 +1,13 @@
 """What `bertgpt data` shows: a corpus, and batches with the masks of the training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from bertgpt.config import ConfigDict, config_of_phase, find_phase, total_steps, unread
 from bertgpt.data.batches import formats, loader
+from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows, make_schedule
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -30,6 +31,7 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
   """
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
+  others = corpora.open_others(config, corpus)
   config = corpora.resolve(config, corpus.tokenizer)
   objective = objectives.make_objective(config_of_phase(config, 0), corpus.vocabulary)
   corrupt = jax.jit(objective.corrupt)
@@ -38,13 +40,17 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
     rows = np.arange(len(batch["tokens"]), dtype=np.int32)
     return jax.device_get(corrupt(batch, steps.make_key(config, steps.MASK_STREAM, 0), rows))
 
-  warnings = filter(None, [corpus_lib.describe_unknown(corpus.manifest)])
-  return "\n".join([f"corpus     {corpus.path}", corpus_lib.report(corpus.manifest), *warnings, "",
-                    describe_batches(corpus, config, numbers, mask_fn=mask)])
+  lines = []
+  for name, one in {"": corpus, **others}.items():
+    lines += [f"corpus     {f'{name}={one.path}' if name else one.path}",
+              corpus_lib.report(one.manifest),
+              *filter(None, [corpus_lib.describe_unknown(one.manifest)]), ""]
+  return "\n".join([*lines, describe_batches(corpus, config, numbers, mask, others)])
 
 
 def describe_batches(corpus: Corpus, config: ConfigDict, numbers: Sequence[int],
-                     mask_fn: Callable[[Batch], Batch] | None = None) -> str:
+                     mask_fn: Callable[[Batch], Batch] | None = None,
+                     others: Mapping[str, Corpus] = NO_OTHERS) -> str:
   """Returns lines of text about the batches of a run.
 
   They contain statistics of every phase, some rows as text, and hashes of batches.
@@ -54,6 +60,7 @@ def describe_batches(corpus: Corpus, config: ConfigDict, numbers: Sequence[int],
     config: whole config.
     numbers: steps whose global batches are hashed, counted from 0 through the whole run.
     mask_fn: batch -> batch with masks, applied to the rows before they are shown; None: no masks.
+    others: name -> the same split of the other corpora of mixtures.
   Raises:
     ConfigError: a step is beyond the run.
     DataError: the corpus holds no text or does not fit the objective.
@@ -61,9 +68,10 @@ def describe_batches(corpus: Corpus, config: ConfigDict, numbers: Sequence[int],
   wrong = [step for step in numbers if not 0 <= step < total_steps(config)]
   if wrong:
     raise ConfigError(f"--steps={wrong[0]}: the run has steps 0 to {total_steps(config) - 1}")
-  phases = [TrainRows(corpus, config, i, config.seed) for i in range(len(config.phases))]
+  phases = [PhaseRows(corpus, config, i, others) for i in range(len(config.phases))]
   lines = [line for i, rows in enumerate(phases) for line in _describe_phase(config, i, rows)]
-  batch = phases[0].read(np.arange(min(ROWS_SHOWN, phases[0].rows_per_epoch)))
+  in_epoch = sum(member.rows.rows_per_epoch for member in phases[0].members)
+  batch = phases[0].read(np.arange(min(ROWS_SHOWN, in_epoch)))
   lines += _show_rows(mask_fn(batch) if mask_fn else batch, corpus.tokenizer, formats.find(config))
   for step in numbers:
     i, first = find_phase(config, step)
@@ -72,16 +80,35 @@ def describe_batches(corpus: Corpus, config: ConfigDict, numbers: Sequence[int],
     lines.append(f"step {step}: sha256 {loader.batch_sha256(batch)}")
   try:
     for i, rows in enumerate(phases):
-      loader.check_rows_of_phase(rows, corpus, config, i)
+      for member in rows.members:
+        loader.check_rows_of_member(member, config, i)
   except DataError as e:
     lines.append(f"WARNING: no run can be trained with this config: {e}")
   return "\n".join(lines)
 
 
-def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> list[str]:
-  """Returns lines with statistics of the first window of the first epoch."""
+def _describe_phase(config: ConfigDict, phase_index: int, rows: PhaseRows) -> list[str]:
+  """Returns lines about a phase and each of its corpora."""
   phase = config.phases[phase_index]
-  num_rows = rows.rows_per_window
+  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
+           f"{phase.seq_len:,} tokens"]
+  counts = make_schedule(phase).count(phase.steps * phase.batch_size)
+  for member in rows.members:
+    count, per_epoch = counts[member.name], member.rows.rows_per_epoch
+    if phase.mixture:
+      lines += [f"  {member.name}",
+                f"  share of the rows  {count / sum(counts.values()):.2%}, {count:,} rows"]
+      if member.first:
+        lines.append(f"  read before        {member.first / per_epoch:.2f} epochs")
+    lines += [f"  rows per epoch     {per_epoch:,}",
+              f"  epochs             {count / per_epoch:.2f}",
+              *_describe_rows(member.rows, config)]
+  return lines
+
+
+def _describe_rows(rows: TrainRows, config: ConfigDict) -> list[str]:
+  """Returns lines with statistics of the first window of the first epoch of a corpus."""
+  num_rows, seq_len = rows.rows_per_window, rows.seq_len
   parts, _ = rows.plan(np.arange(num_rows))
   row_format = formats.find(config)
   sizes = token_sizes(parts) - row_format.has_target
@@ -89,15 +116,11 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> li
   begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]
-  lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
-           f"{phase.seq_len:,} tokens",
-           f"  rows per epoch     {rows.rows_per_epoch:,}",
-           f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
-           f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
+  lines = [f"  padding            {1 - sizes.sum() / (num_rows * seq_len):.2%}",
            f"  sequences per row  {len(lengths) / num_rows:.2f}"]
   if row_format.pair and len(labels):
     lines.append(f"  {row_format.pair.share:<18} {labels.mean():.2%} of {len(labels):,} pairs")
-  counts, edges = np.histogram(lengths, bins=8, range=(0.5, phase.seq_len + 0.5))
+  counts, edges = np.histogram(lengths, bins=8, range=(0.5, seq_len + 0.5))
   shares = counts / len(lengths)
   return lines + ["  sequence lengths"] + [
       f"  {int(low + 0.5):>6} to {int(high - 0.5):<6} {share:7.2%} {'#' * round(40 * share)}"

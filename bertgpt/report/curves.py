@@ -23,10 +23,10 @@ MAX_POINTS = 500       # Points of a curve on the page.
 REFERENCE_POINTS = 40  # Points of a curve in a reference, a file of a few KB.
 REFERENCES = pathlib.Path(__file__).with_name("references")
 # Fields that say where files are. A reference has only their defaults: it does not name files.
-PLACES = ("data.source", "data.corpus", "init_from", "tokenizer.path")
+PLACES = ("data.source", "data.corpus", "data.corpora", "init_from", "tokenizer.path")
 # Fields that may change when a run resumes, but decide what is compared: the text, and the held-out
 # rows and masks.
-COMPARED = ("data.corpus", "eval.mask_prob", "eval.max_rows", "eval.rows_by")
+COMPARED = ("data.corpus", "data.corpora", "eval.mask_prob", "eval.max_rows", "eval.rows_by")
 
 
 class Curve(NamedTuple):

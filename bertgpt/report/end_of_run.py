@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 
 from bertgpt import console, files
-from bertgpt.config import choices
-from bertgpt.data.batches import formats
+from bertgpt.config import choices, mixtures
+from bertgpt.data.batches import formats, mixture
 from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
@@ -46,7 +46,11 @@ def _write(run: Finished) -> None:
            f"{len(held_out)} document{'s' * (len(held_out) > 1)}):", ""]
   described = describe(run, run.scores)
   lines += described.lines
-  if curves := {tag: points for tag, points in metrics_file.read_curves(path).items()
+  if shares := mixture.describe_shares(trained.config, trained.step):
+    lines += ["", "Rows that were trained on:", *(f"  {line}" for line in shares)]
+  all_curves = metrics_file.read_curves(path)
+  lines += describe_corpora(metrics_file.last_scores(all_curves), loss)
+  if curves := {tag: points for tag, points in all_curves.items()
                 if tag.split("/")[-1] in described.panels}:
     picture.plot_curves(curves, path / "loss.png", described.panels, described.baselines,
                         trained.config.phases)
@@ -59,6 +63,21 @@ def _write(run: Finished) -> None:
     console.print_stdout(time)
   for line in write_page(path):
     console.print_stdout(line)
+
+
+def describe_corpora(scores: Mapping[str, float], loss: str) -> list[str]:
+  """Returns lines with the held-out loss of every corpus; none if there is only one.
+
+  Args:
+    scores: tag of a held-out metric, such as 'eval/books/mlm_loss' -> its value at the end.
+    loss: name of the loss.
+  """
+  found = [(tag.split("/")[1], value) for tag, value in scores.items() if tag.endswith(f"/{loss}")]
+  if len(found) < 2:
+    return []
+  return ["", f"Held-out {loss} of every corpus:",
+          *(f"  {mixtures.MAIN if name == 'validation' else name} {value:.4g}"
+            for name, value in found)]
 
 
 def write_page(path: pathlib.Path) -> list[str]:

@@ -6,10 +6,10 @@ import pathlib
 import jax
 
 from bertgpt import console, files
-from bertgpt.config import ConfigDict, leaves
+from bertgpt.config import ConfigDict, leaves, mixtures
 from bertgpt.data.batches import formats
 from bertgpt.data.corpus import file_checks, prepare
-from bertgpt.data.corpus.corpus import is_corpus, read_manifest
+from bertgpt.data.corpus.corpus import Corpus, is_corpus, open_corpus, read_manifest
 from bertgpt.data.tokens import tokenizers
 from bertgpt.devices import agreement, watchdog
 from bertgpt.errors import ConfigError, DataError, UserError, one_line
@@ -112,6 +112,42 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
                     f"original corpus: {path}")
         return path
   return None
+
+
+def open_others(config: ConfigDict, corpus: Corpus) -> dict[str, Corpus]:
+  """Opens the other corpora that the mixtures of a run name, and checks that all hosts have them.
+
+  Args:
+    config: config of a run.
+    corpus: a split of the run's own corpus.
+  Returns:
+    Name -> the same split of the corpus.
+  Raises:
+    DataError: a corpus is damaged or empty, or was prepared with another tokenizer, or two names
+      stand for the same corpus.
+  """
+  opened, names = {}, {corpus.identity: mixtures.MAIN}
+  paths = mixtures.find_paths(config)
+  for name in sorted(mixtures.find_used(config) - {mixtures.MAIN}):
+    other = open_corpus(paths[name], corpus.split)
+    field = f"data.corpora: {name}={paths[name]}"
+    if _way_of_encoding(other) != _way_of_encoding(corpus):
+      raise DataError(f"{field}: was prepared with another tokenizer than data.corpus="
+                      f"{config.data.corpus}. Prepare its text again, with "
+                      f"--config.tokenizer.path={corpus.path / 'tokenizer'}")
+    if twin := names.get(other.identity):
+      raise DataError(f"{field}: is the same corpus as {twin}. Give one name to it, with the sum "
+                      "of the weights")
+    opened[name], names[other.identity] = other, name
+  if opened:
+    agreement.check({f"the prepared corpus {name}": other.identity
+                     for name, other in opened.items()})
+  return opened
+
+
+def _way_of_encoding(corpus: Corpus) -> tuple[str, bool]:
+  """Returns the tokenizer, and whether an early version left out white space."""
+  return corpus.manifest["tokenizer"]["fingerprint"], corpus.manifest["format_version"] == 1
 
 
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,

@@ -4,6 +4,7 @@
 |--------------|----------------------------------------------------------|------------------------|
 | config       | resolved config of the run, as JSON text                 | a run is resumed       |
 | corpus       | identity of the pretraining corpus; '' if unknown        | a run is resumed       |
+| corpora      | only with mixtures: name -> identity of other corpora    | a run is resumed       |
 | tokenizer    | SHA-256 of the tokenizer's file                          | a checkpoint is opened |
 | data_order   | `rows.ORDER_VERSION`, the order in which rows are read   | a run is resumed       |
 | step         | number of steps done, set by `Checkpoints.save`          |                        |
@@ -27,7 +28,8 @@ from bertgpt.data.tokens.tokenizers import Tokenizer
 
 def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str,
                   task: Mapping[str, Any] | None = None, fresh: Sequence[str] = (),
-                  bos_id: int = -1, beginning_id: int = -1) -> dict[str, Any]:
+                  bos_id: int = -1, beginning_id: int = -1,
+                  corpora: Mapping[str, str] | None = None) -> dict[str, Any]:
   """Returns the metadata of a checkpoint, as JSON values.
 
   Args:
@@ -37,11 +39,14 @@ def make_metadata(config: ConfigDict, tokenizer: Tokenizer, *, corpus: str,
     task: description of the fine-tuning run, as JSON values; None after pretraining.
     fresh: heads of an imported model that have random weights, keys of `families.HEADS`.
     bos_id, beginning_id: see `Trained`.
+    corpora: name -> identity of the other corpora of mixtures.
   """
   metadata = {"config": to_json(config), "corpus": corpus,
               "tokenizer": tokenizer.fingerprint(), "data_order": ORDER_VERSION}
   if task is not None:
     metadata["task"] = dict(task)
+  if corpora:
+    metadata["corpora"] = dict(corpora)
   metadata |= {name: i for name, i in (("bos_id", bos_id), ("beginning_id", beginning_id))
                if i >= 0}
   return metadata | {"fresh": list(fresh)} if fresh else metadata

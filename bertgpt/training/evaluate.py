@@ -30,11 +30,13 @@ class Evaluator:
     setup: constants of the training.
     corpus: the held-out documents.
     programs: `steps.program_key` -> the jitted result of `make_eval_step`, made when it is needed.
+    others: name -> evaluator of another corpus that is scored too, with the same programs.
   """
 
   setup: Setup
   corpus: Corpus
   programs: dict[str, Callable] = dataclasses.field(default_factory=dict)
+  others: dict[str, "Evaluator"] = dataclasses.field(default_factory=dict)
 
   def find_program(self, phase_index: int) -> Callable:
     """Returns the jitted step for the model and the objective of a phase."""

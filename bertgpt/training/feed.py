@@ -62,7 +62,7 @@ def device_batches(run: Run, phase_index: int,
   layout = sharding.batch_sharding(run.setup.mesh, run.config)
   rows = sharding.local_rows(layout, batch_size)
   with contextlib.closing(loader.make_train_batches(run.corpus, run.config, phase_index, first_step,
-                                                    rows)) as batches:
+                                                    rows, run.others)) as batches:
     yield from prefetch((sharding.make_global_batch(batch, layout, batch_size)
                          for batch in batches), run.config.data.prefetch)
 

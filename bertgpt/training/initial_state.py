@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.config import ConfigDict, resuming
+from bertgpt.config import ConfigDict, mixtures, resuming
 from bertgpt.config.derived import ranges_to_train
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches.rows import ORDER_VERSION
@@ -58,6 +58,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
                         f"Restore that {name}, or use another --workdir" + (
                             ". If that corpus is in another folder, name it with "
                             "--config.data.corpus=PATH" if name == "corpus" else ""))
+    check_corpora(metadata.get("corpora", {}), run)
     order = metadata.get("data_order", 0)  # The oldest checkpoints lack this entry.
     if order != ORDER_VERSION:
       raise DataError(f"{run.path}: its rows were read in order {order}, but this program reads "
@@ -76,8 +77,11 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
         run.config, run.corpus, state.params))
     return state
   if run.config.objective.bias_init == "frequencies":
+    corpora = {**run.others, mixtures.MAIN: run.corpus}
+    shares = mixtures.find_shares(run.config.phases[0])
     state = dataclasses.replace(state, params=add_frequencies(
-        state.params, run.corpus, run.config.model.vocab_size))
+        state.params, [(float(share), corpora[name]) for name, share in shares.items()],
+        run.config.model.vocab_size))
   return dataclasses.replace(state, params=word_tables.add_words(
       run.config, state.params, run.corpus.tokenizer))
 
@@ -133,8 +137,8 @@ def check_skipped(old: ConfigDict, new: ConfigDict, step: int) -> None:
                       "go back with `bertgpt rollback`")
 
 
-def add_frequencies(params: Any, corpus: Corpus, vocab_size: int) -> Any:
-  """Returns the parameters with the log frequencies of a corpus' tokens as output bias.
+def add_frequencies(params: Any, sources: Sequence[tuple[float, Corpus]], vocab_size: int) -> Any:
+  """Returns the parameters with the log frequencies of the tokens of a text as output bias.
 
   Otherwise a short run spends its first steps on learning these frequencies, and the bias moves
   only by about the learning rate per step. With a large vocabulary, the run distorts the embedding
@@ -142,15 +146,33 @@ def add_frequencies(params: Any, corpus: Corpus, vocab_size: int) -> Any:
 
   Args:
     params: parameters of a masked LM, on the devices.
-    corpus: documents that are trained on.
+    sources: (share of the text, documents it comes from).
     vocab_size: number of ids.
   """
-  found = frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
+  found = sum(share * frequencies.unigram_probabilities(corpus, vocab_size, is_causal=False)
+              for share, corpus in sources)
   bias = params["mlm"]["bias"]
   whole = np.zeros(bias.shape, np.float32)
   whole[:vocab_size] = np.log(found)
   placed = jax.make_array_from_callback(whole.shape, bias.sharding, lambda index: whole[index])
   return {**params, "mlm": {**params["mlm"], "bias": placed}}
+
+
+def check_corpora(saved: Mapping[str, str], run: Run) -> None:
+  """Checks that the corpora of mixtures are those of a checkpoint.
+
+  Args:
+    saved: name -> identity of the corpora that the checkpoint was made with.
+    run: the opened run.
+  Raises:
+    DataError: a name now stands for another corpus.
+  """
+  found = run.metadata.get("corpora", {})
+  for name, identity in saved.items():
+    if found.get(name, identity) != identity:
+      raise DataError(f"{run.path}: its checkpoints were made with another corpus {name}. If that "
+                      f"corpus is in another folder, name it with --config.data.corpora={name}="
+                      "PATH. For another corpus, choose another name")
 
 
 def check_phases(old: ConfigDict, new: ConfigDict, step: int, path: pathlib.Path) -> None:

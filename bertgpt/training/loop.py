@@ -209,6 +209,8 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
                   ) -> dict[str, float] | None:
   """Evaluates and logs the held-out metrics after a step, and keeps the checkpoint of the best one.
 
+  With `eval.corpora`, other corpora are scored too, which are only logged.
+
   Args:
     run: the opened run.
     log: log of the run.
@@ -221,10 +223,15 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
   """
   log.write_all()
   phase_index, _ = config_lib.find_phase(run.config, step - 1)
-  results = evaluate.evaluate_corpus(run.evaluator, state.params, phase_index, should_stop)
-  if results is None:
-    return None
-  log.record(step, run.evaluator.corpus.split, results)
+  evaluator, found = run.evaluator, {}
+  for name, one in {evaluator.corpus.split: evaluator, **evaluator.others}.items():
+    scores = evaluate.evaluate_corpus(one, state.params, phase_index, should_stop)
+    if scores is None:
+      return None
+    found[name] = scores
+  for name, scores in found.items():
+    log.record(step, name, scores)
+  results = found[evaluator.corpus.split]
   if log.is_applied:
     with log.untimed(), timeline.during("saving"):
       checkpoints.keep_if_best(step, results, evaluate.conditions(run.config, phase_index), state,

@@ -102,8 +102,9 @@ def _train(configs: Sequence[ConfigDict], paths: Sequence[pathlib.Path]
 
 def check_same_corpus(runs: Sequence[Run]) -> None:
   """Raises ConfigError if runs, which would share batches, began with different corpora."""
-  for run in runs[1:]:
-    if run.corpus.identity != runs[0].corpus.identity:
+  found = [(run.metadata["corpus"], run.metadata.get("corpora")) for run in runs]
+  for run, identities in zip(runs, found, strict=True):
+    if identities != found[0]:
       raise ConfigError(f"--mapped: {run.path} began with another corpus than {runs[0].path}, "
                         "because the text or the tokenizer has changed. Leave out --mapped")
 

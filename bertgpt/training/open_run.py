@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, resuming, unread
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.mixture import NO_OTHERS
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import agreement, cluster, compilation_cache, hardware, sharding, watchdog
 from bertgpt.runs import corpora, folder_kinds, former, workdir
@@ -28,6 +29,7 @@ class Run(NamedTuple):
     evaluator: evaluator of the held-out documents.
     abstract_state: `TrainState` of ShapeDtypeStructs with their shardings.
     metadata: entries of a checkpoint in addition to the state; see `make_metadata`.
+    others: name -> documents of the training, of the other corpora of mixtures.
   """
 
   config: ConfigDict
@@ -37,6 +39,7 @@ class Run(NamedTuple):
   evaluator: evaluate.Evaluator
   abstract_state: steps.TrainState
   metadata: dict[str, Any]
+  others: Mapping[str, Corpus] = NO_OTHERS
 
 
 @contextlib.contextmanager
@@ -70,17 +73,23 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if jax.process_index() == 0:
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
-    cluster.say_once(describe_unknown(train_set.manifest))
+    others = corpora.open_others(config, train_set)
+    cluster.say_once(*(describe_unknown(c.manifest) for c in (train_set, *others.values())))
     config = corpora.resolve(config, train_set.tokenizer)
-    loader.check_rows(train_set, config)
+    loader.check_rows(train_set, config, others)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.Evaluator(setup, held_out)
-      metadata = make_metadata(config, train_set.tokenizer, corpus=train_set.identity)
+      if config.eval.corpora:
+        for name, corpus in corpora.open_others(config, held_out).items():
+          evaluator.others[name] = evaluate.Evaluator(setup, corpus, evaluator.programs)
+      metadata = make_metadata(
+          config, train_set.tokenizer, corpus=train_set.identity,
+          corpora={name: corpus.identity for name, corpus in others.items()})
       abstract_state = steps.make_abstract_state(setup)
       optimizers.check_frozen(config, abstract_state.params)
-      yield Run(config, path, setup, train_set, evaluator, abstract_state, metadata)
+      yield Run(config, path, setup, train_set, evaluator, abstract_state, metadata, others)
 
 
 def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[Corpus, Corpus]:

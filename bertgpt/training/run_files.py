@@ -29,7 +29,8 @@ def make_log(run: Run, first_step: int, **shared: Any) -> StepLog:
     first_step: steps done before.
     **shared: arguments of `StepLog` for a run that is trained together with others.
   """
-  skipped = skipped_steps.SkippedSteps(run.path, first_step, run.corpus, run.config)
+  skipped = skipped_steps.SkippedSteps(run.path, first_step, run.corpus, run.config,
+                                       run.others)
   return StepLog(run.config, run.path, first_step, on_skip=skipped.write, **shared)
 
 

@@ -3,15 +3,15 @@
     {"step": 812, "loss": 9.1, "grad_norm": 31.0, "phase": 0, "rows": [207616, 207872],
      "documents": [12, 90], "sha256": ...}
 
-Steps whose loss or gradient is not finite are recorded too, even without a guard against spikes;
-such a value is null.
+In a phase with a mixture, "documents" is an object with a list per corpus. Steps whose loss or
+gradient is not finite are recorded too, even without a guard against spikes; such a value is null.
 """
 
 import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ import numpy as np
 from bertgpt import config as config_lib
 from bertgpt import console, files
 from bertgpt.config import ConfigDict
+from bertgpt.config.mixtures import MAIN
 from bertgpt.data.batches import loader
-from bertgpt.data.batches.rows import TrainRows
+from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.errors import UserError, one_line
 
@@ -31,7 +32,8 @@ FILE = "skipped.jsonl"
 class SkippedSteps:
   """Writer of skipped.jsonl, in process 0. Its errors do not end the training."""
 
-  def __init__(self, path: pathlib.Path, first_step: int, corpus: Corpus, config: ConfigDict):
+  def __init__(self, path: pathlib.Path, first_step: int, corpus: Corpus, config: ConfigDict,
+               others: Mapping[str, Corpus] = NO_OTHERS):
     """Prepares the writer. The lines of steps that will be repeated are removed.
 
     Args:
@@ -39,9 +41,11 @@ class SkippedSteps:
       first_step: steps done before.
       corpus: documents that are trained on.
       config: a whole config.
+      others: name -> documents of the other corpora of mixtures.
     """
     self._path, self._corpus, self._config = path / FILE, corpus, config
-    self._rows: dict[int, TrainRows] = {}
+    self._others = others
+    self._rows: dict[int, PhaseRows] = {}
     if not jax.process_index():
       with self._tolerated("cannot be shortened"):
         self._drop_after(first_step)
@@ -79,13 +83,13 @@ class SkippedSteps:
     """Returns phase, indices of the rows [first, end), documents, and hash of the batch."""
     index, first = config_lib.find_phase(self._config, step - 1)
     if index not in self._rows:
-      self._rows[index] = TrainRows(self._corpus, self._config, index, self._config.seed)
+      self._rows[index] = PhaseRows(self._corpus, self._config, index, self._others)
     rows, size = self._rows[index], self._config.phases[index].batch_size
     start = (step - 1 - first) * size
     numbers = np.arange(start, start + size)
-    parts, _ = rows.plan(numbers)
+    documents = rows.find_documents(numbers)
     return {"phase": index, "rows": [start, start + size],
-            "documents": np.unique(parts["document"]).tolist(),
+            "documents": documents if self._config.phases[index].mixture else documents[MAIN],
             "sha256": loader.batch_sha256(rows.read(numbers))}
 
 

@@ -148,7 +148,7 @@ class StackedRuns:
       for seed in seeds:
         run = self.runs[which.index(seeds.index(seed))]
         readers.append(stack.enter_context(contextlib.closing(loader.make_train_batches(
-            run.corpus, run.config, phase_index, first_step, slice(None)))))
+            run.corpus, run.config, phase_index, first_step, slice(None), run.others))))
       stacked = ({name: np.stack([parts[k][name] for k in which]) for name in parts[0]}
                  for parts in zip(*readers, strict=True))
       yield from feed.prefetch((sharding.make_global_batch(batch, layout, len(self.runs))

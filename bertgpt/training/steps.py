@@ -350,7 +350,7 @@ def jit_train_step(setup: Setup, abstract_state: TrainState) -> Any:
 
 # Fields of a phase that its train step does not depend on: every step has the schedule of the whole
 # run. A field that is not listed is assumed to change the program.
-NOT_IN_PROGRAM = ("steps", "learning_rate_rule", *choices.CURVE)
+NOT_IN_PROGRAM = ("steps", "mixture", "learning_rate_rule", *choices.CURVE)
 # The batches of an evaluation have `eval.batch_size` rows and are not split.
 NOT_IN_EVALUATION = (*NOT_IN_PROGRAM, "batch_size", "micro_batches")
 

@@ -6,6 +6,7 @@ from memory_corpus import random_corpus
 
 from bertgpt import config as config_lib
 from bertgpt.data.batches import loader
+from bertgpt.data.batches.mixture import PhaseRows
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.errors import ConfigError
 from bertgpt.report import batches
@@ -34,6 +35,31 @@ def test_the_text_counts_what_is_in_the_rows():
                f"step 3: sha256 {loader.batch_sha256(step_3)}"):
     assert f"{line}\n" in f"{text}\n"
   assert sum(line.startswith("row ") for line in text.splitlines()) >= 5
+
+
+def test_the_text_has_the_shares_and_epochs_of_every_corpus_of_a_mixture():
+  config, books = make_config(steps=30), random_corpus(40, 9, 10, seed=1)
+  phase = config.phases[0].copy_and_resolve_references()
+  phase.mixture = "main=0.7,books=0.3"
+  config.phases = (*config.phases, phase)
+  per_epoch = TrainRows(books, config, 1, config.seed).rows_per_epoch
+  of_main = TrainRows(ORDINARY, config, 0, config.seed).rows_per_epoch
+  text = batches.describe_batches(ORDINARY, config, [31], others={"books": books})
+  before, of_mixture = text.split("phase 1: 30 steps of 8 rows of 32 tokens\n")
+  assert "share of the rows" not in before and f"epochs             {240 / of_main:.2f}\n" in before
+  main, of_books = of_mixture.split("  books\n")
+  for part, lines in ((main, ("  main", "share of the rows  70.00%, 168 rows",
+                              f"read before        {240 / of_main:.2f} epochs",
+                              f"rows per epoch     {of_main:,}",
+                              f"epochs             {168 / of_main:.2f}")),
+                      (of_books, ("share of the rows  30.00%, 72 rows",
+                                  f"rows per epoch     {per_epoch:,}",
+                                  f"epochs             {72 / per_epoch:.2f}"))):
+    for line in lines:
+      assert f"{line}\n" in part
+  assert "read before" not in of_books
+  rows = PhaseRows(ORDINARY, config, 1, {"books": books}).read(np.arange(8, 16))
+  assert f"step 31: sha256 {loader.batch_sha256(rows)}" in text
 
 
 def test_the_text_shows_rows_as_the_mask_leaves_them():

@@ -55,12 +55,13 @@ def test_steps_that_are_done_stay_left_out_however_it_is_written(new, refused):
 @pytest.mark.parametrize("mesh", [
     (2, 2, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)])
 def test_the_output_bias_may_start_at_the_frequencies(mesh):
-  """If no other parameter has an effect, the model predicts like a unigram model."""
+  """If no other parameter has an effect, the model predicts like a unigram model of the mixture."""
   config = tiny.make_config("mlm", mesh=mesh)
-  corpus = memory_corpus.MemoryCorpus(np.arange(8) * 20, np.arange(1, 9), np.arange(1, 9))
+  corpus, other = (memory_corpus.MemoryCorpus(np.arange(n) * 20, lengths, lengths)
+                   for n, lengths in ((8, np.arange(1, 9)), (3, np.array([9, 50, 20]))))
   with tiny.Setup(config) as setup:
     state = setup.init()
-    params = initial_state.add_frequencies(state.params, corpus, tiny.VOCAB)
+    params = initial_state.add_frequencies(state.params, [(0.3, corpus), (0.7, other)], tiny.VOCAB)
     bias, table = params["mlm"]["bias"], params["embeddings"]["token"]["embedding"]
     assert bias.sharding == state.params["mlm"]["bias"].sharding
     silent = params | {"embeddings": params["embeddings"]
@@ -69,7 +70,8 @@ def test_the_output_bias_may_start_at_the_frequencies(mesh):
                                              jax.random.key(0), jnp.arange(tiny.ROWS))
     loss, weight = jax.jit(lambda params: setup.objective.compute_sums(
         objectives.BoundModel(setup.model, params), batch)[0]["mlm_loss"])(silent)
-  q = frequencies.unigram_probabilities(corpus, tiny.VOCAB, is_causal=False)
+  q = np.average([frequencies.unigram_probabilities(text, tiny.VOCAB, is_causal=False)
+                  for text in (corpus, other)], axis=0, weights=[3, 7])
   assert len(set(q)) > 1
   batch = jax.device_get(batch)
   nats = np.average(-np.log(q)[batch["predict_targets"]], weights=batch["predict_weights"])

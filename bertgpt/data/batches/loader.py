@@ -1,6 +1,6 @@
 """Batches: a pure function of (corpus, config, seed, step).
 
-Step s of a phase consists of the rows [s B, (s + 1) B) of `rows.TrainRows`. There is no state:
+Step s of a phase consists of the rows [s B, (s + 1) B) of `mixture.PhaseRows`. There is no state:
 reading may start at any step, in any number of threads, processes or hosts.
 
 Arrays of every batch, int32 [B, L] for B rows of L tokens:
@@ -14,14 +14,16 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import numpy as np
 from absl import flags
 
-from bertgpt.config import ConfigDict
+from bertgpt.config import ConfigDict, mixtures
+from bertgpt.data.batches.mixture import NO_OTHERS, Member, PhaseRows, make_member
 from bertgpt.data.batches.parts import Batch
 from bertgpt.data.batches.rows import EvalRows, TrainRows
 from bertgpt.data.corpus.corpus import Corpus
@@ -36,11 +38,12 @@ READ_THREADS = 2
 BATCHES_AHEAD = 4  # Batches in host memory, in addition to `data.prefetch` on the device.
 
 
-def read_step(rows: TrainRows, batch_size: int, local_rows: np.ndarray | slice, step: int) -> Batch:
+def read_step(rows: PhaseRows | TrainRows, batch_size: int, local_rows: np.ndarray | slice,
+              step: int) -> Batch:
   """Returns this host's part of the global batch of a step.
 
   Args:
-    rows: rows of the phase.
+    rows: rows of the phase; without a mixture, they are the rows of its only corpus.
     batch_size: rows of the global batch.
     local_rows: rows of this host within the global batch.
     step: step, counted from the start of the phase.
@@ -48,41 +51,48 @@ def read_step(rows: TrainRows, batch_size: int, local_rows: np.ndarray | slice, 
   return rows.read(step * batch_size + np.arange(batch_size)[local_rows])
 
 
-def check_rows(corpus: Corpus, config: ConfigDict) -> None:
-  """Checks that an epoch of every phase fills at least one batch.
+def check_rows(corpus: Corpus, config: ConfigDict,
+               others: Mapping[str, Corpus] = NO_OTHERS) -> None:
+  """Checks that an epoch of every corpus of every phase fills its part of at least one batch.
 
   Args:
     corpus: split to train on.
     config: whole config.
+    others: name -> the same split of the other corpora of mixtures.
   Raises:
-    DataError: an epoch has fewer rows than a batch.
+    DataError: an epoch has fewer rows.
   """
+  corpora = {**others, mixtures.MAIN: corpus}
   for i, phase in enumerate(config.phases):
-    if corpus.num_tokens < AMPLE_BATCHES * phase.batch_size * phase.seq_len:
-      check_rows_of_phase(TrainRows(corpus, config, i, config.seed), corpus, config, i)
+    ample = AMPLE_BATCHES * phase.batch_size * phase.seq_len
+    for name in mixtures.find_shares(phase):
+      if corpora[name].num_tokens < ample:
+        check_rows_of_member(make_member(corpora[name], config, i, name), config, i)
 
 
-def check_rows_of_phase(rows: TrainRows, corpus: Corpus, config: ConfigDict,
-                        phase_index: int) -> None:
-  """Checks that an epoch of a phase fills at least one batch.
+def check_rows_of_member(member: Member, config: ConfigDict, phase_index: int) -> None:
+  """Checks that an epoch of a corpus of a phase fills its part of at least one batch.
 
   Args:
-    rows: rows of the phase.
-    corpus, config: see `check_rows`.
+    member: the corpus and its share.
+    config: whole config.
     phase_index: index of the phase.
   Raises:
-    DataError: an epoch has fewer rows than a batch.
+    DataError: an epoch has fewer rows.
   """
-  phase = config.phases[phase_index]
-  if rows.rows_per_epoch < phase.batch_size:
+  phase, corpus = config.phases[phase_index], member.corpus
+  in_batch = math.ceil(phase.batch_size * member.share)
+  if member.rows.rows_per_epoch < in_batch:
+    part, remedy = (f"the {in_batch} of ", "its weight, ") if phase.mixture else ("", "")
     raise DataError(
-        f"{corpus.path}: the {corpus.split} split makes {rows.rows_per_epoch} rows of "
-        f"{phase.seq_len} tokens, fewer than phases[{phase_index}].batch_size={phase.batch_size}. "
-        "Lower batch_size or seq_len, or prepare more text")
+        f"{corpus.path}: the {corpus.split} split makes {member.rows.rows_per_epoch} rows of "
+        f"{phase.seq_len} tokens, fewer than {part}phases[{phase_index}].batch_size="
+        f"{phase.batch_size}. Lower {remedy}batch_size or seq_len, or prepare more text")
 
 
 def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, first_step: int,
-                       local_rows: np.ndarray | slice) -> "TrainBatches":
+                       local_rows: np.ndarray | slice,
+                       others: Mapping[str, Corpus] = NO_OTHERS) -> "TrainBatches":
   """Starts reading this host's batches of a phase, up to its last step.
 
   The batches are assembled by `data.reader_workers` processes, or by threads if that is 0. They
@@ -94,12 +104,14 @@ def make_train_batches(corpus: Corpus, config: ConfigDict, phase_index: int, fir
     phase_index: index of the phase.
     first_step: first step, counted from the start of the phase.
     local_rows: rows of this host within every global batch.
+    others: name -> the same split of the other corpora of mixtures.
   Raises:
     DataError: an epoch has fewer rows than a batch.
   """
   phase, data = config.phases[phase_index], config.data
-  rows = TrainRows(corpus, config, phase_index, config.seed)
-  check_rows_of_phase(rows, corpus, config, phase_index)
+  rows = PhaseRows(corpus, config, phase_index, others)
+  for member in rows.members:
+    check_rows_of_member(member, config, phase_index)
   read = functools.partial(read_step, rows, phase.batch_size, local_rows)
   steps = grain.MapDataset.range(first_step, phase.steps)
   threads = 1 if data.reader_workers else READ_THREADS

@@ -1,0 +1,162 @@
+"""A run on a mixture of corpora: other data in a later phase, resumed exactly, and told apart."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import small_runs
+from program import curves, fingerprints
+
+from bertgpt import cli
+from bertgpt.data.batches import loader
+from bertgpt.data.batches.mixture import PhaseRows
+from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.runs import checkpoint, workdir
+
+FIRST = {"steps": 4}
+SECOND = {"steps": 8, "mixture": "main=0.25,books=0.75"}
+RECIPE = """
+from bertgpt.config import phase, recipes
+
+
+def get_config():
+  config = recipes.load("{recipe}")
+  config.data.update({data})
+  config.phases = tuple(phase(seq_len=32, batch_size=8, learning_rate=2e-2, schedule="constant",
+                              **fields) for fields in {phases})
+  config.log.every_steps = 1
+  return config
+"""
+
+
+def prepare(recipe, folder, name, *arguments):
+  assert cli.main(["prepare", f"--config={recipe}", f"--out={folder / name}", *arguments]) == 0
+  return folder / name
+
+
+@pytest.fixture(scope="module")
+def folder(recipe, tmp_path_factory) -> pathlib.Path:
+  """Holds main and books, with one tokenizer, and others, with a tokenizer of its own."""
+  folder = tmp_path_factory.mktemp("corpora")
+  (folder / "books.txt").write_text(small_runs.make_text(90, seed=7))
+  books = f"--config.data.source=text:{folder}/books.txt"
+  main = prepare(recipe, folder, "main")
+  prepare(recipe, folder, "books", books, f"--config.tokenizer.path={main}/tokenizer")
+  prepare(recipe, folder, "others", books, "--config.tokenizer.vocab_size=60")
+  return folder
+
+
+@pytest.fixture
+def train(recipe, folder, tmp_path, capsys):
+  """Trains a run with some phases; returns its workdir, or the error."""
+  def train(name, *phases, data=None, flags=(), code=0):
+    data = {"corpus": str(folder / "main"), "corpora": f"books={folder / 'books'}"} | (data or {})
+    if not any(p.get("mixture") for p in phases):
+      data["corpora"] = ""
+    file = tmp_path / "mixed.py"
+    file.write_text(RECIPE.format(recipe=recipe, data=data, phases=phases))
+    capsys.readouterr()
+    assert cli.main(["train", f"--config={file}", f"--workdir={tmp_path / name}", *flags]) == code
+    return capsys.readouterr().err if code else tmp_path / name
+
+  return train
+
+
+def test_a_phase_on_other_data_may_be_added_and_continued_bit_for_bit(train, folder):
+  """The state of the optimizer is kept, and the rows are those of a run without a stop."""
+  whole = train("whole", FIRST, SECOND)
+  parts = train("parts", FIRST)
+  assert "corpora" not in checkpoint.restore_params(parts)[1]
+  assert "phases[1]: no such phase -> 3 steps of 8 rows of 32 tokens from main=0.25,books=0.75" in (
+      train("parts", FIRST, SECOND | {"steps": 3}, code=2))
+  train("parts", FIRST, SECOND | {"steps": 3}, flags=["--allow_change=phases[1]"])
+  train("parts", FIRST, SECOND)
+  assert fingerprints(parts) == fingerprints(whole)
+  assert curves(parts)["train/loss"] == curves(whole)["train/loss"]
+  report = (whole / "report.md").read_text()
+  assert report == (parts / "report.md").read_text().replace(str(parts), str(whole))
+  assert ("  phase 0: main 100.00% of 32 rows\n"
+          "  phase 1: main 25.00%, books 75.00% of 64 rows\n") in report
+  _, metadata = checkpoint.restore_params(whole)
+  assert metadata["corpora"] == {"books": open_corpus(folder / "books", "train").identity}
+
+
+def test_the_held_out_documents_of_every_corpus_are_scored(train, folder, capsys, tmp_path):
+  """The scores are those of `bertgpt evaluate` on each corpus, in the dtype of the training."""
+  run = train("run", SECOND, flags=["--config.eval.corpora=True", "--config.eval.every_steps=4"])
+  found = curves(run)
+  assert [step for step, _ in found["eval/books/mlm_loss"]] == [4, 8]
+  report = (run / "report.md").read_text()
+  for name, tag in (("main", "validation"), ("books", "books")):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={run}",
+                     f"--config.data.corpus={folder / name}"]) == 0
+    scores = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    for metric in ("mlm_loss", "mlm_accuracy", "nsp_loss"):
+      logged = found[f"eval/{tag}/{metric}"][-1][1]
+      assert logged == pytest.approx(float(scores[metric]), rel=1e-4)
+    assert f"\n  {name} {found[f'eval/{tag}/mlm_loss'][-1][1]:.4g}\n" in report
+  books, main = (dict(found[f"eval/{tag}/mlm_loss"])[8] for tag in ("books", "validation"))
+  assert books != main
+  assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+  card = (tmp_path / "out" / "README.md").read_text()
+  for line in ("- More data: `books=books`; `main` is the first.",
+               "- Rows of phase 0: main 25.00%, books 75.00% of 64 rows.",
+               "  config.data.corpora = 'books=books'"):
+    assert f"{line}\n" in card
+  assert str(folder) not in card
+
+
+def test_a_skipped_step_names_the_documents_of_every_corpus(train, folder):
+  run = train("run", SECOND, flags=["--config.train.spike_guard=skip", "--config.train.spike_factor"
+                                    "=1.0", "--config.train.spike_window=4"])
+  line = json.loads((run / "skipped.jsonl").read_text().splitlines()[0])
+  main, books = (open_corpus(folder / name, "train") for name in ("main", "books"))
+  rows = PhaseRows(main, workdir.read_config(run), 0, {"books": books})
+  batch = rows.read(np.arange(*line["rows"]))
+  assert line["sha256"] == loader.batch_sha256(batch)
+  assert line["documents"].keys() == {"main", "books"}
+  for corpus, documents in ((main, line["documents"]["main"]), (books, line["documents"]["books"])):
+    known = set(np.concatenate(corpus.tokens(documents)).tolist())
+    assert documents == sorted(set(documents)) and known
+
+
+@pytest.mark.parametrize("data, code, parts", [
+    ({"corpora": "books={}/others"}, 65,
+     ("data.corpora: books={}/others: was prepared with another tokenizer than data.corpus={}/main",
+      "with --config.tokenizer.path={}/main/tokenizer")),
+    ({"corpora": "books={}/main"}, 65, ("is the same corpus as main. Give one name",)),
+    ({"corpora": "books={}"}, 65, ("{}: not a prepared corpus",)),
+])
+def test_corpora_that_cannot_be_mixed_are_one_line(train, folder, data, code, parts):
+  data = {name: value.format(folder) for name, value in data.items()}
+  error = train("run", SECOND, data=data, code=code)
+  assert error.count("\n") == 1
+  for part in parts:
+    assert part.replace("{}", str(folder)) in error
+
+
+def test_a_run_continues_with_a_moved_corpus_but_not_with_another(train, folder, tmp_path, recipe):
+  run = train("run", SECOND | {"steps": 2})
+  moved = {"corpora": f"books={shutil.copytree(folder / 'books', tmp_path / 'moved')}"}
+  train("run", SECOND | {"steps": 3}, data=moved)
+  (tmp_path / "new.txt").write_text(small_runs.make_text(60, seed=9))
+  new = prepare(recipe, tmp_path, "new", f"--config.data.source=text:{tmp_path}/new.txt",
+                f"--config.tokenizer.path={folder}/main/tokenizer")
+  error = train("run", SECOND | {"steps": 4}, data={"corpora": f"books={new}"}, code=65)
+  assert re.search(f"{run}: its checkpoints were made with another corpus books. .*"
+                   "--config.data.corpora=books=PATH", error)
+  error = train("run", SECOND | {"steps": 4, "mixture": "main=0.5,books=0.5"}, code=2)
+  assert "phases[0].mixture: 'main=0.25,books=0.75' -> 'main=0.5,books=0.5'" in error
+
+
+def test_bertgpt_data_shows_every_corpus(recipe, folder, capsys):
+  assert cli.main(["data", f"--config={recipe}", f"--config.data.corpus={folder}/main",
+                   f"--config.data.corpora=books={folder}/books",
+                   "--config.phases[0].mixture=main=1,books=3"]) == 0
+  out = capsys.readouterr().out
+  assert f"corpus     {folder}/main\n" in out and f"corpus     books={folder}/books\n" in out
+  assert "share of the rows  75.00%, 120 rows" in out
