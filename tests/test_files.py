@@ -15,7 +15,7 @@ import pytest
 
 from bertgpt import files
 from bertgpt.data.text import texts
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.files import writing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -399,3 +399,39 @@ def test_an_input_that_is_not_a_file_is_called_what_it_is(tmp_path):
       with pytest.raises(ConfigError) as e:
         read(tmp_path / name, "--input")
       assert str(e.value) == f"--input {tmp_path / name}: {message}"
+
+
+def take_over(path):
+  """Takes a lock as another process, after the server of a network disk has released it."""
+  path.write_text("process 8 on other\n0-1-2-3\nits key\n")
+
+
+def test_the_holder_of_a_lock_on_a_disk_learns_that_it_was_taken_over(tmp_path, monkeypatch):
+  path = tmp_path / "lock"
+  files.check_lock(path)  # It is not held here.
+  (tmp_path / "folder").mkdir()
+  monkeypatch.chdir(tmp_path)
+  with files.lock(pathlib.Path("lock"), lambda holder: None):
+    files.check_lock(path)
+    files.check_lock(path.parent / "folder" / ".." / "lock")
+    take_over(path)
+    with pytest.raises(StorageError, match=f"^{path}: process 8 on other has taken the lock over"):
+      files.check_lock(path)
+  files.check_lock(path)
+
+
+def test_a_process_that_takes_over_a_lock_under_the_same_name_is_another_one(tmp_path):
+  """A pod may have the name, the process ID and even the machine of the one before."""
+  path = tmp_path / "lock"
+  with files.lock(path, lambda holder: None):
+    name, machine, _ = path.read_text().splitlines()
+    path.write_text(f"{name}\n{machine}\nits key\n")
+    with pytest.raises(StorageError, match=f"{name} has taken the lock over"):
+      files.check_lock(path)
+
+
+def test_the_holder_of_a_lock_learns_that_its_file_was_deleted(tmp_path):
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    (tmp_path / "lock").unlink()
+    with pytest.raises(StorageError, match="was deleted"):
+      files.check_lock(tmp_path / "lock")

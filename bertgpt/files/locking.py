@@ -6,10 +6,12 @@ import fcntl
 import io
 import os
 import pathlib
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 
 from bertgpt import console
+from bertgpt.errors import StorageError
 from bertgpt.files import lease
 from bertgpt.files.bucket import BucketPath
 from bertgpt.files.lease import Holder
@@ -17,6 +19,7 @@ from bertgpt.files.paths import naming
 
 _TRIES = 10  # Some network file systems may not number their files reliably.
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+_held: dict[str, bytes] = {}  # Absolute path of a lock of this process on a disk -> what it wrote.
 
 
 @contextlib.contextmanager
@@ -40,10 +43,16 @@ def lock(path: pathlib.Path, on_held: Callable[[Holder], None]) -> Iterator[None
       if tries_left and not _is_at(file, path):
         continue
       file.truncate(0)
-      holder = f"process {os.getpid()} on {socket.gethostname()}\n{_read_boot_id()}\n"
+      holder = (f"process {os.getpid()} on {socket.gethostname()}\n{_read_boot_id()}\n"
+                f"{secrets.token_hex(8)}\n").encode(errors="replace")
       with naming(path):  # Without the file's buffer, which would fail again when it is closed.
-        os.write(file.fileno(), holder.encode(errors="replace"))
-      yield
+        os.write(file.fileno(), holder)
+      key = os.path.abspath(path)
+      _held[key] = holder
+      try:
+        yield
+      finally:
+        del _held[key]
       return
 
 
@@ -87,13 +96,26 @@ def _parse(text: str) -> Holder:
 
 
 def check_lock(path: pathlib.Path) -> None:
-  """Checks that a lock of this process in a bucket was not taken over. On a disk, none can be.
+  """Checks that a lock of this process was not taken over.
+
+  On a network disk, it can be: a server of NFS releases the locks of a client that was silent for
+  90 s, for example behind a broken switch, and the client is not told.
 
   Args:
     path: path of the lock; nothing is checked if this process does not hold it.
   Raises:
-    StorageError: another process has taken it over.
+    StorageError: another process has taken it over, or may have, because the file was deleted.
     OSError: the storage does not answer.
   """
   if isinstance(path, BucketPath):
     lease.check(path)
+  elif written := _held.get(os.path.abspath(path)):
+    try:
+      found = path.read_bytes()
+    except FileNotFoundError as e:
+      raise StorageError(f"{path}: was deleted, so that another process may have taken the lock. "
+                         "Run the same command again") from e
+    if found != written:
+      raise StorageError(f"{path}: {_parse(found.decode(errors='replace'))} has taken the lock "
+                         "over, because the server of the disk has released it. Stop one of the "
+                         "two")

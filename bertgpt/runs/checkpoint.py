@@ -135,7 +135,7 @@ class Checkpoints:
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
-    files.check_lock(self._root.parent / ".lock")  # Its new holder may have saved later steps.
+    step_folders.check_lock(self._root)  # Its new holder may have saved later steps.
     newest = step_folders.find_newest(self._root)
     if newest is not None and step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "

@@ -148,6 +148,19 @@ def find_place(root: pathlib.Path, step: int) -> pathlib.Path:
   return root / str(step) if files.is_remote(root) else root / "unfinished" / str(step)
 
 
+def check_lock(root: pathlib.Path) -> None:
+  """Checks that no other process has taken over the lock of a run; see `files.check_lock`.
+
+  Args:
+    root: folder of its checkpoints. The lock is in the workdir, which may be several levels above,
+      as that of a fine-tuning is.
+  Raises:
+    StorageError: another process has.
+  """
+  for folder in root.parents:
+    files.check_lock(folder / ".lock")
+
+
 def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
             before: Callable[[], None] = lambda: None) -> None:
   """Turns the files that Orbax has written into a step.
@@ -164,7 +177,7 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   place, path = find_place(root, step), root / str(step)
   if files.is_remote(root):
     before()
-    write_manifest(place, dict(content), before=lambda: files.check_lock(root.parent / ".lock"))
+    write_manifest(place, dict(content), before=lambda: check_lock(root))
     return
   # Orbax synchronizes its arrays only, not its other files, and older steps are deleted soon.
   for written in (place, *place.rglob("*")):
@@ -172,6 +185,7 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   write_manifest(place, dict(content))
   if os.path.lexists(path):
     set_aside(path, "is not a checkpoint, but has the name of one")
+  check_lock(root)
   place.rename(path)
   files.sync(root)
 

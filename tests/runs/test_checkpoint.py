@@ -24,7 +24,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import checkpoint, step_folders
+from bertgpt.runs import checkpoint, step_folders, workdir
 from bertgpt.runs import manifest as manifest_lib
 
 try:
@@ -592,6 +592,39 @@ def test_a_failed_save_is_reported_by_close(tmp_path):
   (tmp_path / "checkpoints/unfinished").unlink()
   assert checkpoint.committed_steps(tmp_path) == [1]
   assert_restores(tmp_path, 1)
+
+
+def take_over(folder):
+  """Takes the lock of a workdir as another process, after the server of its disk released it."""
+  (folder / ".lock").write_text("process 8 on other\n")
+
+
+@pytest.mark.parametrize("inside", ["", "lr0.1-seed0/unfinished"])
+def test_nothing_is_saved_after_the_lock_was_taken_over(tmp_path, inside):
+  """The runs of a fine-tuning are locked by its workdir."""
+  (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+  with workdir.lock(tmp_path), contextlib.suppress(StorageError), \
+       open_checkpoints(tmp_path / inside) as checkpoints:
+    checkpoints.save(1, make_state(1), {"step": 1, "config": "c1"}, wait=True)
+    take_over(tmp_path)
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over"):
+      checkpoints.save(2, make_state(2), {}, wait=True)
+  assert checkpoint.committed_steps(tmp_path / inside) == [1]
+
+
+def test_a_save_whose_lock_is_taken_over_meanwhile_is_not_published(tmp_path, monkeypatch):
+  write = step_folders.write_manifest
+
+  def write_and_lose(*arguments, **options):
+    write(*arguments, **options)
+    take_over(tmp_path)
+
+  monkeypatch.setattr(step_folders, "write_manifest", write_and_lose)
+  with workdir.lock(tmp_path), contextlib.suppress(StorageError), \
+       open_checkpoints(tmp_path) as checkpoints:
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over"):
+      checkpoints.save(1, make_state(1), {}, wait=True)
+  assert not step_folders.named_like_steps(tmp_path / "checkpoints")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
