@@ -8,7 +8,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 
 import pytest
@@ -435,3 +437,46 @@ def test_the_holder_of_a_lock_learns_that_its_file_was_deleted(tmp_path):
     (tmp_path / "lock").unlink()
     with pytest.raises(StorageError, match="was deleted"):
       files.check_lock(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("folder, wanted", [(0o755, 0o644), (0o775, 0o664), (0o1777, 0o666),
+                                            (0o700, 0o644)])
+def test_who_may_write_to_a_folder_may_take_a_lock_in_it(tmp_path, folder, wanted):
+  """Otherwise the second user of a shared cache could not take turns with the first."""
+  tmp_path.chmod(folder)
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    assert (tmp_path / "lock").stat().st_mode & 0o7777 == wanted
+
+
+AS_ANOTHER = """
+import os, pathlib, sys
+from bertgpt import files
+if not os.geteuid():
+  os.setgroups([])
+  os.setgid(65534)
+  os.setuid(65534)
+""" + HOLD.partition("texts\n")[2]
+
+
+def test_a_lock_that_may_only_be_read_is_taken_all_the_same():
+  """Such as one that another user made with an earlier version."""
+  with tempfile.TemporaryDirectory() as name:  # The folders of pytest are private.
+    folder = pathlib.Path(name)
+    folder.chmod(0o777)
+    path = folder / "lock"
+    path.write_text("process 7 on earlier\n")
+    path.chmod(0o444)
+    other = start(AS_ANOTHER, path)
+    assert other.stdout.readline() == f"locked by {other.pid}\n", other.communicate()[1]
+    held = []
+    threading.Timer(0.2, other.stdin.close).start()
+    with files.lock(path, held.append):
+      assert [str(holder) for holder in held] == ["process 7 on earlier"]
+      files.check_lock(path)
+    assert other.wait() == 0
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_is_one_error(tmp_path):
+  with pytest.raises(OSError, match="/proc/lock"), \
+       files.lock(pathlib.Path("/proc/lock"), lambda holder: None):
+    raise AssertionError
