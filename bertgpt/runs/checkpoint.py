@@ -15,11 +15,9 @@ numeric name as a step. Here, a step is a directory that matches its manifest.
 
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import os
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -150,7 +148,7 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:
       raise  # Caused by a device or a lost process, not by the storage.
     except Exception as e:
-      raise _save_failed(self._root, step, e) from e
+      raise step_folders.save_failed(self._root, step, e) from e
     types = {name: format_type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
     self._last_save, self.last_step, self._is_late = time.monotonic(), step, None
@@ -198,11 +196,19 @@ class Checkpoints:
           "step": step, "metadata": metadata | {"step": step},
           "leaves": {name: [kind, value] for (name, kind), value in leaves}}, files.upload_all)
       self._on_save(step)
+      self.delete_old()
+    self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
+    peers.forget(room)
+
+  def delete_old(self) -> None:
+    """Deletes, in process 0, the steps that are not kept, such as after `keep` was lowered.
+
+    After `restore_latest`, this makes room on a full disk for the first save.
+    """
+    if jax.process_index() == 0:
       for old in retention.choose_old(_committed_manifests(self._root), self._keep,
                                       self._keep_every, self._best.record()):
         step_folders.delete(self._root, old)
-    self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
-    peers.forget(room)
 
   def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
     """Checks that Orbax has merged the files of all processes.
@@ -232,7 +238,7 @@ class Checkpoints:
     except (jax.errors.JaxRuntimeError, PeerError):
       raise
     except Exception as e:
-      raise _save_failed(self._root, step, e) from e
+      raise step_folders.save_failed(self._root, step, e) from e
 
   def restore_latest(self, abstract_state: Any, adapt: Callable = lambda state, types: state
                      ) -> tuple[Any, dict[str, Any]] | None:
@@ -432,16 +438,3 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
     if value != saved[name][1]:
       raise Damaged(f"{name} differs from the saved array")
   return leaves
-
-
-# -------------------------------------------------------------- files
-
-
-def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
-  """Returns the error for a failed save, with the reason of the system if it gives one."""
-  code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
-  reason = os.strerror(int(code[1])) if code else one_line(error)
-  remedy = ("Raise the limit of open files (ulimit -n)" if os.strerror(errno.EMFILE) in reason
-            else "Check the storage")
-  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
-                      f"Earlier checkpoints are unchanged. {remedy}, then resume the run")

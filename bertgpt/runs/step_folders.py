@@ -12,6 +12,7 @@ A bucket has no rename: a folder of 50 objects would be copied object by object.
 are set aside are moved, manifest last, so that a kill leaves them complete in one of the places.
 """
 
+import errno
 import itertools
 import os
 import pathlib
@@ -188,6 +189,22 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   check_lock(root)
   place.rename(path)
   files.sync(root)
+
+
+def save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
+  """Returns the error for a failed save, with the reason of the system if it gives one.
+
+  Args:
+    root: folder of the checkpoints.
+    step: the step.
+    error: what was raised.
+  """
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
+  reason = os.strerror(int(code[1])) if code else one_line(error)
+  remedy = ("Raise the limit of open files (ulimit -n)" if os.strerror(errno.EMFILE) in reason
+            else "Check the storage")
+  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
+                      f"Earlier checkpoints are unchanged. {remedy}, then resume the run")
 
 
 def delete(root: pathlib.Path, step: int) -> None:
