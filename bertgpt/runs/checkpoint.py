@@ -41,7 +41,7 @@ BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}
-_numbers = itertools.count()  # Numbers of `Checkpoints`, which all processes open in one order.
+_numbers = itertools.count()  # For names of what all processes do, in one order.
 
 
 class OtherStateError(DataError):
@@ -253,15 +253,18 @@ class Checkpoints:
     Raises:
       OtherStateError: the saved state has another structure, shape or dtype.
       DataError: there are steps but none is good.
+      PeerError: only some of the processes find a step damaged; nothing is set aside.
     """
     while (step := self._agree_on_step()) != NO_STEP:
       path = self._root / str(step)
       try:
-        manifest = read_manifest(path)
+        manifest = replicas.read_alike(f"restore/{next(_numbers)}", path, read_manifest, path)
         fields = {name: field for field, name in SAVED_NAMES.items()}
         types = {name: x[0] for name, x in rename_fields(manifest["leaves"], fields).items()}
         wanted = adapt(abstract_state, types)
-        state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
+        state = replicas.read_alike(
+            f"restore/{next(_numbers)}", path, _restore, path, manifest["leaves"],
+            rename_fields(named_leaves(wanted), SAVED_NAMES))
         self._best = retention.Best(self._root, self._best.metric)  # It may have been set aside.
         self.last_step = step
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]

@@ -799,6 +799,47 @@ def test_two_processes_save_and_restore_and_one_restores_after_them(tmp_path):
   assert_same_bits(state, {"params": {"w": jnp.arange(2.**16) + 20}, "m": jnp.arange(8) * 20})
 
 
+@pytest.mark.parametrize("affected", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("function", ["read_manifest", "sum_leaves"])
+def test_a_checkpoint_is_set_aside_only_if_all_processes_find_it_damaged(tmp_path, function,
+                                                                         affected):
+  """A host may not see a file, or its device may give wrong results."""
+  with two_processes(f"""
+      from bertgpt.errors import PeerError
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                          make(0))
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        for step in (10, 20):
+          checkpoints.save(step, make(step), {{"step": step}}, wait=True)
+      right, calls = checkpoint.{function}, []
+      def wrong(found):
+        calls.append(found)
+        if len(calls) > 1:
+          return right(found)
+        if {function!r} == "read_manifest":
+          raise checkpoint.Damaged("a file is missing")
+        return np.asarray(right(found)) + np.uint32(1)
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        if jax.process_index() in {affected}:
+          checkpoint.{function} = wrong
+        try:
+          say("RESTORED", checkpoints.restore_latest(like)[1]["step"])
+        except PeerError as e:
+          say("PEER", e)
+      """, tmp_path) as processes:
+    lines = [read_lines(process) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], lines
+  if len(affected) == 2:
+    assert lines == [["RESTORED 10"]] * 2
+    assert (tmp_path / "checkpoints" / "damaged-20-0").is_dir()
+    return
+  for (line,) in lines:
+    found = ["'damaged'" if i in affected else "'good'" for i in range(2)]
+    assert line.startswith(f"PEER {tmp_path}/checkpoints: step 20: {found[0]} in process 0, "
+                           f"{found[1]} in process 1")
+  assert checkpoint.committed_steps(tmp_path) == [10, 20]
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_cannot_write_reports_it_at_once(tmp_path, failing):
   """The other process waits in Orbax until the run ends, which is tested elsewhere."""
