@@ -186,8 +186,7 @@ def name_preemption(arguments: argparse.Namespace) -> Iterator[None]:
   except signals.Terminated as e:
     if not resumes(arguments):
       raise
-    raise Preempted(f"{e} before the first step. The same command continues where it stopped"
-                    ) from e
+    raise Preempted(f"{e}. The same command continues where it stopped") from e
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 | 74        | `StorageError`    | a file could not be written or read                 |
 | 75        | `Preempted`       | stopped by a signal; the same command resumes       |
 | 130       |                   | Ctrl-C outside the training loop                    |
+| 137       | `WorkerError`     | a reader or a worker process of its own was killed  |
 | 129, 143  |                   | SIGHUP, SIGTERM to a command that starts over       |
 
 The codes from 65 to 75 are those of sysexits.h in BSD. Code 1 with the stacks of all threads and
@@ -78,6 +79,16 @@ class Preempted(UserError):
   """A stop by a signal, after which the same command resumes."""
 
   exit_code = 75
+
+
+class WorkerError(UserError):
+  """A process of this program's own that has died, such as a reader of batches.
+
+  The usual reason is memory, so the exit code is that of a process killed for it: launchers count
+  such ends, unlike those of a PeerError.
+  """
+
+  exit_code = 137
 
 
 # OSErrors that are caused by the storage or the user, not by a bug. The last four are those of

@@ -8,14 +8,16 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 
 import pytest
 
 from bertgpt import files
 from bertgpt.data.text import texts
-from bertgpt.errors import ConfigError, DataError
+from bertgpt.errors import ConfigError, DataError, StorageError
 from bertgpt.files import writing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -399,3 +401,82 @@ def test_an_input_that_is_not_a_file_is_called_what_it_is(tmp_path):
       with pytest.raises(ConfigError) as e:
         read(tmp_path / name, "--input")
       assert str(e.value) == f"--input {tmp_path / name}: {message}"
+
+
+def take_over(path):
+  """Takes a lock as another process, after the server of a network disk has released it."""
+  path.write_text("process 8 on other\n0-1-2-3\nits key\n")
+
+
+def test_the_holder_of_a_lock_on_a_disk_learns_that_it_was_taken_over(tmp_path, monkeypatch):
+  path = tmp_path / "lock"
+  files.check_lock(path)  # It is not held here.
+  (tmp_path / "folder").mkdir()
+  monkeypatch.chdir(tmp_path)
+  with files.lock(pathlib.Path("lock"), lambda holder: None):
+    files.check_lock(path)
+    files.check_lock(path.parent / "folder" / ".." / "lock")
+    take_over(path)
+    with pytest.raises(StorageError, match=f"^{path}: process 8 on other has taken the lock over"):
+      files.check_lock(path)
+  files.check_lock(path)
+
+
+def test_a_process_that_takes_over_a_lock_under_the_same_name_is_another_one(tmp_path):
+  """A pod may have the name, the process ID and even the machine of the one before."""
+  path = tmp_path / "lock"
+  with files.lock(path, lambda holder: None):
+    name, machine, _ = path.read_text().splitlines()
+    path.write_text(f"{name}\n{machine}\nits key\n")
+    with pytest.raises(StorageError, match=f"{name} has taken the lock over"):
+      files.check_lock(path)
+
+
+def test_the_holder_of_a_lock_learns_that_its_file_was_deleted(tmp_path):
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    (tmp_path / "lock").unlink()
+    with pytest.raises(StorageError, match="was deleted"):
+      files.check_lock(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("folder, wanted", [(0o755, 0o644), (0o775, 0o664), (0o1777, 0o666),
+                                            (0o700, 0o644)])
+def test_who_may_write_to_a_folder_may_take_a_lock_in_it(tmp_path, folder, wanted):
+  """Otherwise the second user of a shared cache could not take turns with the first."""
+  tmp_path.chmod(folder)
+  with files.lock(tmp_path / "lock", lambda holder: None):
+    assert (tmp_path / "lock").stat().st_mode & 0o7777 == wanted
+
+
+AS_ANOTHER = """
+import os, pathlib, sys
+from bertgpt import files
+if not os.geteuid():
+  os.setgroups([])
+  os.setgid(65534)
+  os.setuid(65534)
+""" + HOLD.partition("texts\n")[2]
+
+
+def test_a_lock_that_may_only_be_read_is_taken_all_the_same():
+  """Such as one that another user made with an earlier version."""
+  with tempfile.TemporaryDirectory() as name:  # The folders of pytest are private.
+    folder = pathlib.Path(name)
+    folder.chmod(0o777)
+    path = folder / "lock"
+    path.write_text("process 7 on earlier\n")
+    path.chmod(0o444)
+    other = start(AS_ANOTHER, path)
+    assert other.stdout.readline() == f"locked by {other.pid}\n", other.communicate()[1]
+    held = []
+    threading.Timer(0.2, other.stdin.close).start()
+    with files.lock(path, held.append):
+      assert [str(holder) for holder in held] == ["process 7 on earlier"]
+      files.check_lock(path)
+    assert other.wait() == 0
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_is_one_error(tmp_path):
+  with pytest.raises(OSError, match="/proc/lock"), \
+       files.lock(pathlib.Path("/proc/lock"), lambda holder: None):
+    raise AssertionError

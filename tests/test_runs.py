@@ -40,6 +40,12 @@ def contents(folder):
           if path.is_file() and path.name != ".lock"}
 
 
+def test_a_start_that_keeps_fewer_checkpoints_deletes_the_others_before_it_saves(program, copy):
+  """Here, it saves none. On a full disk, the first save would end it before any is deleted."""
+  assert program.train(copy, "--config.checkpoint.keep=1").returncode == 0
+  assert checkpoint.committed_steps(copy) == CHECKPOINTS[-1:]
+
+
 # -------------------------------------------------------------------- signals
 
 

@@ -51,11 +51,25 @@ def run(arguments: argparse.Namespace) -> None:
   compare.check_replaceable(page, "--workdir")  # Before anything is trained.
   diverged = sweep.run(arguments.recipe, arguments.workdir, arguments.overrides, arguments.share,
                        arguments.max_parallel, train_mapped if arguments.mapped else None)
-  if (runs := compare.find_runs([arguments.workdir])) != [arguments.workdir]:
-    compare.write_page(compare.read(runs), page, f"Sweep {arguments.workdir.name}")
+  if write_page(arguments.workdir):
     console.print_stdout(f"\nCurves, configs and samples: {page}")
   if diverged:
     raise diverged[0]
+
+
+def write_page(path: pathlib.Path) -> bool:
+  """Writes the page that compares the runs of a sweep; returns False if none has begun.
+
+  Args:
+    path: folder of the sweep.
+  """
+  from bertgpt.report import compare
+  from bertgpt.training import sweep
+  with sweep.taking_turns(path):
+    if (runs := compare.find_runs([path])) == [path]:
+      return False
+    compare.write_page(compare.read(runs), path / "sweep.html", f"Sweep {path.name}")
+  return True
 
 
 def train_mapped(configs: "Sequence[ConfigDict]", paths: Sequence[pathlib.Path]) -> None:

@@ -105,12 +105,11 @@ def _exit_as(child: int, name: str, log: "_Log") -> None:
     code, text = log.announced
     if text not in log.end():
       log.write(f"{name}: {text}\n".encode())
-  elif code == -signal.SIGABRT:
-    reason = lost.explain_abort(log.end()) or (
-        "its messages are above. Most likely another process of the run is gone. Start all of them "
-        "again to resume from the last checkpoint")
+  elif code == -signal.SIGABRT and (reason := lost.explain_abort(log.end())):
     log.write(f"{name}: JAX has ended this process: {reason}\n".encode())
     code = PeerError.exit_code
+  elif code == -signal.SIGABRT:  # Not a lost peer, whose end launchers do not count.
+    log.write(f"{name}: aborted; its messages are above\n".encode())
   elif code < 0:
     known = {number.value: number.name for number in signal.Signals}
     log.note(f"ended by {known.get(-code, f'signal {-code}')}")  # Most real-time ones have no name.

@@ -54,8 +54,10 @@ def explain_abort(output: str) -> str | None:
   Returns:
     The answer of `explain`; None if the output has no such message.
   """
-  found = _ABORT.search(output)
-  return explain(found[1].strip()) if found else None
+  if found := _ABORT.search(output):
+    return explain(found[1].strip())
+  line = next(filter(MESSAGE.search, reversed(output.splitlines())), None)
+  return explain(line) if line is not None else None
 
 
 def find_processes(message: str, process_of: Mapping[int, int]) -> list[int]:

@@ -83,6 +83,7 @@ def train_run(tuning: Tuning, program: Program, seed: int, folder: pathlib.Path,
     stack.enter_context(sharding.use_mesh(tuning.mesh, config))
     saves = stack.enter_context(resume.open_saves(folder, tuning.config))
     restored = saves.restore_latest(program.abstract)
+    saves.delete_old()
     state, metadata = restored or (init_from_pretrained(tuning, program, seed), {"seconds": 0.0})
     first_step, start = int(state.step), start - metadata["seconds"]
     log = stack.enter_context(contextlib.closing(StepLog(config, folder, first_step,

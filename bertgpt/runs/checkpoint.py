@@ -15,11 +15,9 @@ numeric name as a step. Here, a step is a directory that matches its manifest.
 
 import concurrent.futures
 import contextlib
-import errno
 import itertools
 import os
 import pathlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,7 +41,7 @@ BARRIER_SECONDS = 6 * 3600
 NO_STEP = -1  # Stands for "no step".
 # Field of a state -> its name in checkpoints, if it is another one: earlier checkpoints have it.
 SAVED_NAMES = {"spike_guard": "window"}
-_numbers = itertools.count()  # Of what all processes do in one order: `Checkpoints`, restoring.
+_numbers = itertools.count()  # For names of what all processes do, in one order.
 
 
 class OtherStateError(DataError):
@@ -135,7 +133,7 @@ class Checkpoints:
       DataError: there is a later checkpoint, which would be restored instead of this one.
     """
     self._join()
-    files.check_lock(self._root.parent / ".lock")  # Its new holder may have saved later steps.
+    step_folders.check_lock(self._root)  # Its new holder may have saved later steps.
     newest = step_folders.find_newest(self._root)
     if newest is not None and step <= newest:
       raise DataError(f"{self._root}: step {step} cannot be saved, because step {newest} exists "
@@ -150,7 +148,7 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:
       raise  # Caused by a device or a lost process, not by the storage.
     except Exception as e:
-      raise _save_failed(self._root, step, e) from e
+      raise step_folders.save_failed(self._root, step, e) from e
     types = {name: format_type(leaf) for name, leaf in leaves.items()}
     self._pending = step, self._worker.submit(self._publish, step, types, sums, dict(metadata))
     self._last_save, self.last_step, self._is_late = time.monotonic(), step, None
@@ -199,11 +197,19 @@ class Checkpoints:
                  "leaves": {name: [kind, value] for (name, kind), value in leaves}}
       step_folders.publish(self._root, step, content, hashes, files.upload_all)
       self._on_save(step)
+      self.delete_old()
+    self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
+    agreement.forget(room)
+
+  def delete_old(self) -> None:
+    """Deletes, in process 0, the steps that are not kept, such as after `keep` was lowered.
+
+    After `restore_latest`, this makes room on a full disk for the first save.
+    """
+    if jax.process_index() == 0:
       for old in retention.choose_old(_committed_manifests(self._root), self._keep,
                                       self._keep_every, self._best.record()):
         step_folders.delete(self._root, old)
-    self._barrier(key=f"bertgpt_checkpoint_{step}", timeout_ms=BARRIER_SECONDS * 1000)
-    agreement.forget(room)
 
   def _check_merged(self, step: int, items: Mapping[str, Any]) -> None:
     """Checks that Orbax has merged the files of all processes.
@@ -233,7 +239,7 @@ class Checkpoints:
     except (jax.errors.JaxRuntimeError, PeerError):
       raise
     except Exception as e:
-      raise _save_failed(self._root, step, e) from e
+      raise step_folders.save_failed(self._root, step, e) from e
 
   def restore_latest(self, abstract_state: Any, adapt: Callable = lambda state, types: state
                      ) -> tuple[Any, dict[str, Any]] | None:
@@ -248,15 +254,18 @@ class Checkpoints:
     Raises:
       OtherStateError: the saved state has another structure, shape or dtype.
       DataError: there are steps but none is good.
+      PeerError: only some of the processes find a step damaged; nothing is set aside.
     """
     while (step := self._agree_on_step()) != NO_STEP:
       path = self._root / str(step)
       try:
-        manifest = read_manifest(path)
+        manifest = replicas.read_alike(f"restore/{next(_numbers)}", path, read_manifest, path)
         fields = {name: field for field, name in SAVED_NAMES.items()}
         types = {name: x[0] for name, x in rename_fields(manifest["leaves"], fields).items()}
         wanted = adapt(abstract_state, types)
-        state = _restore(path, manifest["leaves"], rename_fields(named_leaves(wanted), SAVED_NAMES))
+        state = replicas.read_alike(
+            f"restore/{next(_numbers)}", path, _restore, path, manifest["leaves"],
+            rename_fields(named_leaves(wanted), SAVED_NAMES))
         self._best = retention.Best(self._root, self._best.metric)  # It may have been set aside.
         self.last_step = step
         return jax.tree.unflatten(jax.tree.structure(wanted), state), manifest["metadata"]
@@ -435,13 +444,3 @@ def _restore(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, 
     if value != saved[name][1]:
       raise Damaged(f"{name} differs from the saved array")
   return leaves
-
-
-def _save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
-  """Returns the error for a failed save, with the reason of the system if it gives one."""
-  code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
-  reason = os.strerror(int(code[1])) if code else one_line(error)
-  remedy = ("Raise the limit of open files (ulimit -n)" if os.strerror(errno.EMFILE) in reason
-            else "Check the storage")
-  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
-                      f"Earlier checkpoints are unchanged. {remedy}, then resume the run")

@@ -1,17 +1,22 @@
-"""Comparison of the copies of a state on all devices of all processes, before it is saved.
+"""Comparison of what all processes have of a state: its copies on their devices, and its files.
 
 A copy that differs, because a device gives wrong results or a process runs another program, would
-otherwise go unnoticed: every step and every save would succeed, and the training would be lost.
+otherwise go unnoticed: every step and every save would succeed, and the training would be lost. And
+a process that alone finds a checkpoint damaged must not set it aside.
 """
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from bertgpt.devices import agreement
 from bertgpt.errors import PeerError
+from bertgpt.runs.manifest import Damaged
 
+T = TypeVar("T")
 SHOWN = 3  # Leaves that the message names.
 
 
@@ -40,3 +45,33 @@ def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
         f"step {step}: the copies of the state are not equal ({shown}). A device gives wrong "
         "results, or the processes run different programs. Nothing was saved. Start all of them "
         "again to resume from the last checkpoint, on other hosts if it happens again")
+
+
+def read_alike(room: str, path: pathlib.Path, function: Callable[..., T], *arguments: object) -> T:
+  """Returns the result of a function that reads a checkpoint. All processes call it.
+
+  Args:
+    room: name of this comparison, the same in all processes and used once.
+    path: folder of the checkpoint.
+    function: may raise Damaged.
+    *arguments: its arguments.
+  Raises:
+    Damaged: it is damaged in all processes.
+    PeerError: only some processes have found damage; raised in every process.
+  """
+  damage, result = None, None
+  try:
+    result = function(*arguments)
+  except Damaged as e:
+    damage = e
+  # Hosts may have the same folder at different paths.
+  lines = agreement.find_differences({f"step {path.name}": "damaged" if damage else "good"}, room)
+  if lines:
+    reason = f" ({damage})" if damage else ""
+    raise PeerError(
+        f"{path.parent}: {lines[0]}{reason}. A host does not see the files of the others, or a "
+        "device gives wrong results. Nothing was set aside. Start all of them again, on other "
+        "hosts if it happens again")
+  if damage:
+    raise damage
+  return result  # type: ignore[return-value]

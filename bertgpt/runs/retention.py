@@ -56,7 +56,10 @@ def describe_space(root: pathlib.Path, state_bytes: int, total_steps: int,
     count += total_steps // options["keep_every_steps"]
   if files.is_remote(root):
     return f"bucket: up to {count} checkpoints of {_show(state_bytes)}"
-  present = len(step_folders.named_like_steps(root))
+  # Others, which an earlier start kept or that are left over, are not replaced by new ones.
+  steps = {int(path.name): {} for path in step_folders.named_like_steps(root)}
+  present = len(steps) - len(choose_old(steps, options["keep"], options["keep_every_steps"],
+                                        _read_step(root) if options["keep_best"] else None))
   needed, free = max(0, count - present) * state_bytes, shutil.disk_usage(root).free
   line = (f"disk: up to {count} checkpoints of {_show(state_bytes)}, {present} of them present; "
           f"{_show(needed)} needed, {_show(free)} free")
@@ -159,6 +162,14 @@ class Best:
     return self._recorded.step
 
 
+def _read_step(root: pathlib.Path) -> int | None:
+  """Returns the step of the record of the best checkpoint; None if it is absent or not readable."""
+  try:
+    return int(files.parse_json((root / FILE).read_bytes())["step"])
+  except (OSError, ValueError, KeyError, TypeError, OverflowError):
+    return None
+
+
 def forget_after(root: pathlib.Path, step: int) -> None:
   """Removes the record of the best checkpoint if it is later than a step, or not readable.
 
@@ -166,9 +177,6 @@ def forget_after(root: pathlib.Path, step: int) -> None:
     root: folder of the checkpoints.
     step: last step that counts.
   """
-  try:
-    is_kept = int(files.parse_json((root / FILE).read_bytes())["step"]) <= step
-  except (OSError, ValueError, KeyError, TypeError, OverflowError):
-    is_kept = False
-  if not is_kept:
+  found = _read_step(root)
+  if found is None or found > step:
     (root / FILE).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ A bucket has no rename: a folder of 50 objects would be copied object by object.
 are set aside are moved, manifest last, so that a kill leaves them complete in one of the places.
 """
 
+import errno
 import itertools
 import os
 import pathlib
@@ -148,6 +149,19 @@ def find_place(root: pathlib.Path, step: int) -> pathlib.Path:
   return root / str(step) if files.is_remote(root) else root / "unfinished" / str(step)
 
 
+def check_lock(root: pathlib.Path) -> None:
+  """Checks that no other process has taken over the lock of a run; see `files.check_lock`.
+
+  Args:
+    root: folder of its checkpoints. The lock is in the workdir, which may be several levels above,
+      as that of a fine-tuning is.
+  Raises:
+    StorageError: another process has.
+  """
+  for folder in root.parents:
+    files.check_lock(folder / ".lock")
+
+
 def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
             hashes: Mapping[str, str], before: Callable[[], None] = lambda: None) -> None:
   """Turns the files that Orbax has written into a step.
@@ -165,8 +179,7 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   place, path = find_place(root, step), root / str(step)
   if files.is_remote(root):
     before()
-    write_manifest(place, dict(content), hashes,
-                   before=lambda: files.check_lock(root.parent / ".lock"))
+    write_manifest(place, dict(content), hashes, before=lambda: check_lock(root))
     return
   # Orbax synchronizes its arrays only, not its other files, and older steps are deleted soon.
   for written in (place, *place.rglob("*")):
@@ -174,8 +187,25 @@ def publish(root: pathlib.Path, step: int, content: Mapping[str, Any],
   write_manifest(place, dict(content), hashes)
   if os.path.lexists(path):
     set_aside(path, "is not a checkpoint, but has the name of one")
+  check_lock(root)
   place.rename(path)
   files.sync(root)
+
+
+def save_failed(root: pathlib.Path, step: int, error: Exception) -> StorageError:
+  """Returns the error for a failed save, with the reason of the system if it gives one.
+
+  Args:
+    root: folder of the checkpoints.
+    step: the step.
+    error: what was raised.
+  """
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # From TensorStore, in a long message.
+  reason = os.strerror(int(code[1])) if code else one_line(error)
+  remedy = ("Raise the limit of open files (ulimit -n)" if os.strerror(errno.EMFILE) in reason
+            else "Check the storage")
+  return StorageError(f"{root}: the checkpoint at step {step} could not be saved ({reason}). "
+                      f"Earlier checkpoints are unchanged. {remedy}, then resume the run")
 
 
 def delete(root: pathlib.Path, step: int) -> None:

@@ -16,6 +16,7 @@
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -109,9 +110,10 @@ def mark_shared(workdir: pathlib.Path) -> Iterator[str]:
   key, path = secrets.token_hex(8), workdir / SHARED
   try:
     try:
+      path.unlink(missing_ok=True)  # That of a killed start may be another user's.
       path.write_text(key)
     except OSError as e:  # The error of a full disk does not name the file.
-      raise StorageError(f"{path}: cannot be written ({e.strerror}). Free the disk") from e
+      raise StorageError(f"{path}: cannot be written ({e.strerror}). {_remedy(e)}") from e
     yield key
   finally:
     path.unlink(missing_ok=True)
@@ -199,8 +201,14 @@ def create(workdir: pathlib.Path) -> None:
       file.write(b"x")  # A full disk may have room for a name.
   except OSError as e:
     files.refuse_dangling(workdir, f"--workdir {workdir}")
-    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). Give a folder that "
-                       "you may write to") from e
+    raise StorageError(f"--workdir {workdir}: cannot be written ({e.strerror}). {_remedy(e)}"
+                       ) from e
+
+
+def _remedy(e: OSError) -> str:
+  """Returns what to do about a workdir that cannot be written."""
+  is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+  return "Free the disk" if is_full else "Give a folder that you may write to"
 
 
 def read_config(workdir: pathlib.Path, flag: str = "--workdir") -> ConfigDict:

@@ -175,7 +175,7 @@ class MappedLoop:
       # A signal or a crash may have prevented the last evaluation of a run.
       waiting = [m for m in self._members if step_log.is_evaluated(config, m.step)]
       if not self._evaluate(waiting, should_stop):
-        raise Preempted("stopped before the first step. The same command resumes the runs")
+        raise Preempted("stopped in an evaluation. The same command resumes the runs")
       watchdog.arm_for(config.system, compiles=True)
       program = None  # That of the last step.
       for step, train_step, batches, active in stack.enter_context(

@@ -269,7 +269,19 @@ def group_of(recipe: str, path: pathlib.Path, overrides: Sequence[str]) -> list[
 
 def write_table(sweep: Sweep, path: pathlib.Path) -> None:
   """Writes the result of `make_table` to sweep.json in the folder of the sweep."""
-  files.write_json(path / "sweep.json", make_table(sweep))
+  with taking_turns(path):
+    files.write_json(path / "sweep.json", make_table(sweep))
+
+
+def taking_turns(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  """Returns a context that one share of a sweep at a time is in, to read runs and write about them.
+
+  Otherwise, of two shares that end together, the one that has read the runs first may write last.
+
+  Args:
+    path: folder of the sweep.
+  """
+  return files.lock(path / ".sweep.lock", lambda holder: None)
 
 
 def make_table(sweep: Sweep) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def test_readers_that_are_stopped_or_killed_end_the_run(program, finished_run, t
   if number == signal.SIGSTOP:
     assert_timed_out(result)
   else:
-    assert result.returncode == 69, result.stderr
+    assert result.returncode == 137, result.stderr
     assert "a reader process ended unexpectedly" in line_of(result)
   assert program.train(path, *arguments).returncode == 0
   assert fingerprints(path) == fingerprints(finished_run)
@@ -83,7 +83,7 @@ def test_workers_of_prepare_that_are_stopped_or_killed_end_it(recipe, tmp_path, 
   if number == signal.SIGSTOP:
     assert_timed_out(result)
   else:
-    assert result.returncode == 69, result.stderr
+    assert result.returncode == 137, result.stderr
     assert "a worker process of prepare died" in line_of(result)
   assert not out.exists()
   result = finish(prepare())

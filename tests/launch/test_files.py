@@ -85,7 +85,8 @@ def job_action(job, code, *conditions):
 
 @pytest.mark.parametrize("code, action", [
     *((code, "FailJob") for code in FINAL), (69, "Ignore"), (75, "Ignore"), (71, "Count"),
-    (74, "Count"), (1, "Count"), (137, "Count"), (143, "Count")])
+    (74, "Count"), (1, "Count"), (134, "Count"), (errors.WorkerError.exit_code, "Count"),
+    (143, "Count")])
 def test_the_job_acts_on_exit_codes(code, action):
   assert job_action(load("kubernetes.yaml")[1]["spec"], code) == action
 

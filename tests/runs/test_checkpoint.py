@@ -24,7 +24,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertgpt.errors import ConfigError, DataError, StorageError
-from bertgpt.runs import checkpoint, step_folders
+from bertgpt.runs import checkpoint, step_folders, workdir
 from bertgpt.runs import manifest as manifest_lib
 
 try:
@@ -594,6 +594,39 @@ def test_a_failed_save_is_reported_by_close(tmp_path):
   assert_restores(tmp_path, 1)
 
 
+def take_over(folder):
+  """Takes the lock of a workdir as another process, after the server of its disk released it."""
+  (folder / ".lock").write_text("process 8 on other\n")
+
+
+@pytest.mark.parametrize("inside", ["", "lr0.1-seed0/unfinished"])
+def test_nothing_is_saved_after_the_lock_was_taken_over(tmp_path, inside):
+  """The runs of a fine-tuning are locked by its workdir."""
+  (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+  with workdir.lock(tmp_path), contextlib.suppress(StorageError), \
+       open_checkpoints(tmp_path / inside) as checkpoints:
+    checkpoints.save(1, make_state(1), {"step": 1, "config": "c1"}, wait=True)
+    take_over(tmp_path)
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over"):
+      checkpoints.save(2, make_state(2), {}, wait=True)
+  assert checkpoint.committed_steps(tmp_path / inside) == [1]
+
+
+def test_a_save_whose_lock_is_taken_over_meanwhile_is_not_published(tmp_path, monkeypatch):
+  write = step_folders.write_manifest
+
+  def write_and_lose(*arguments, **options):
+    write(*arguments, **options)
+    take_over(tmp_path)
+
+  monkeypatch.setattr(step_folders, "write_manifest", write_and_lose)
+  with workdir.lock(tmp_path), contextlib.suppress(StorageError), \
+       open_checkpoints(tmp_path) as checkpoints:
+    with pytest.raises(StorageError, match="process 8 on other has taken the lock over"):
+      checkpoints.save(1, make_state(1), {}, wait=True)
+  assert not step_folders.named_like_steps(tmp_path / "checkpoints")
+
+
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(StorageError, match="cannot be written"):
@@ -820,6 +853,47 @@ def test_a_process_that_ends_while_it_hashes_ends_the_others(tmp_path):
       """, tmp_path) as processes:
     assert [process.wait(1200) for process in processes] == [StorageError.exit_code] * 2
   assert checkpoint.committed_steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("affected", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("function", ["read_manifest", "sum_leaves"])
+def test_a_checkpoint_is_set_aside_only_if_all_processes_find_it_damaged(tmp_path, function,
+                                                                         affected):
+  """A host may not see a file, or its device may give wrong results."""
+  with two_processes(f"""
+      from bertgpt.errors import PeerError
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                          make(0))
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        for step in (10, 20):
+          checkpoints.save(step, make(step), {{"step": step}}, wait=True)
+      right, calls = checkpoint.{function}, []
+      def wrong(found):
+        calls.append(found)
+        if len(calls) > 1:
+          return right(found)
+        if {function!r} == "read_manifest":
+          raise checkpoint.Damaged("a file is missing")
+        return np.asarray(right(found)) + np.uint32(1)
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        if jax.process_index() in {affected}:
+          checkpoint.{function} = wrong
+        try:
+          say("RESTORED", checkpoints.restore_latest(like)[1]["step"])
+        except PeerError as e:
+          say("PEER", e)
+      """, tmp_path) as processes:
+    lines = [read_lines(process) for process in processes]
+  assert [p.returncode for p in processes] == [0, 0], lines
+  if len(affected) == 2:
+    assert lines == [["RESTORED 10"]] * 2
+    assert (tmp_path / "checkpoints" / "damaged-20-0").is_dir()
+    return
+  for (line,) in lines:
+    found = ["'damaged'" if i in affected else "'good'" for i in range(2)]
+    assert line.startswith(f"PEER {tmp_path}/checkpoints: step 20: {found[0]} in process 0, "
+                           f"{found[1]} in process 1")
+  assert checkpoint.committed_steps(tmp_path) == [10, 20]
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -143,6 +143,31 @@ def test_the_space_that_is_needed(tmp_path, keep_every, keep_best, count):
   assert retention.describe_space(tmp_path, 10**30, 1000, options).startswith("WARNING: disk: ")
 
 
+@pytest.mark.parametrize("keep, best, present, needed", [
+    (1, "", 1, 1), (3, "", 3, 1), (3, "mlm_loss", 4, 1), (9, "", 6, 4)])
+def test_checkpoints_that_are_not_kept_are_no_room(tmp_path, keep, best, present, needed):
+  """A file cannot be written in place of one that is deleted only when the next one is complete."""
+  for step in (10, 20, 30, 40, 50, 60):
+    (tmp_path / str(step)).mkdir()
+  (tmp_path / retention.FILE).write_text('{"metric": "mlm_loss", "step": 20, "value": 0.0}')
+  options = {"keep": keep, "keep_every_steps": 0, "keep_best": best}
+  line = retention.describe_space(tmp_path, 1000, 1000, options)
+  assert f"1 kB, {present} of them present; {needed} kB needed" in line
+  assert retention.describe_space(tmp_path, 10**30, 1000, options).startswith("WARNING: disk: ")
+
+
+def test_surplus_checkpoints_are_deleted_before_the_first_save(tmp_path):
+  """After a save, there may be too many of them for a full disk."""
+  train(tmp_path, {50: 2.0}, "mlm_loss", keep=4)
+  abstract = {"params": {"w": jax.ShapeDtypeStruct(
+      (4,), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}}
+  with contextlib.closing(checkpoint.Checkpoints(
+      tmp_path, every_steps=10, every_minutes=0, keep=1, keep_best="")) as checkpoints:
+    checkpoints.restore_latest(abstract)
+    checkpoints.delete_old()
+    assert checkpoint.committed_steps(tmp_path) == [50]
+
+
 def test_checkpoints_of_every_n_steps_are_kept(tmp_path):
   """A later start may have another N, or forget it."""
   assert train(tmp_path, {70: 0.0}, "", keep_every_steps=20) == [20, 40, 60, 70]

@@ -1,6 +1,7 @@
 """bertgpt.runs.workdir: a run that fails early leaves no files, and runs do not mix."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -356,6 +357,37 @@ def test_a_missing_corpus_is_prepared_with_the_tokenizer_as_the_run_has_it(own_t
   found = [open_corpus(path, "train").tokenizer.fingerprint()
            for path in (find_again(run), corpora.find_corpus(config))]
   assert found[0] == former.fingerprint() != found[1]
+
+
+@pytest.mark.parametrize("number, remedy", [
+    (errno.ENOSPC, "Free the disk"), (errno.EDQUOT, "Free the disk"),
+    (errno.EACCES, "Give a folder that you may write to"),
+    (errno.EROFS, "Give a folder that you may write to")])
+def test_the_remedy_is_that_of_the_reason(tmp_path, monkeypatch, number, remedy):
+  def fail(*arguments, **options):
+    raise OSError(number, os.strerror(number))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir.tempfile, "TemporaryFile", fail)
+    with pytest.raises(StorageError, match=f"{os.strerror(number)}.*{remedy}$"):
+      workdir.create(tmp_path)
+  monkeypatch.setattr(workdir.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(pathlib.Path, "write_text", fail)
+  with pytest.raises(StorageError, match=f"{os.strerror(number)}.*{remedy}$"), \
+       workdir.mark_shared(tmp_path):
+    raise AssertionError
+
+
+def test_the_mark_of_a_killed_start_is_replaced(tmp_path, monkeypatch):
+  """Even if it is another user's, who lets nobody else write to it."""
+  (tmp_path / workdir.SHARED).write_text("old")
+  before = (tmp_path / workdir.SHARED).stat().st_ino
+  other = os.open(tmp_path / workdir.SHARED, os.O_RDONLY)  # Keeps its number in use.
+  monkeypatch.setattr(workdir.jax, "process_count", lambda: 2)
+  with workdir.mark_shared(tmp_path) as key:
+    assert (tmp_path / workdir.SHARED).read_text() == key
+    assert (tmp_path / workdir.SHARED).stat().st_ino != before
+  os.close(other)
 
 
 # ------------------------------------------------------------------- the lock

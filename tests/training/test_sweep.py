@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import pytest
@@ -23,6 +24,7 @@ from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
 from bertgpt.devices import preemption
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted, UserError
+from bertgpt.report import compare
 from bertgpt.runs import checkpoint, metrics_file
 from bertgpt.training import loop as train
 from bertgpt.training import mapped_fields, sweep, sweep_processes
@@ -370,6 +372,42 @@ def test_the_page_of_the_runs_is_named(tmp_path, recipe, finished_bert, monkeypa
   assert cli.main(["sweep", f"--config={file}", f"--workdir={path}"]) == 0
   assert capsys.readouterr().out.splitlines()[-1].endswith(f": {path / 'sweep.html'}")
   assert (path / "sweep.html").is_file()
+
+
+def write_table(path):
+  sweep.write_table(None, path)
+
+
+def write_page(path):
+  sweep_command.write_page(path)
+
+
+@pytest.mark.parametrize("module, read, write", [
+    (sweep, "make_table", write_table), (compare, "read", write_page)])
+def test_of_two_shares_that_end_together_the_later_view_stays(tmp_path, monkeypatch, module, read,
+                                                              write):
+  """Share 0 has read the runs when run 1 ends, and share 1 would write before it does."""
+  runs, has_read, has_written, written = ["run 0"], threading.Event(), threading.Event(), []
+
+  def read_slowly(_):
+    view = list(runs)
+    if not has_read.is_set():
+      has_read.set()
+      has_written.wait(1)  # The other share is as fast as it can be.
+    return view
+
+  monkeypatch.setattr(module, read, read_slowly)
+  monkeypatch.setattr(compare, "find_runs", lambda paths: ["a run"])
+  monkeypatch.setattr(compare, "write_page", lambda view, *_: written.append(view))
+  monkeypatch.setattr(sweep.files, "write_json", lambda _, view: written.append(view))
+  first = threading.Thread(target=write, args=(tmp_path,))
+  first.start()
+  has_read.wait()
+  runs.append("run 1")
+  write(tmp_path)
+  has_written.set()
+  first.join()
+  assert written[-1] == ["run 0", "run 1"]
 
 
 @pytest.mark.parametrize("text, fragment", [

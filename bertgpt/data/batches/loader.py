@@ -28,7 +28,7 @@ from bertgpt.data.batches.parts import Batch
 from bertgpt.data.batches.rows import EvalRows, TrainRows
 from bertgpt.data.corpus.corpus import Corpus
 from bertgpt.devices import children
-from bertgpt.errors import DataError, PeerError
+from bertgpt.errors import DataError, WorkerError
 
 # A corpus whose tokens would fill at least this many batches has enough rows, so they are not
 # counted.
@@ -164,8 +164,8 @@ class TrainBatches:
       # Grain would skip the batch that failed and continue with the next one.
       self.close()
       if isinstance(e, RuntimeError) and "terminated unexpectedly" in str(e):
-        raise PeerError("a reader process ended unexpectedly (out of memory?). Lower "
-                        "data.reader_workers, or set it to 0") from e
+        raise WorkerError("a reader process ended unexpectedly (out of memory?). Lower "
+                          "data.reader_workers, or set it to 0") from e
       raise
 
   def close(self) -> None:

@@ -22,7 +22,7 @@ from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
 from bertgpt.data.tokens import text_parts, tokenizers, unknown
 from bertgpt.devices import children, watchdog
-from bertgpt.errors import DataError, PeerError, one_line, without_panics
+from bertgpt.errors import DataError, WorkerError, one_line, without_panics
 
 CHUNK_CHARS = 2**19    # Characters sent to a worker at once.
 DOCUMENT_CHARS = 2**8  # Characters whose memory the objects of a document take, besides its text.
@@ -78,8 +78,8 @@ def _start_workers(worker: Worker, num_workers: int) -> Iterator[Callable[[list]
       connection.send(chunk)
       answer = connection.recv()
     except (EOFError, ConnectionError) as e:
-      raise PeerError("a worker process of prepare died, probably because memory ran out. Lower "
-                      "data.prepare_workers") from e
+      raise WorkerError("a worker process of prepare died, probably because memory ran out. Lower "
+                        "data.prepare_workers") from e
     finally:
       idle.put(connection)
     if isinstance(answer, Exception):

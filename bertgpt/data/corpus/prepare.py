@@ -53,7 +53,7 @@ def prepare(config: ConfigDict, out_dir: str | os.PathLike) -> pathlib.Path:
   Raises:
     ConfigError: `out_dir` holds something else, or `config.data.language` is not a known code.
     DataError: the source or the tokenizer is unusable, or a split would have no document.
-    PeerError: a worker process died.
+    WorkerError: a worker process died.
     StorageError: a file could not be written.
   """
   path = files.make_path(out_dir)

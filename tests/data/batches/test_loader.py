@@ -29,7 +29,7 @@ from bertgpt.data.batches.rows import EvalRows, TrainRows
 from bertgpt.data.batches.windows import divide
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.corpus.prepare import prepare
-from bertgpt.errors import ConfigError, DataError, PeerError
+from bertgpt.errors import ConfigError, DataError, WorkerError
 
 ORDINARY = random_corpus(60, 12, 10)
 OBJECTIVES = ("mlm_nsp", "mlm_sop", "mlm", "plm", "causal")
@@ -335,7 +335,7 @@ def test_reader_processes_make_the_same_batches_and_their_death_is_an_error():
     assert len(children) == 2
     for child in children:
       os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(PeerError, match="data.reader_workers"):
+    with pytest.raises(WorkerError, match="data.reader_workers"):
       for _ in range(200):
         next(batches)
   assert not multiprocessing.active_children()

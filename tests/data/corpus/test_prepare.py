@@ -33,7 +33,7 @@ from bertgpt.data.corpus import corpus, encode, file_checks, prepare
 from bertgpt.data.text import paths
 from bertgpt.data.text.documents import Document
 from bertgpt.data.tokens import pipelines, tokenizers
-from bertgpt.errors import ConfigError, DataError, PeerError, StorageError
+from bertgpt.errors import ConfigError, DataError, StorageError, WorkerError
 from bertgpt.runs import corpora
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -427,7 +427,7 @@ def test_a_worker_that_dies(tmp_path):
   write_much_text(tmp_path / "text.txt")
   killer = threading.Thread(target=kill_first_child)
   killer.start()
-  with pytest.raises(PeerError, match="data.prepare_workers"):
+  with pytest.raises(WorkerError, match="data.prepare_workers"):
     prepare.prepare(make_config(tmp_path, workers=2), tmp_path / "out" / "corpus")
   killer.join()
   assert [f.name for f in (tmp_path / "out").iterdir()] == [".corpus.lock"]
