@@ -59,6 +59,7 @@ def check(config: ConfigDict) -> None:
   if not _has_tokenizer(config, found, metadata["tokenizer"]):
     raise ConfigError(_describe_other_tokenizer(config))
   tokenizer = tokenizers.load_tokenizer(source / "tokenizer", is_saved=True)
+  corpora.check_tokenizer(config, tokenizer)
   config = corpora.resolve(config, tokenizer)
   mesh = sharding.make_mesh(config)
   with sharding.use_mesh(mesh, config):

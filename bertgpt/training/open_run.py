@@ -71,6 +71,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
     cluster.say_once(describe_unknown(train_set.manifest))
+    if is_new:
+      corpora.check_tokenizer(config, train_set.tokenizer)
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config)
     mesh = sharding.make_mesh(config)
