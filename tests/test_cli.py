@@ -225,6 +225,22 @@ def test_init_from_with_another_tokenizer_is_refused_before_the_text_is_read(
                             f"--config.tokenizer.path={finished_bert}/tokenizer")
 
 
+def test_init_from_with_the_corpus_of_another_tokenizer_names_the_corpus(
+    capsys, recipe, tmp_path, finished_bert):
+  """The tokenizer may be named already: only the corpus is wrong."""
+  other = tmp_path / "other"
+  assert cli.main(["prepare", f"--config={recipe}", f"--out={other}",
+                   "--config.tokenizer.vocab_size=80"]) == 0
+  code, lines = run(capsys, "train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}",
+                    f"--config.init_from={finished_bert}", f"--config.data.corpus={other}",
+                    f"--config.tokenizer.path={finished_bert}/tokenizer")
+  assert code == CONFIG and not (tmp_path / "run").exists()
+  assert lines[-1].endswith(
+      f"data.corpus={other}: was prepared with another tokenizer than that of "
+      f"init_from={finished_bert}. Leave data.corpus empty and name data.source, with "
+      f"--config.tokenizer.path={finished_bert}/tokenizer")
+
+
 def test_init_from_without_a_checkpoint_is_refused_before_the_text_is_read(capsys, recipe, tmp_path,
                                                                            finished_bert):
   """A run has none before its first save."""

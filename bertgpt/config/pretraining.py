@@ -255,7 +255,7 @@ def base() -> ConfigDict:
   # Parameters that decay: weights (all but biases and LayerNorm) | all (RoBERTa).
   optimizer.decay_rule = "weights"
   # Regular expression: parameters whose paths it matches are not trained. In fine-tuning,
-  # '^body/(?!mix|pooler)' leaves the pretrained embeddings and layers as they are.
+  # '^body/(?!mix|pooler|mlm|lm)' leaves the pretrained embeddings and layers as they are.
   optimizer.freeze = ""
   # Learning rate of a layer as a share of that of the layer above it, for fine-tuning; 1: the same.
   optimizer.layer_decay = 1.0

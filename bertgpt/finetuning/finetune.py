@@ -16,19 +16,22 @@ compute, and process 0 writes.
 """
 
 import pathlib
+import re
 from typing import Any
 
 import jax
 
-from bertgpt import console, files, models, trees
-from bertgpt.config import ConfigDict, finetuning, resuming
+from bertgpt import console, files, trees
+from bertgpt.config import ConfigDict, families, finetuning, resuming
 from bertgpt.config.stored import to_json
 from bertgpt.devices import agreement, compilation_cache, preemption
 from bertgpt.errors import DivergedError
 from bertgpt.finetuning import results as results_lib
 from bertgpt.finetuning import resume, tasks, train_run
+from bertgpt.finetuning.initial_state import is_drawn
 from bertgpt.finetuning.tasks import rows as rows_lib
 from bertgpt.finetuning.tuning import (
+  Program,
   Tuning,
   check_run,
   make_program,
@@ -38,7 +41,7 @@ from bertgpt.hub import opening
 from bertgpt.runs import folder_kinds, word_tables, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
-from bertgpt.training import trackers
+from bertgpt.training import optimizers, trackers
 
 
 def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict[str, Any]:
@@ -77,10 +80,10 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
     stamp = resume.make_stamp(identity, pretrained.tokenizer, config)
     resume.check_states(path, stamp, {row["folder"] for row in results["runs"]})
     tuning = open_tuning(config, init, pretrained, task, path, stamp)
-    make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
+    program = make_program(tuning, config.learning_rates[0])  # Checks `optimizer.freeze`.
     if is_first:
       files.write_atomically(path / "config.json", to_json(config) + "\n")
-      console.print_stdout("\n".join(describe(tuning, results)))
+      console.print_stdout("\n".join(describe(tuning, results, program)))
     run_missing(tuning, results)
     results = results_lib.summarize(results, config)
     if is_first:
@@ -89,7 +92,7 @@ def finetune(init: pathlib.Path, config: ConfigDict, path: pathlib.Path) -> dict
       raise DivergedError(f"--workdir {path}: every run diverged. Use another --workdir with lower "
                           "learning_rates, or look at the data")
     if is_first:
-      write_report(tuning, results)
+      write_report(tuning, results, program)
   return results
 
 
@@ -112,12 +115,13 @@ def open_task(config: ConfigDict, pretrained: Trained) -> tuple[Trained, rows_li
   return pretrained, task
 
 
-def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
+def write_report(tuning: Tuning, results: dict[str, Any], program: Program) -> None:
   """Writes report.md and prints its table.
 
   Args:
     tuning: the opened fine-tuning.
     results: summarized results; at least one run did not diverge.
+    program: compiled parts of the runs with any learning rate.
   """
   lines = results_lib.report(results, tuning.config, tuning.task)
   best = tuning.path / results["best_run"]
@@ -126,7 +130,7 @@ def write_report(tuning: Tuning, results: dict[str, Any]) -> None:
                f"save={tuning.config.save}, or an earlier start had another value, or this run "
                "became the best one when other learning_rates or seeds were left out")
   files.write_atomically(tuning.path / "report.md",
-                         "\n".join([*describe(tuning, results), "", *lines]) + "\n")
+                         "\n".join([*describe(tuning, results, program), "", *lines]) + "\n")
   console.print_stdout("\n" + "\n".join(lines))
 
 
@@ -188,32 +192,35 @@ def run_missing(tuning: Tuning, results: dict[str, Any]) -> None:
           kept = row["folder"]
 
 
-def describe(tuning: Tuning, results: dict[str, Any]) -> list[str]:
+def describe(tuning: Tuning, results: dict[str, Any], program: Program) -> list[str]:
   """Returns lines about the task and the initial weights, and notes about data and weights.
 
   Args:
     tuning: the opened fine-tuning.
     results: content of results.json.
+    program: compiled parts of the runs with any learning rate.
   """
   config, task, pretrained = tuning.config, tuning.task, tuning.pretrained
   start = (f"random weights, the model and tokenizer of {tuning.init}" if config.from_scratch
            else f"step {pretrained.step} of {tuning.init}")
   counts = ", ".join(f"{len(s.rows)} {s.name}" for s in task.evals)
+  untrained = () if config.from_scratch else _untrained(tuning, program)
   return [f"{task.name}: {len(task.train)} training rows, {counts}; from {start}",
-          *([] if config.from_scratch else [f"note: {note}" for note in _untrained(tuning)]),
+          *(f"note: {note}" for note in untrained),
           *(f"note: {note}" for note in task.notes),
           *(f"note: {note}" for note in results_lib.describe_unpredicted(results, task,
                                                                          tuning.path))]
 
 
-def _untrained(tuning):
+def _untrained(tuning, program):
   """Yields what the runs read of the model that its pretraining did not train."""
   pretrained, task = tuning.pretrained, tuning.task
-  paths = trees.named_leaves(pretrained.params)
-  is_fresh = "pooler" in pretrained.fresh or "pooler/kernel" not in paths
-  if (is_fresh and task.kind in ("classes", "values")
-      and models.has_parameter(pretrained.config, "pooler/kernel")):
-    yield "the checkpoint has no pooler; its weights are random"
+  frozen = trees.named_leaves(optimizers.find_frozen(program.setup.config, program.abstract.params))
+  for head, name in families.HEADS.items():
+    kernels = [path for path in frozen if re.fullmatch(rf"body/{head}/(.*/)?kernel", path)]
+    if kernels and is_drawn(pretrained, kernels[0]):
+      yield (f"the checkpoint has no {name}. Its dense layer, which the task reads, has random "
+             "weights" + ", and optimizer.freeze keeps them so" * any(map(frozen.get, kernels)))
   rows = [tokens for part in (task.train, *(s.rows for s in task.evals)) for tokens in part.tokens]
   if count := trained_lib.count_untrained(pretrained, rows):
     yield (trained_lib.describe_untrained(pretrained, count, len(rows))

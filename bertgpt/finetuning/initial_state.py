@@ -6,16 +6,19 @@ import jax
 import numpy as np
 
 from bertgpt import models, trees
+from bertgpt.config import families
 from bertgpt.errors import DataError
 from bertgpt.finetuning.tuning import Program, Tuning
 from bertgpt.runs import word_tables
+from bertgpt.runs.trained import Trained
 from bertgpt.training import steps
 
 
 def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.TrainState:
   """Returns the state at step 0, with the pretrained weights unless `config.from_scratch` is set.
 
-  The head, and a pooler that the checkpoint lacks, have random weights.
+  The head, a pooler that the checkpoint lacks, and heads that were drawn when the model was
+  imported, have random weights, which depend on the seed.
 
   Args:
     tuning: everything that the runs share.
@@ -35,15 +38,28 @@ def init_from_pretrained(tuning: Tuning, program: Program, seed: int) -> steps.T
 
   def choose(path, fresh):
     name = trees.path_of(path)
-    if name in found:
+    if name in found and not is_drawn(tuning.pretrained, name):
       return put_pretrained(name, axes_of(name), fresh, found[name], vocab_size)
-    if not name.startswith(("head/", "body/pooler/", "body/mix/")):
+    if name not in found and not name.startswith(("head/", "body/pooler/", "body/mix/")):
       raise DataError(f"{name}: is not in the checkpoint of --init {tuning.init}. Restore the "
                       "folder of that run")
     return fresh
 
   return dataclasses.replace(
       state, params=jax.tree_util.tree_map_with_path(choose, state.params))
+
+
+def is_drawn(pretrained: Trained, name: str) -> bool:
+  """Returns whether a parameter belongs to a head without trained weights: those of a run are new.
+
+  Args:
+    pretrained: model that the run starts from.
+    name: path of a parameter of the task's model, such as 'body/pooler/kernel'.
+  """
+  part, _, inner = name.partition("/")
+  head = inner.partition("/")[0]
+  return part == "body" and head in families.HEADS and (
+      head in pretrained.fresh or head not in pretrained.params)
 
 
 def put_pretrained(name: str, axes: tuple[str | None, ...], fresh: jax.Array, trained: np.ndarray,

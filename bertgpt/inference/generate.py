@@ -91,6 +91,11 @@ def generate(trained: Trained, prompts: Iterable[str], *, max_tokens: int | None
   repeated = [ids for ids in tokens for _ in range(num_samples)]
   limits = [default_tokens(trained, generator.count(ids)) if max_tokens is None else max_tokens
             for ids in repeated]
+  lengths = [generator.count(ids) for ids in tokens]
+  if max_tokens is None and any(length < trained_lib.longest_row(trained) < length + DEFAULT_TOKENS
+                                for length in lengths):
+    most = trained.config.model.max_positions - max(lengths)
+    trained_lib.note_former_rows(trained, f"--max_tokens={most}")
   # The draws of a sample do not depend on the number of samples; those of the first 2^16 prompts
   # all differ.
   rows = [i + sample * 2**16 for i in range(len(tokens)) for sample in range(num_samples)]

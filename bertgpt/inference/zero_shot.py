@@ -154,6 +154,8 @@ def resolve(settings: Settings, trained: Trained) -> Settings:
     raise ConfigError(f"--stride={settings.stride}: the model sees each line as a whole, so its "
                       "windows do not overlap. Leave it out")
   window, stride = choose_window(trained, settings.window, settings.stride)
+  if not settings.window:
+    trained_lib.note_former_rows(trained, f"--window={trained.config.model.max_positions}")
   if trained_lib.count_untrained(trained, [range(window)]):
     console.say(f"note: --window={window} is more than the rows of the training "
                 f"({trained_lib.longest_row(trained)}). {trained_lib.UNTRAINED}")

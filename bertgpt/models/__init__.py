@@ -22,7 +22,6 @@ other methods are those that the objectives and abilities of its family need. x:
 | predict_next(x)       | Prediction of the next token             | decoders: classes, values     |
 """
 
-import re
 from collections.abc import Callable
 
 from flax.linen import Module
@@ -33,8 +32,7 @@ from bertgpt.models.inputs import Inputs
 from bertgpt.models.lookup import find_class, find_module
 from bertgpt.models.parameters import Param, Table, find
 
-__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "has_parameter", "make_model",
-           "parameter_table"]
+__all__ = ["Inputs", "Module", "Param", "Table", "axes_of", "make_model", "parameter_table"]
 
 
 def make_model(config: ConfigDict) -> Module:
@@ -66,13 +64,3 @@ def parameter_table(config: ConfigDict) -> Table:
     config: a whole config; `config.model.family` is read.
   """
   return (*find_module(config.model.family).PARAMETERS, *heads.PARAMETERS)
-
-
-def has_parameter(config: ConfigDict, path: str) -> bool:
-  """Returns whether a family's table of parameters has a line for a path.
-
-  Args:
-    config: a whole config; `config.model.family` is read.
-    path: names of the nested dicts, joined by '/'.
-  """
-  return any(re.search(param.pattern, path) for param in parameter_table(config))

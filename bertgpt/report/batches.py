@@ -32,6 +32,7 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
   others = corpora.open_others(config, corpus)
+  corpora.check_tokenizer(config, corpus.tokenizer)
   config = corpora.resolve(config, corpus.tokenizer)
   objective = objectives.make_objective(config_of_phase(config, 0), corpus.vocabulary)
   corrupt = jax.jit(objective.corrupt)

@@ -58,9 +58,11 @@ def find_corpus(config: ConfigDict, *, reports: bool = True, resumes: bool = Fal
 def _with_saved(config: ConfigDict, workdir: pathlib.Path | None) -> ConfigDict:
   """Returns the config with the tokenizer of a workdir, if there is none of its corpora."""
   saved = workdir / "tokenizer" if workdir else None
-  if (not saved or not saved.is_dir() or config.data.corpus or not config.tokenizer.path
-      or prepare.find_prepared(config, resumes=True)[1]):
+  if not saved or not saved.is_dir() or config.data.corpus or not config.tokenizer.path:
     return config
+  with contextlib.suppress(DataError):  # There may be no tokenizer at `tokenizer.path` anymore.
+    if prepare.find_prepared(config, resumes=True)[1]:
+      return config
   config = config.copy_and_resolve_references()
   config.tokenizer.path = str(saved)
   return config
@@ -150,6 +152,28 @@ def _way_of_encoding(corpus: Corpus) -> tuple[str, bool]:
   return corpus.manifest["tokenizer"]["fingerprint"], corpus.manifest["format_version"] == 1
 
 
+def check_tokenizer(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+  """Checks that `data.corpus` was prepared with the tokenizer that the config names.
+
+  A run that resumes is not checked: its tokenizer is compared with that of its checkpoint, and
+  `tokenizer.path` may have changed or be gone since the run began.
+
+  Args:
+    config: config of a new run.
+    tokenizer: tokenizer of its corpus.
+  Raises:
+    ConfigError: the config names another tokenizer.
+    DataError: there is no tokenizer at `tokenizer.path`.
+  """
+  path = config.tokenizer.path
+  if config.data.corpus and path and tokenizer.fingerprint() not in {
+      prepare.load_tokenizer(config, is_saved).fingerprint() for is_saved in (False, True)}:
+    raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
+                      f"data.corpus={config.data.corpus} was prepared with. Leave data.corpus "
+                      "empty, so that data.source is prepared with this tokenizer, or leave "
+                      "tokenizer.path empty")
+
+
 def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
             will_train: bool = True) -> ConfigDict:
   """Returns the config with the field that depends on the tokenizer, `model.vocab_size`.
@@ -160,15 +184,8 @@ def resolve(config: ConfigDict, tokenizer: tokenizers.Tokenizer,
     will_train: whether the tokenizer must have the special tokens that the objective needs.
   Raises:
     ConfigError: the tokenizer lacks tokens that the objective needs, or the config names another
-      tokenizer or another size of the vocabulary.
+      size of the vocabulary.
   """
-  path = config.tokenizer.path
-  if config.data.corpus and path and tokenizer.fingerprint() not in {
-      prepare.load_tokenizer(config, is_saved).fingerprint() for is_saved in (False, True)}:
-    raise ConfigError(f"tokenizer.path={path} is not the tokenizer that "
-                      f"data.corpus={config.data.corpus} was prepared with. Leave data.corpus "
-                      "empty, so that data.source is prepared with this tokenizer, or leave "
-                      "tokenizer.path empty")
   config = config.copy_and_resolve_references()
   with config.unlocked():
     if config.model.vocab_size not in (0, tokenizer.vocab_size):

@@ -93,6 +93,21 @@ def longest_row(trained: Trained) -> int:
   return max(phase.seq_len for phase in trained.config.phases[:last + 1])
 
 
+def note_former_rows(trained: Trained, flag: str) -> None:
+  """Prints a note on stderr if a default follows the rows of a run that continued another one.
+
+  The rows of the run that `init_from` names may have been longer, and may not be known anymore.
+
+  Args:
+    trained: the model.
+    flag: flag that replaces the default, with its largest value.
+  """
+  if trained.config.init_from and longest_row(trained) < trained.config.model.max_positions:
+    console.say(f"note: the rows of this training have at most {longest_row(trained)} tokens, but "
+                f"those of init_from={trained.config.init_from} may have been longer. {flag} uses "
+                "all positions of the model")
+
+
 def count_untrained(trained: Trained, rows: Sequence[Any]) -> int:
   """Returns how many rows have positions with a vector of their own that training never used.
 

@@ -60,8 +60,10 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   check_same_model(trained.config, config, phase_index, MASKING if not trained.step else ())
   keep_masked_share(trained.config, config, phase_index)
   check_text_is_read(trained.config, config)
-  if not config.tokenizer.path and not config.data.corpus and _other_text(trained.config, config):
-    config.tokenizer.path = str(path / "tokenizer")  # A newly trained one would differ.
+  if (config.tokenizer.path == trained.config.tokenizer.path and not config.data.corpus
+      and _other_text(trained.config, config)):
+    # A newly trained one would differ, and the one that the run began with may be gone.
+    config.tokenizer.path = str(path / "tokenizer")
   if config.mesh == trained.config.mesh:
     fit_mesh(config, jax.device_count())
   checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
@@ -116,8 +118,8 @@ def open_held_out(path: pathlib.Path, trained: trained_lib.Trained, config: Conf
   """
   resumes = config.data.language == trained.config.data.language
   identity = trained.corpus_identity if corpora.is_same_text(trained.config, config) else ""
-  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity),
-                         "validation")
+  held_out = open_corpus(corpora.find_corpus(config, resumes=resumes, identity=identity,
+                                             workdir=path), "validation")
   cluster.say_once(describe_unknown(held_out.manifest))
   if held_out.tokenizer.fingerprint() != trained.tokenizer.fingerprint():
     remedy = ("Leave data.corpus out and name its data.source, which is then prepared with the "

@@ -28,8 +28,6 @@ MAY_DIFFER = (
     "remat", "scan_unroll", "vocab_size", "target_words")
 
 _FLAG = "--config.init_from"
-_OTHER_TOKENIZER = ("init_from={0}: trained with another tokenizer. Set "
-                    "--config.tokenizer.path={0}/tokenizer")
 
 
 def check(config: ConfigDict) -> None:
@@ -59,8 +57,9 @@ def check(config: ConfigDict) -> None:
     return
   metadata = newest["metadata"]
   if not _has_tokenizer(config, found, metadata["tokenizer"]):
-    raise ConfigError(_OTHER_TOKENIZER.format(config.init_from))
+    raise ConfigError(_describe_other_tokenizer(config))
   tokenizer = tokenizers.load_tokenizer(source / "tokenizer", is_saved=True)
+  corpora.check_tokenizer(config, tokenizer)
   config = corpora.resolve(config, tokenizer)
   mesh = sharding.make_mesh(config)
   with sharding.use_mesh(mesh, config):
@@ -82,6 +81,15 @@ def _has_tokenizer(config: ConfigDict, found: ConfigDict, fingerprint: str) -> b
   if config.tokenizer.path:
     return prepare.load_tokenizer(config).fingerprint() == fingerprint
   return corpora.is_same_text(found, config)
+
+
+def _describe_other_tokenizer(config: ConfigDict) -> str:
+  path, corpus = config.init_from, config.data.corpus
+  remedy = f"--config.tokenizer.path={path}/tokenizer"
+  if corpus:  # It has a tokenizer of its own, whatever tokenizer.path says.
+    return (f"data.corpus={corpus}: was prepared with another tokenizer than that of "
+            f"init_from={path}. Leave data.corpus empty and name data.source, with {remedy}")
+  return f"init_from={path}: trained with another tokenizer. Set {remedy}"
 
 
 def check_shapes(config: ConfigDict, params: Any, trained: ConfigDict,
@@ -167,7 +175,7 @@ def load(config: ConfigDict, corpus: corpus_lib.Corpus, fresh: Any) -> Any:
   if families.find(config).reads_words:
     source = word_tables.replace_words(source, corpus.tokenizer, fresh["lm"])
   if source.tokenizer.fingerprint() != corpus.tokenizer.fingerprint():
-    raise ConfigError(_OTHER_TOKENIZER.format(config.init_from))
+    raise ConfigError(_describe_other_tokenizer(config))
   found = trees.named_leaves(source.params)
   check_shapes(config, fresh, source.config, {name: x.shape for name, x in found.items()})
   others = describe_differences(source.config, config_lib.with_model_at(config, 0))

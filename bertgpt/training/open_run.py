@@ -75,6 +75,8 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     train_set, held_out = open_corpora(config, None if is_new else path)
     others = corpora.open_others(config, train_set)
     cluster.say_once(*(describe_unknown(c.manifest) for c in (train_set, *others.values())))
+    if is_new:
+      corpora.check_tokenizer(config, train_set.tokenizer)
     config = corpora.resolve(config, train_set.tokenizer)
     loader.check_rows(train_set, config, others)
     mesh = sharding.make_mesh(config)

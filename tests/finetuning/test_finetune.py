@@ -314,6 +314,43 @@ def test_new_tokens_may_need_more_rows(family):
       assert is_trained.all(), name
 
 
+# Family -> the head through which its features get to the output layer of a task on texts.
+READ_HEADS = {"albert": "pooler", "bert": "pooler", "electra": "pooler", "xlnet": "pooler",
+              "modernbert": "mlm", "modernbert_decoder": "lm", "gpt": "", "elmo": ""}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_head_that_the_model_came_without_is_drawn_for_every_seed(family):
+  """Other pretrained parameters are kept, and heads that the task does not read are not made."""
+  import jax
+  config = tiny.make_config(families.FAMILIES[family].objectives[0], family=family, num_layers=2,
+                            vocab_size=256)
+  with tiny.Setup(config) as setup:
+    params = jax.tree.map(lambda x: np.full(x.shape, 2.5, np.float32), setup.abstract.params)
+  trained = trained_lib.Trained(config, setup.model, params, None, 0, "",
+                                fresh=tuple(families.HEADS))
+  run = finetuning.run_config(config, finetuning.base(), steps=1, learning_rate=1e-5,
+                              vocab_size=config.model.vocab_size)
+  head = task_objectives.find_task_head(config, "classes")
+  training = steps.Setup(run, setup.mesh, head.make_model(FrozenConfigDict(run.model), 2),
+                         head.make_objective(run, 0.0))
+  with sharding.use_mesh(setup.mesh, run):
+    abstract = steps.make_abstract_state(training)
+    tuning = Tuning(finetuning.base(), None, trained, None, head, None, setup.mesh, None, "", (),
+                    ())
+    first, second = (trees.named_leaves(init_from_pretrained(
+        tuning, Program(1e-5, training, abstract, None), seed).params["body"]) for seed in (0, 1))
+  found = set()
+  for name, x in first.items():
+    group = name.split("/")[0]
+    if group in families.HEADS:
+      found.add(group)
+      assert name.endswith("kernel") == (not np.array_equal(x, second[name])), name
+    else:
+      assert (np.asarray(x) == 2.5).all() or group == "mix", name
+  assert found == {READ_HEADS[family]} - {""}
+
+
 @pytest.fixture
 def with_params(finished_bert, monkeypatch):
   """Returns a function that edits, in place, the pretrained parameters that fine-tuning reads."""
@@ -337,6 +374,19 @@ def test_a_pooler_may_be_missing(with_params, tuning, finished_bert, tmp_path, c
   with_params(lambda params: params.pop("pooler"))
   assert run(tuning, finished_bert, tmp_path / "out", *SHORT) == 0
   assert "note: the checkpoint has no pooler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("freeze, fate", [
+    ("^body/(?!mix|pooler|mlm|lm)", ""), ("^body/", ", and optimizer.freeze keeps them so")])
+def test_a_pooler_with_random_weights_is_noted_as_a_missing_one_is(
+    tuning, finished_bert, tmp_path, capsys, monkeypatch, freeze, fate):
+  trained = trained_lib.load_trained(finished_bert)._replace(fresh=("pooler", "mlm"))
+  monkeypatch.setattr(trained_lib, "load_trained", lambda path, flag, dtype: trained)
+  assert run(tuning, finished_bert, tmp_path / "out", *SHORT,
+             f"--config.optimizer.freeze={freeze}") == 0
+  note, = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+  assert note == ("note: the checkpoint has no pooler. Its dense layer, which the task reads, has "
+                  f"random weights{fate}")
 
 
 def test_untrained_positions_are_noted(tuning, finished_bert, tmp_path, monkeypatch, capsys):

@@ -385,3 +385,16 @@ def test_the_masking_of_an_imported_model_may_be_named(capsys, exported_bert, tm
                      "--config.phases[0].seq_len=32", f"--config.objective.mask_prob={rate}"]) == 0
     scores.append(capsys.readouterr().out)
   assert scores[0] != scores[1] and "mlm_loss" in scores[0]
+
+
+def test_an_imported_model_is_evaluated_with_its_own_tokenizer_wherever_it_is(
+    capsys, exported_bert, story, tmp_path):
+  first, moved = tmp_path / "first", tmp_path / "moved"
+  importing.import_model(exported_bert, first)
+  fields = [f"--config.data.source=text:{story}", f"--config.data.cache_dir={tmp_path / 'cache'}",
+            "--config.data.validation_fraction=0.1", "--config.phases[0].seq_len=32"]
+  expected = output_of(capsys, "evaluate", f"--workdir={first}", *fields)
+  shutil.move(first, moved)
+  found = output_of(capsys, "evaluate", f"--workdir={moved}", *fields)
+  metrics = lambda text: [line for line in text.splitlines() if line.startswith("mlm_")]
+  assert metrics(found) == metrics(expected) != []

@@ -255,6 +255,19 @@ def test_texts_that_become_longer_than_the_rows_of_the_training_are_noted(
     assert f"note: {noted} texts have more tokens than the rows of the training (32)" in error
 
 
+@pytest.mark.parametrize("init_from, max_tokens, is_noted", [
+    ("", None, False), ("runs/a", 5, False), ("runs/a", None, True)])
+def test_a_default_length_that_follows_only_the_last_rows_is_noted(
+    gpt, capsys, init_from, max_tokens, is_noted):
+  """The model has 64 positions, of which the prompt takes two."""
+  config = gpt.config.copy_and_resolve_references()
+  config.init_from = init_from
+  generate.generate(gpt._replace(config=config), ["The cat"], max_tokens=max_tokens,
+                    sampling=GREEDY)
+  note = "init_from=runs/a may have been longer. --max_tokens=62 uses all positions of the model\n"
+  assert capsys.readouterr().err.endswith(note) == is_noted
+
+
 def test_one_program_serves_prompts_of_a_bucket_and_every_sampling(gpt):
   generate.continue_prompts(gpt, encode(gpt, "The cat"), 9)
   before = generate._continue._cache_size()

@@ -247,6 +247,18 @@ def test_a_window_above_the_rows_of_the_training_is_noted(finished, request, cap
   assert capsys.readouterr().err.count(note) == is_noted
 
 
+@pytest.mark.parametrize("init_from, window, is_noted", [
+    ("", 0, False), ("runs/a", 0, True), ("runs/a", 32, False), ("runs/a", 64, False)])
+def test_a_default_window_that_may_be_shorter_than_the_rows_before_is_noted(
+    gpt, capsys, init_from, window, is_noted):
+  config = gpt.config.copy_and_resolve_references()
+  config.init_from = init_from
+  zero_shot.resolve(Settings(window, 0, 0, 8), gpt._replace(config=config))
+  note = ("note: the rows of this training have at most 32 tokens, but those of init_from=runs/a "
+          "may have been longer. --window=64 uses all positions of the model\n")
+  assert capsys.readouterr().err == note * is_noted
+
+
 def test_with_a_limit_the_progress_is_that_towards_the_limit(capsys, finished_gpt, tmp_path,
                                                              monkeypatch):
   (tmp_path / "pairs.tsv").write_text("good\tbad\n" + "The cat sat.\tThe cat sit.\n" * 9)

@@ -11,7 +11,7 @@ import tiny
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import families, padded_vocab_size, presets
+from bertgpt.config import padded_vocab_size, presets
 from bertgpt.models import Inputs
 from bertgpt.models.cache import make_cache
 
@@ -405,11 +405,3 @@ def test_dropout_is_on_only_with_a_key():
   np.testing.assert_array_equal(apply(), apply())
   one, two = (apply(rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
   assert np.abs(one - apply()).max() > 0.1 and np.abs(one - two).max() > 0.1
-
-
-@pytest.mark.parametrize("family", sorted(families.FAMILIES))
-def test_families_with_a_pooler(family):
-  config = config_lib.base()
-  config.model.family = family
-  assert models.has_parameter(config, "pooler/kernel") == (
-      family in ("albert", "bert", "electra", "xlnet"))

@@ -390,6 +390,34 @@ def test_the_mark_of_a_killed_start_is_replaced(tmp_path, monkeypatch):
   os.close(other)
 
 
+def test_the_tokenizer_of_a_run_may_be_gone(own_text, tmp_path):
+  """Its own tokenizer prepares a missing corpus again."""
+  run, _, _ = own_text
+  config = workdir.read_config(run)
+  config.tokenizer.path = str(shutil.copytree(run / "tokenizer", tmp_path / "given"))
+  (run / "config.json").write_text(to_json(config))
+  prepared = corpora.find_corpus(config, reports=False)
+  identity = open_corpus(prepared, "train").identity
+  find = lambda: corpora.find_corpus(config, reports=False, resumes=True, identity=identity,
+                                     workdir=run)
+  shutil.rmtree(tmp_path / "given")
+  assert find() == prepared
+  shutil.rmtree(prepared)
+  assert find() == prepared and open_corpus(prepared, "train").identity == identity
+
+
+def test_a_new_run_may_not_name_another_tokenizer_than_that_of_its_corpus(own_text, tmp_path):
+  run, _, prepared = own_text
+  config = workdir.read_config(run)
+  config.data.corpus, config.tokenizer.path = str(prepared), str(run / "tokenizer")
+  tokenizer = open_corpus(prepared, "train").tokenizer
+  corpora.check_tokenizer(config, tokenizer)
+  file = run / "tokenizer" / "tokenizer.json"
+  file.write_text(file.read_text().replace("river", "rivet"))
+  with pytest.raises(ConfigError, match=f"tokenizer.path={run}/tokenizer is not the tokenizer tha"):
+    corpora.check_tokenizer(config, tokenizer)
+
+
 # ------------------------------------------------------------------- the lock
 
 

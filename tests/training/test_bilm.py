@@ -262,7 +262,7 @@ def test_a_set_without_labels_may_come_later(finished_elmo, glue, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("freeze", ["", "^body/(?!mix|pooler)"])
+@pytest.mark.parametrize("freeze", ["", "^body/(?!mix|pooler|mlm|lm)"])
 def test_the_mix_labels_words_of_a_model_that_is_frozen_or_not(finished_elmo, labeled, tmp_path,
                                                                freeze):
   """If it is frozen, only the output layer and the mix learn, which is slower."""

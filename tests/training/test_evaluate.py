@@ -1,6 +1,7 @@
 """Held-out scores do not depend on how they are computed, and count every row once."""
 
 import collections
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,8 @@ from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
 from bertgpt.data.tokens.vocabulary import make_vocabulary
 from bertgpt.devices import sharding
-from bertgpt.errors import ConfigError
+from bertgpt.errors import ConfigError, DataError
+from bertgpt.runs import manifest
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import evaluate, evaluate_run, steps
 
@@ -230,6 +232,35 @@ def test_another_text_is_read_with_the_tokenizer_of_the_run(finished_run, last_s
       f"--config.data.source=text:{tmp_path}/other.txt", f"--config.data.cache_dir={tmp_path}",
       "--config.data.validation_fraction=0.5"])
   assert set(scores) == set(last_scores) and scores != last_scores
+
+
+@pytest.fixture
+def without_its_first_tokenizer(finished_run, tmp_path):
+  """Returns a copy of the run that began with a tokenizer which is gone."""
+  path = tmp_path / "run"
+  shutil.copytree(finished_run, path)
+  for checkpoints in path.glob("checkpoints/[0-9]*"):
+    file = checkpoints / manifest.MANIFEST
+    content = json.loads(file.read_text())["content"]
+    stored = json.loads(content["metadata"]["config"])
+    stored["tokenizer"]["path"] = str(tmp_path / "gone")
+    content["metadata"]["config"] = json.dumps(stored)
+    file.write_text(manifest.encode(content))
+  return path
+
+
+def test_a_run_whose_first_tokenizer_is_gone_is_scored_with_its_own(
+    without_its_first_tokenizer, last_scores, tmp_path, capsys):
+  path = without_its_first_tokenizer
+  assert evaluate_run.evaluate_workdir(path, dtype="") == pytest.approx(last_scores)
+  assert "cannot be read" in capsys.readouterr().err
+  (tmp_path / "other.txt").write_text(small_runs.make_text(40, seed=9))
+  other = [f"--config.data.source=text:{tmp_path}/other.txt",
+           f"--config.data.cache_dir={tmp_path}", "--config.data.validation_fraction=0.5"]
+  assert evaluate_run.evaluate_workdir(path, other)
+  with pytest.raises(DataError, match="missing: no tokenizer there"):
+    evaluate_run.evaluate_workdir(path, [
+        *other, f"--config.tokenizer.path={tmp_path / 'missing'}"])
 
 
 @pytest.mark.parametrize("field", ["data.source=text:a.txt", "data.validation_fraction=0.5"])

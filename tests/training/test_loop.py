@@ -19,10 +19,11 @@ from bertgpt import cli
 from bertgpt import config as config_lib
 from bertgpt.config import choices, recipes
 from bertgpt.config.overrides import override
+from bertgpt.config.stored import to_json
 from bertgpt.data.corpus import frequencies
 from bertgpt.devices import preemption, profiler
 from bertgpt.errors import ConfigError, DataError, DivergedError, Preempted
-from bertgpt.runs import checkpoint, metrics_file
+from bertgpt.runs import checkpoint, corpora, metrics_file, workdir
 from bertgpt.runs import trained as trained_lib
 from bertgpt.training import initial_state, metrics, objectives, step_log
 from bertgpt.training import loop as train
@@ -94,6 +95,29 @@ def test_a_finished_run_is_handed_over_whole(finished_bert, recipe, tmp_path, ov
   assert finished.path == path
   assert finished.train_set.identity == finished.held_out.identity == stored.corpus_identity
   assert len(finished.train_set) > len(finished.held_out) > 0
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_run_resumes_with_its_corpus_though_its_tokenizer_is_gone_or_another_one(
+    finished_bert, recipe, tmp_path, is_gone):
+  """Its own tokenizer and its corpus are enough; a new run is refused."""
+  path = shutil.copytree(finished_bert, tmp_path / "run")
+  given = shutil.copytree(path / "tokenizer", tmp_path / "given")
+  config = workdir.read_config(path)
+  config.data.corpus = str(corpora.find_corpus(config, reports=False))
+  config.tokenizer.path = str(given)
+  (path / "config.json").write_text(to_json(config))
+  if is_gone:
+    shutil.rmtree(given)
+  else:
+    file = given / "tokenizer.json"
+    file.write_text(file.read_text().replace("river", "rivet"))
+  again = override(recipes.load(f"{recipe}:mlm_nsp"), [
+      f"--config.data.corpus={config.data.corpus}", f"--config.tokenizer.path={given}",
+      "--config.phases[0].steps=22"])
+  assert train.train(again, path).trained.step == 22
+  with pytest.raises(DataError if is_gone else ConfigError, match=f"{given}"):
+    train.train(again, tmp_path / "new")
 
 
 def test_a_longer_run_says_how_its_rate_changes(finished_gpt, recipe, tmp_path, capsys):

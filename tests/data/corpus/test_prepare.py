@@ -222,7 +222,7 @@ def test_a_run_keeps_a_tokenizer_that_an_earlier_version_read(tmp_path):
   assert prepare.ensure_prepared(config, resumes=True) == old
   assert prepare.ensure_prepared(config) != old
   config.data.corpus = os.fspath(old)
-  corpora.resolve(config, corpus.open_corpus(old, "train").tokenizer)
+  corpora.check_tokenizer(config, corpus.open_corpus(old, "train").tokenizer)
 
 
 def test_a_corpus_of_an_earlier_version_in_the_cache_is_used(tmp_path, capsys):
