@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from bertgpt.config import ConfigDict, config_of_phase, find_phase, total_steps, unread
+from bertgpt.config.derived import count_left_out
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.batches.rows import TrainRows
@@ -89,10 +90,12 @@ def _describe_phase(config: ConfigDict, phase_index: int, rows: TrainRows) -> li
   begins = (parts["column"] == parts["origin"]) | (parts["column"] == 0)
   lengths = np.add.reduceat(sizes, np.flatnonzero(begins))
   labels = parts["label"][parts["label"] != NO_LABEL]
+  left_out = count_left_out(config, phase_index)
+  num_trained = (phase.steps - left_out) * phase.batch_size  # Rows.
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
-           f"{phase.seq_len:,} tokens",
+           f"{phase.seq_len:,} tokens" + f", {left_out:,} of them left out" * bool(left_out),
            f"  rows per epoch     {rows.rows_per_epoch:,}",
-           f"  epochs             {phase.steps * phase.batch_size / rows.rows_per_epoch:.2f}",
+           f"  epochs             {num_trained / rows.rows_per_epoch:.2f}",
            f"  padding            {1 - sizes.sum() / (num_rows * phase.seq_len):.2%}",
            f"  sequences per row  {len(lengths) / num_rows:.2f}"]
   if row_format.pair and len(labels):

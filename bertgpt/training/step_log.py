@@ -12,7 +12,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.config.flops import flops_until
+from bertgpt.config.flops import flops_per_step, flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
 from bertgpt.training import metrics, skipped_steps, spikes, trackers
@@ -45,6 +45,7 @@ class StepLog:
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
     self._num_runs = num_runs
+    self._flops_of_phase = [flops_per_step(config, phase) for phase in config.phases]
     is_first = jax.process_index() == 0
     self._writer = Writer(path, first_step=first_step, last_step=config_lib.total_steps(config),
                           is_evaluated=is_evaluated(config, first_step),
@@ -64,6 +65,7 @@ class StepLog:
       sums: name -> (sum, weight), on the host.
     """
     self.is_applied = bool(sums["bad_steps"][0] == 0)
+    self._flops += self._flops_of_phase[config_lib.find_phase(self._config, step - 1)[0]]
     # A NaN would spoil the sums; a step that was not applied is only counted.
     self._sums.add(sums if self.is_applied else {"tokens": sums["tokens"]})
     if not self.is_applied:
@@ -139,8 +141,7 @@ class StepLog:
                 **self.pace.scalars(seconds, sums.steps)}
     chip = hardware.find_chip(jax.devices()[0].device_kind)
     if chip and self._is_static and not config.optimizer.freeze:  # See `flops_per_step`.
-      flops = flops_until(config, step) - flops_until(config, step - sums.steps)
-      scalars["perf/mfu"] = (self._num_runs * flops / sums.steps / seconds
+      scalars["perf/mfu"] = (self._num_runs * self._flops / sums.steps / seconds
                              / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)
@@ -148,7 +149,7 @@ class StepLog:
 
   def _restart(self, now: float) -> None:
     self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, now
-    self._spikes = 0
+    self._spikes, self._flops = 0, 0.0
     self.pace.restart()
 
   def _spike_scalars(self) -> dict[str, float]:
