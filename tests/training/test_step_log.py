@@ -130,6 +130,21 @@ def test_the_mfu_counts_the_steps_of_an_interval_without_a_gap(tmp_path, monkeyp
       (10 * short + 2 * long) / 12)
 
 
+def test_the_mfu_counts_the_runs_that_share_each_step(tmp_path, monkeypatch):
+  """Of three runs that are trained together, one ends after the fourth of ten steps."""
+  config = tiny.make_config()
+  config.log.every_steps, config.log.tensorboard = 10, False
+  monkeypatch.setattr(hardware, "find_chip", lambda kind: hardware.CHIPS["v5e"])
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in range(1, 11):
+    log.add(step, SUMS, num_runs=3 if step <= 4 else 2)
+  log.close()
+  (scalars,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  peak = hardware.CHIPS["v5e"].peak_flops * jax.device_count()
+  assert scalars["perf/mfu"] * scalars["perf/step_seconds"] * peak == pytest.approx(
+      2.4 * flops_per_step(config, config.phases[0]))
+
+
 def test_steps_that_are_left_out_take_no_time(tmp_path, monkeypatch, capsys):
   config = tiny.make_config()
   config.phases[0].steps = 20
