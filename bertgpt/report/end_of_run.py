@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from bertgpt import console, files
-from bertgpt.config import choices
+from bertgpt.config import choices, metric_names
 from bertgpt.data.batches import formats
 from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
@@ -99,13 +99,13 @@ def describe_scores(run: Finished, scores: Mapping[str, float]) -> Description:
   """
   table = [("", "model", "")]
   for name, value in scores.items():
-    table.append((name, f"{value:.1%}" if metrics_file.is_share(name) else f"{value:.4g}", ""))
+    table.append((name, f"{value:.1%}" if metric_names.is_share(name) else f"{value:.4g}", ""))
   lines = align(table)
   if run.trained.can("generate") or run.trained.can("unmask"):
     lines += _sample(describe_continuation, run)
   if run.trained.can("fill"):
     lines += _sample(describe_guesses, run)
-  panels = {name: (name, "nats") for name in scores if metrics_file.is_loss(name)}
+  panels = {name: (name, "nats") for name in scores if metric_names.is_loss(name)}
   panels |= {name: (name, "accuracy") for name in scores if name.endswith("_accuracy")}
   return Description(lines, {}, panels)
 
