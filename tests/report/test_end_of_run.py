@@ -272,6 +272,40 @@ def test_the_report_about_a_new_loss_has_all_scores_and_samples(
   assert_aligned(text.splitlines())
 
 
+def write_report(run, folder, scores):
+  """Returns the report of a finished run with other scores."""
+  (folder / "metrics.jsonl").write_text('{"step": 2, "train/loss": 5.0}\n')
+  shutil.copy(run.finished.path / "config.json", folder)
+  report.write(run.finished._replace(path=folder, scores=scores))
+  return (folder / "report.md").read_text()
+
+
+def test_the_report_has_bits_per_byte_only_if_the_objective_counts_bytes(gpt, tmp_path):
+  text = write_report(gpt, tmp_path, {"lm_loss": 3.25, "lm_accuracy": 0.125, "lm_perplexity": 25.8})
+  assert "bigram" in text and "25.8" in text and "bits per byte" not in text
+  assert_aligned(text.splitlines())
+
+
+@pytest.mark.parametrize("run, loss", [("bert", "lm_loss"), ("bert", "bilm_loss"),
+                                       ("gpt", "mlm_loss"), ("gpt", "diffusion_loss")])
+def test_the_report_about_a_known_loss_over_other_arrays_has_all_scores(
+    request, monkeypatch, tmp_path, run, loss):
+  """An objective may reuse the name of a loss, but the baselines of the loss need its batches."""
+  run = request.getfixturevalue(run)
+  name = run.trained.config.objective.name
+  monkeypatch.setitem(choices.OBJECTIVES, name, choices.OBJECTIVES[name]._replace(loss=loss))
+  stem = loss.removesuffix("loss")
+  scores = {loss: 3.25, f"{stem}accuracy": 0.125, f"{stem}perplexity": 25.79, "forward_loss": 3.0,
+            "backward_loss": 3.5}
+  rows = dict(line.split() for line in write_report(run, tmp_path, scores).splitlines()[3:8])
+  assert rows[loss] == "3.25" and rows[f"{stem}accuracy"] == "12.5%"
+
+
+def test_the_report_of_a_masked_model_without_an_accuracy_has_its_scores(bert, tmp_path):
+  text = write_report(bert, tmp_path, {"mlm_loss": 3.25, "mlm_perplexity": 25.79})
+  assert "mlm_perplexity" in text and "unigram" not in text and "guesses: " in text
+
+
 def test_columns_of_the_report_are_aligned(finished):
   assert_aligned((finished / "report.md").read_text().splitlines())
 
