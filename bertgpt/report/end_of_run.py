@@ -12,6 +12,7 @@ import numpy as np
 from bertgpt import console, files
 from bertgpt.config import choices, config_of_phase, metric_names
 from bertgpt.data.batches import formats
+from bertgpt.data.tokens import lost
 from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
@@ -202,12 +203,13 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
       ("", "model", "bigram", "unigram", ""),
       ("perplexity", *map(show_perplexity, (scores["lm_perplexity"], bigram, unigram)),
        "lower is better; 1 would be certainty")]
+  notes = ["bigram: knows which token follows which. unigram: knows how frequent each token is."]
   if "bits_per_byte" in scores:
-    table.append(("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "",
-                  "comparable between tokenizers"))
+    table.append(("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "", ""))
+    notes.append("bits per byte: "
+                 f"{lost.describe_lost(run.trained.tokenizer, is_prepared=True)}.")
   lines = [
-      *align(table), "",
-      "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
+      *align(table), "", *(f"  {note}" for note in notes),
       *_sample(describe_continuation, run)]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
