@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bertgpt import files
 from bertgpt.config import attention_kernels as kernels
-from bertgpt.config import choices, compiler_options, families, mixtures
+from bertgpt.config import choices, compiler_options, families, metric_names, mixtures
 from bertgpt.config.derived import max_predictions, total_steps
 from bertgpt.config.pretraining import CHOICES, MESH_AXES, PHASE_CHOICES, ConfigDict, leaves
 from bertgpt.errors import refuse
@@ -326,6 +326,11 @@ def _best_problems(config):
   known = (objective.loss, f"{stem}accuracy", f"{stem}perplexity", *objective.other_metrics)
   if metric not in known:
     yield f"checkpoint.keep_best={metric!r}: choose one of {', '.join(known)}"
+  elif not metric_names.has_direction(metric):
+    yield (f"checkpoint.keep_best={metric!r}: its name does not say whether it should be high or "
+           "low. Rename the metric so that it ends with "
+           f"{', '.join(metric_names.SHARES)} (high) or {metric_names.LOSS}, "
+           f"{metric_names.PERPLEXITY} (low)")
   if not config.eval.every_steps:
     yield f"checkpoint.keep_best={metric!r}: needs evaluations. Set eval.every_steps"
 

@@ -34,6 +34,18 @@ def count_trained(skipped: Sequence[tuple[int, int]], start: int, end: int) -> i
   return sum(b - a for a, b in ranges_to_train(skipped, start, end))
 
 
+def count_left_out(config: ConfigDict, index: int) -> int:
+  """Returns how many steps of a phase `train.skip_steps` leaves out.
+
+  Args:
+    config: whole config.
+    index: index of the phase.
+  """
+  steps = config.phases[index].steps
+  first = sum(p.steps for p in config.phases[:index])
+  return steps - count_trained(config.train.skip_steps, first, first + steps)
+
+
 def find_phase(config: ConfigDict, step: int) -> tuple[int, int]:
   """Returns the phase of a step.
 

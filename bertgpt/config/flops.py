@@ -2,6 +2,7 @@
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, families
+from bertgpt.config.derived import count_trained
 
 
 def flops_per_step(config: ConfigDict, phase: ConfigDict) -> float:
@@ -21,14 +22,16 @@ def flops_per_step(config: ConfigDict, phase: ConfigDict) -> float:
 
 
 def flops_until(config: ConfigDict, step: int) -> float:
-  """Returns the FLOPs of the first steps of a run.
+  """Returns the FLOPs of the first steps of a run, without those that are left out.
 
   Args:
     config: a whole config.
-    step: number of steps, through all phases.
+    step: number of steps, through all phases; `train.skip_steps` count as steps without work.
   """
   total, first = 0.0, 0
   for phase in config.phases:
-    total += flops_per_step(config, phase) * min(max(step - first, 0), phase.steps)
-    first += phase.steps
+    end = first + phase.steps
+    total += flops_per_step(config, phase) * count_trained(config.train.skip_steps, first,
+                                                           min(step, end))
+    first = end
   return total

@@ -122,14 +122,17 @@ class Recorder:
       details: dict[str, Any] = {"message": message} if message else {}
       self._write("end", code=code, **details)
 
-  def end_runs(self, workdirs: Sequence[pathlib.Path]) -> None:
-    """Writes the last event of runs that are done, whatever happens to the other runs.
+  def end_runs(self, workdirs: Sequence[pathlib.Path], error: BaseException | None = None) -> None:
+    """Writes the last event of runs that have ended, whatever happens to the other runs.
 
     Args:
       workdirs: their folders, which `open` was given.
+      error: why they have ended; None: they are done.
     """
     self.flush()  # The time counts for all runs.
-    self._write("end", only=[workdir / FILE for workdir in workdirs], code=0)
+    details: dict[str, Any] = {"message": one_line(error)} if error else {}
+    self._write("end", only=[workdir / FILE for workdir in workdirs],
+                code=exit_code(error) if error else 0, **details)
 
   def _spend(self) -> float:
     """Counts the time up to now, and returns the present in seconds since 1970."""
@@ -220,10 +223,10 @@ def begin_step(step: int, *, compiles: bool) -> None:
     _recorder.begin_step(step, compiles=compiles)
 
 
-def end_runs(workdirs: Sequence[pathlib.Path]) -> None:
-  """Writes the last event of runs that are done; see `Recorder.end_runs`."""
+def end_runs(workdirs: Sequence[pathlib.Path], error: BaseException | None = None) -> None:
+  """Writes the last event of runs that have ended; see `Recorder.end_runs`."""
   if _recorder is not None:
-    _recorder.end_runs(workdirs)
+    _recorder.end_runs(workdirs, error)
 
 
 @contextlib.contextmanager

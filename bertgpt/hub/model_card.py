@@ -13,6 +13,7 @@ from bertgpt.config.derived import count_trained
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches import mixture
 from bertgpt.hub.architecture import Architecture
+from bertgpt.runs import folder_kinds
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.metrics_file import read_curves
 from bertgpt.runs.trained import Trained
@@ -88,7 +89,7 @@ def write(trained: Trained, architecture: Architecture, source: pathlib.Path, ou
     training, recipe = describe_tuning(trained), tuning_recipe(task)
     init = without_folders(task["init"])
     command = f"bertgpt finetune --config recipe.py --init {init} --workdir DIR"
-    results = ["## Results on the development set", "", describe_choice(task), ""]
+    results = ["## Results on the development set", "", describe_choice(task, source), ""]
   elif not trained.step:
     training, recipe = describe_training(trained), []
     command = "bertgpt import --from FOLDER --workdir DIR"
@@ -205,17 +206,33 @@ def describe_results(trained: Trained, source: pathlib.Path) -> list[str]:
           *(f"| {tag} | {value:.4g} | {step} |" for tag, (step, value) in sorted(scores.items()))]
 
 
-def describe_choice(task: Mapping[str, Any]) -> str:
+def describe_choice(task: Mapping[str, Any], source: pathlib.Path) -> str:
   """Returns a sentence that says how the exported fine-tuning run was chosen.
+
+  The runs are those in results.json of the fine-tuning. The config that was saved with the weights
+  does not know the seeds that were added later, or whether all of its runs were done.
 
   Args:
     task: `Trained.task`.
+    source: workdir of the run, which may have been copied without its fine-tuning.
+  Raises:
+    DataError: results.json is damaged.
   """
-  tuning = read_tuning(task)
-  count = len(tuning.learning_rates) * len(tuning.seeds)
-  if tuning.save == "best" and count > 1:
-    return f"The best of {count} runs (learning rates, seeds) by this score, which is optimistic."
-  return f"One of {count} runs (learning rates, seeds)."
+  results = folder_kinds.read_results(source.parent)
+  runs = {row["folder"]: "diverged" not in row for row in results["runs"]}
+  if source.name not in runs:
+    tuning = read_tuning(task)
+    count = len(tuning.learning_rates) * len(tuning.seeds)
+    return (f"One run of a fine-tuning that planned {count} run{'s' * (count != 1)} (learning "
+            "rates, seeds).")
+  if len(runs) == 1:
+    return "The only run of the fine-tuning."
+  # Runs whose rates or seeds were left out later were not compared with the best one.
+  compared = sum(median["seeds"] for median in results.get("medians", ()))
+  if source.name == results.get("best_run") and compared == sum(runs.values()):
+    return (f"The best of {len(runs)} runs (learning rates, seeds) by this score, which is "
+            "optimistic.")
+  return f"One of {len(runs)} runs (learning rates, seeds)."
 
 
 def describe_limits(trained: Trained, architecture: Architecture) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertgpt.data.tokens import following, marks, unknown
+from bertgpt.data.tokens import following, lost, marks, unknown
 from bertgpt.errors import ConfigError
 from bertgpt.inference import scorers, suites
 from bertgpt.inference.long_documents import Part
@@ -185,7 +185,8 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
 
   Those per word and byte need the probabilities of whole texts: a model without a token before the
   first one has them only for one text, whose first token hardly counts. An unknown token is much
-  likelier than the word for which it stands, so they are left out if a text has many.
+  likelier than the word for which it stands, so they are left out if a text has many. If the
+  tokenizer loses case or white space, the protocol says with which ones they can be compared.
 
   Args:
     trained: the model.
@@ -213,6 +214,9 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
   if trained.start_id < 0 and totals["texts"] > 1:
     result["protocol"] = f"{protocol}, {scorer.how(trained)}"
     return result  # The words and bytes of all texts would count, but not their first tokens.
+  if lost.find_lost(trained.tokenizer):
+    result["protocol"] = (f"{protocol}, per word and byte "
+                          f"{lost.describe_lost(trained.tokenizer)}")
   return result | {"word_perplexity": perplexity(nats / totals["words"]), "words": totals["words"],
                    "bits_per_byte": nats / totals["bytes"] / math.log(2), "bytes": totals["bytes"]}
 

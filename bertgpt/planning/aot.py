@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertgpt.config import ConfigDict, families, rematerialization
+from bertgpt.config.derived import count_left_out
 from bertgpt.config.families.family import num_global_layers
 from bertgpt.config.flops import flops_per_step
 from bertgpt.data.batches import formats
@@ -351,7 +352,7 @@ def predict(step: CompiledStep, topology: Topology) -> PhasePlan:
   if step.overflow or step.memory.total > topology.chip.usable_hbm:
     return PhasePlan(step, False, *[math.nan] * 5)
   seconds = step.roofline.seconds
-  hours = seconds * phase.steps / 3600
+  hours = seconds * (phase.steps - count_left_out(step.config, step.phase_index)) / 3600
   return PhasePlan(
       step, fits=True, step_seconds=seconds,
       tokens_per_second=phase.batch_size * phase.seq_len / seconds,

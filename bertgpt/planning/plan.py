@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, unread
+from bertgpt.config.derived import count_left_out
 from bertgpt.config.overrides import override
 from bertgpt.devices import hardware
 from bertgpt.errors import ConfigError
@@ -166,6 +167,8 @@ def _show_phase(plan: PhasePlan, topology: Topology) -> list[str]:
   parts = "one micro-batch" if phase.micro_batches == 1 else f"{phase.micro_batches} micro-batches"
   title = (f"phase {step.phase_index}: {phase.steps:,} steps of {phase.batch_size:,} x "
            f"{phase.seq_len:,} tokens in {parts}")
+  if left_out := count_left_out(step.config, step.phase_index):
+    title += f", {left_out:,} of them left out"
   if not plan.fits:
     return [title, *_show_overflow(step, topology)]
   return [title, *_show_memory(step.memory, topology),

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bertgpt.config import metric_names
 from bertgpt.errors import ConfigError
 from bertgpt.report import curves
 from bertgpt.report.curves import Compared, Curve
@@ -73,9 +74,9 @@ def average(runs: Sequence[Compared]) -> Compared:
       continue
     step, tokens, seconds, _ = ([values[i] for i in kept] for values in grid)
     means[tag] = Curve(step, tokens, seconds, [math.fsum(points[i]) / len(runs) for i in kept])
-    if len(runs) > 1 and metrics_file.is_loss(tag):
+    if len(runs) > 1 and metric_names.is_loss(tag):
       spread[tag] = [statistics.stdev(points[i]) for i in kept]
-  if not any(map(metrics_file.is_loss, means)):
+  if not any(map(metric_names.is_loss, means)):
     raise ConfigError("--save_reference: the runs have no finite loss in common. Give runs that "
                       "are trained further")
   found = {name: [_score(run, name, min(run.steps for run in runs)) for run in runs]
@@ -193,7 +194,7 @@ def course(run: Compared, reference: Compared) -> Course:
   """
   seeds = "1 seed" if reference.seeds == 1 else f"{reference.seeds} seeds"
   name = f"the band of reference {reference.name} ({seeds})"
-  tags = [tag for tag in reference.curves if metrics_file.is_loss(tag) and tag in run.curves]
+  tags = [tag for tag in reference.curves if metric_names.is_loss(tag) and tag in run.curves]
   last, summary, left = 0, "", []
   for tag in sorted(tags):  # Held-out losses come first.
     steps = reference.curves[tag].step

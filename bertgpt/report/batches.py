@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from bertgpt.config import ConfigDict, config_of_phase, find_phase, total_steps, unread
+from bertgpt.config.derived import count_left_out
 from bertgpt.data.batches import formats, loader
-from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows, make_schedule
+from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows, count_rows
 from bertgpt.data.batches.parts import NO_LABEL, Batch, RowFormat, token_sizes
 from bertgpt.data.batches.rows import TrainRows
 from bertgpt.data.corpus import corpus as corpus_lib
@@ -90,15 +91,15 @@ def describe_batches(corpus: Corpus, config: ConfigDict, numbers: Sequence[int],
 
 def _describe_phase(config: ConfigDict, phase_index: int, rows: PhaseRows) -> list[str]:
   """Returns lines about a phase and each of its corpora."""
-  phase = config.phases[phase_index]
+  phase, left_out = config.phases[phase_index], count_left_out(config, phase_index)
   lines = [f"phase {phase_index}: {phase.steps:,} steps of {phase.batch_size:,} rows of "
-           f"{phase.seq_len:,} tokens"]
-  counts = make_schedule(phase).count(phase.steps * phase.batch_size)
+           f"{phase.seq_len:,} tokens" + f", {left_out:,} of them left out" * bool(left_out)]
+  counts = count_rows(config, phase_index, total_steps(config))
   for member in rows.members:
     count, per_epoch = counts[member.name], member.rows.rows_per_epoch
     if phase.mixture:
       lines += [f"  {member.name}",
-                f"  share of the rows  {count / sum(counts.values()):.2%}, {count:,} rows"]
+                f"  share of the rows  {count / max(sum(counts.values()), 1):.2%}, {count:,} rows"]
       if member.first:
         lines.append(f"  read before        {member.first / per_epoch:.2f} epochs")
     lines += [f"  rows per epoch     {per_epoch:,}",

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bertgpt import console, files
+from bertgpt.config import metric_names
 from bertgpt.errors import ConfigError
 from bertgpt.report import bands, curves
 from bertgpt.report.curves import Compared
-from bertgpt.runs import folder_kinds, metrics_file
+from bertgpt.runs import folder_kinds
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 MARK = "<!-- A page of bertgpt. -->"  # First line; files without it are not replaced.
@@ -111,7 +112,7 @@ def write_page(runs: Sequence[Compared], path: pathlib.Path, title: str) -> None
   check_replaceable(path)
   data = [{"label": label(run), "is_reference": run.is_reference,
            "bands": {tag: bands.limits(run, tag) for tag in run.curves
-                     if run.is_reference and metrics_file.is_loss(tag)},
+                     if run.is_reference and metric_names.is_loss(tag)},
            "curves": {tag: curve._asdict() for tag, curve in run.curves.items()}} for run in runs]
   # In a script element, only '<' could be taken for HTML.
   content = json.dumps(files.without_nonfinite(data)).replace("<", "\\u003c")

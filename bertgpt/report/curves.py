@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.config import ConfigDict, checks, resuming
+from bertgpt.config import ConfigDict, checks, metric_names, resuming
 from bertgpt.config.derived import count_trained
 from bertgpt.errors import ConfigError, UserError
 from bertgpt.report import goodput
@@ -259,7 +259,7 @@ def find_reference(run: Compared) -> Compared | None:
 
 def is_kept(tag: str) -> bool:
   """Returns whether a reference has this curve: losses of the training and all held-out scores."""
-  return tag.startswith("eval/") or tag.startswith("train/") and metrics_file.is_loss(tag)
+  return tag.startswith("eval/") or tag.startswith("train/") and metric_names.is_loss(tag)
 
 
 def save_reference(mean: Compared, path: pathlib.Path, about: str = "") -> None:

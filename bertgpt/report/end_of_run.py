@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from bertgpt import console, files
-from bertgpt.config import choices, mixtures
+from bertgpt.config import choices, config_of_phase, metric_names, mixtures
 from bertgpt.data.batches import formats, mixture
+from bertgpt.data.tokens import lost
 from bertgpt.devices import barrier, timeline, watchdog
 from bertgpt.report import compare, goodput, picture
 from bertgpt.report import curves as curves_lib
@@ -22,7 +24,7 @@ from bertgpt.report.baselines import (
 )
 from bertgpt.report.samples import describe_continuation, describe_guesses
 from bertgpt.runs import metrics_file
-from bertgpt.training import metrics
+from bertgpt.training import metrics, objectives
 from bertgpt.training.finished import Finished
 
 
@@ -40,16 +42,15 @@ def write(run: Finished) -> None:
 
 def _write(run: Finished) -> None:
   path, trained, held_out = run.path, run.trained, run.held_out
-  loss = choices.OBJECTIVES[trained.config.objective.name].loss
-  describe = DESCRIPTIONS.get(loss, describe_scores)
   lines = [f"Held-out results after {trained.step} steps ({held_out.path.name}, "
            f"{len(held_out)} document{'s' * (len(held_out) > 1)}):", ""]
-  described = describe(run, run.scores)
+  described = find_description(run)(run, run.scores)
   lines += described.lines
   if shares := mixture.describe_shares(trained.config, trained.step):
     lines += ["", "Rows that were trained on:", *(f"  {line}" for line in shares)]
   all_curves = metrics_file.read_curves(path)
-  lines += describe_corpora(metrics_file.last_scores(all_curves), loss)
+  lines += describe_corpora(metrics_file.last_scores(all_curves),
+                            choices.OBJECTIVES[trained.config.objective.name].loss)
   if curves := {tag: points for tag, points in all_curves.items()
                 if tag.split("/")[-1] in described.panels}:
     picture.plot_curves(curves, path / "loss.png", described.panels, described.baselines,
@@ -109,22 +110,42 @@ class Description(NamedTuple):
   panels: dict[str, tuple[str, str]]
 
 
+def find_description(run: Finished) -> Callable[[Finished, Mapping[str, float]], Description]:
+  """Returns the function that describes a model: that of its loss, if the run has what it needs.
+
+  Objectives may share the name of a loss, but have other batches and scores.
+
+  Args:
+    run: a finished run.
+  """
+  config = run.trained.config
+  entry = DESCRIPTIONS.get(choices.OBJECTIVES[config.objective.name].loss)
+  if (entry is None or not run.trained.can(entry.ability)
+      or not run.scores.keys() >= entry.scores):
+    return describe_scores
+  config = config_of_phase(config, len(config.phases) - 1, in_evaluation=True)
+  objective = objectives.make_objective(config, run.held_out.vocabulary)
+  blank = formats.make_zeros(objective.specs(config.phases[0]), 1)
+  batch = jax.eval_shape(objective.corrupt, blank, jax.random.key(0), np.zeros(1, np.int32))
+  return entry.describe if batch.keys() >= entry.arrays else describe_scores
+
+
 def describe_scores(run: Finished, scores: Mapping[str, float]) -> Description:
   """Returns all scores under their names, without baselines, and samples that the model can make.
 
   Args:
-    run: a finished run whose language-model loss has no line in DESCRIPTIONS.
+    run: a finished run without a description of its own, see `find_description`.
     scores: name of a held-out metric -> its value at the end of the run.
   """
   table = [("", "model", "")]
   for name, value in scores.items():
-    table.append((name, f"{value:.1%}" if metrics_file.is_share(name) else f"{value:.4g}", ""))
+    table.append((name, f"{value:.1%}" if metric_names.is_share(name) else f"{value:.4g}", ""))
   lines = align(table)
   if run.trained.can("generate") or run.trained.can("unmask"):
     lines += _sample(describe_continuation, run)
   if run.trained.can("fill"):
     lines += _sample(describe_guesses, run)
-  panels = {name: (name, "nats") for name in scores if metrics_file.is_loss(name)}
+  panels = {name: (name, "nats") for name in scores if metric_names.is_loss(name)}
   panels |= {name: (name, "accuracy") for name in scores if name.endswith("_accuracy")}
   return Description(lines, {}, panels)
 
@@ -201,11 +222,14 @@ def describe_causal_lm(run: Finished, scores: Mapping[str, float]) -> Descriptio
   table = [
       ("", "model", "bigram", "unigram", ""),
       ("perplexity", *map(show_perplexity, (scores["lm_perplexity"], bigram, unigram)),
-       "lower is better; 1 would be certainty"),
-      ("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "", "comparable between tokenizers")]
+       "lower is better; 1 would be certainty")]
+  notes = ["bigram: knows which token follows which. unigram: knows how frequent each token is."]
+  if "bits_per_byte" in scores:
+    table.append(("bits per byte", f"{scores['bits_per_byte']:.3f}", "", "", ""))
+    notes.append("bits per byte: "
+                 f"{lost.describe_lost(run.trained.tokenizer, is_prepared=True)}.")
   lines = [
-      *align(table), "",
-      "  bigram: knows which token follows which. unigram: knows how frequent each token is.",
+      *align(table), "", *(f"  {note}" for note in notes),
       *_sample(describe_continuation, run)]
   return Description(lines, {"lm_loss": (math.log(bigram), "bigram model")},
                      {"lm_loss": ("Next token", "loss per token, nats")})
@@ -263,14 +287,41 @@ def describe_diffusion(run: Finished, scores: Mapping[str, float]) -> Descriptio
 REPLACED_SCORES = {"precision": "share of the tokens called replaced that are",
                    "recall": "share of the replaced tokens that are found"}
 
-# Language-model loss of the objective -> function that describes the model in the report, with
-# baselines. A loss without a line is described by `describe_scores`.
-DESCRIPTIONS: Mapping[str, Callable[[Finished, Mapping[str, float]], Description]] = {
-    "mlm_loss": describe_masked_lm,
-    "plm_loss": functools.partial(describe_masked_lm, title="Permutation", hidden="predicted"),
-    "lm_loss": describe_causal_lm,
-    "bilm_loss": describe_bidirectional_lm,
-    "diffusion_loss": describe_diffusion,
+
+class Entry(NamedTuple):
+  """A description with baselines, and what it needs. Without that, `describe_scores` is used.
+
+  Attributes:
+    describe: function that describes the model.
+    ability: what the model must be able to do, for the samples.
+    scores: held-out metrics that are shown, besides the loss.
+    arrays: arrays of a batch after `Objective.corrupt` that the baselines read.
+  """
+
+  describe: Callable[[Finished, Mapping[str, float]], Description]
+  ability: str
+  scores: frozenset[str]
+  arrays: frozenset[str]
+
+
+_PREDICTED = frozenset({"predict_positions", "predict_targets", "predict_weights"})
+
+# Language-model loss of the objective -> its description.
+DESCRIPTIONS: Mapping[str, Entry] = {
+    "mlm_loss": Entry(describe_masked_lm, "fill", frozenset({"mlm_accuracy", "mlm_perplexity"}),
+                      _PREDICTED),
+    "plm_loss": Entry(
+        functools.partial(describe_masked_lm, title="Permutation", hidden="predicted"),
+        "fill", frozenset({"plm_accuracy", "plm_perplexity"}), _PREDICTED),
+    "lm_loss": Entry(describe_causal_lm, "generate", frozenset({"lm_perplexity"}),
+                     frozenset({"targets", "loss_weights"})),
+    "bilm_loss": Entry(
+        describe_bidirectional_lm, "fill",
+        frozenset({"bilm_accuracy", "bilm_perplexity", "forward_loss", "backward_loss"}),
+        frozenset({"targets", "backward_targets"})),
+    "diffusion_loss": Entry(
+        describe_diffusion, "unmask", frozenset({"diffusion_accuracy", "diffusion_perplexity"}),
+        _PREDICTED),
 }
 
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bertgpt import files
-from bertgpt.config import ConfigDict
-from bertgpt.runs import metrics_file
+from bertgpt.config import ConfigDict, metric_names
 
 SMOOTHED_SHARE = 0.05  # The training's accuracy is averaged over this share of its points.
 MOST_SMOOTHED = 1000  # Points: the time grows with their number.
@@ -37,7 +36,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: pathlib
   starts = np.cumsum([0, *(p.steps for p in phases)])[:-1]
   for axis, name in zip(axes[0], names, strict=True):
     title, label = panels[name]
-    is_share = metrics_file.is_share(name)
+    is_share = metric_names.is_share(name)
     first_step = starts[-1] if is_share else 0
     for tag, legend, style in (
         (f"train/{name}", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}),

@@ -95,7 +95,7 @@ def describe_missing(workdir: pathlib.Path, flag: str, remedy: str) -> str:
     return f"{place}: is the folder of a sweep. Give one of its runs, such as {runs[0]}"
   if not is_in_tuning(workdir):
     return f"{place}: holds no run (no config.json). {remedy}"
-  if workdir.name in (run["folder"] for run in _read_results(workdir.parent)["runs"]):
+  if workdir.name in (run["folder"] for run in read_results(workdir.parent)["runs"]):
     return f"{place}: the weights of this run were not saved. {_name_kept(workdir.parent)}"
   return f"{place}: this fine-tuning run is not done. Finish it with `bertgpt finetune`"
 
@@ -157,7 +157,7 @@ def find_best_run(workdir: pathlib.Path) -> pathlib.Path:
   """
   if not is_run(workdir) or not is_tuning(workdir / "config.json"):
     return workdir
-  best = _read_results(workdir).get("best_run")
+  best = read_results(workdir).get("best_run")
   if not (workdir / "results.json").is_file():
     kept = f". {_name_kept(workdir)}" if _find_kept(workdir) else ""
     raise ConfigError(f"--workdir {workdir}: none of its fine-tuning runs is done. Finish them "
@@ -168,7 +168,14 @@ def find_best_run(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / best
 
 
-def _read_results(tuning: pathlib.Path) -> dict[str, Any]:
+def read_results(tuning: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of results.json of a fine-tuning workdir; without the file, no runs.
+
+  Args:
+    tuning: a folder.
+  Raises:
+    DataError: the file is damaged.
+  """
   path = tuning / "results.json"
   read = files.read_json(path, "Restore it from a backup") if path.is_file() else {}
   return {"runs": [], **read}
@@ -183,7 +190,7 @@ def _name_kept(tuning: pathlib.Path) -> str:
   if not (kept := _find_kept(tuning)):
     return ("No run has any. Fine-tune again with --config.save=best or --config.save=all, into a "
             "new --workdir")
-  best = tuning / str(_read_results(tuning).get("best_run"))
+  best = tuning / str(read_results(tuning).get("best_run"))
   if best in kept:
     return (f"Give {best}, the best run, or fine-tune again with --config.save=all, into a new "
             "--workdir")

@@ -121,16 +121,6 @@ def cut(workdir: pathlib.Path, last_step: int) -> list[str]:
   return [target.name]
 
 
-def is_loss(tag: str) -> bool:
-  """Returns whether a metric, or a curve, is a loss: in nats, and better if it is low."""
-  return tag.endswith("_loss")
-
-
-def is_share(tag: str) -> bool:
-  """Returns whether a metric, or a curve, is a share: from 0 to 1, and better if it is high."""
-  return tag.endswith(("_accuracy", "_precision", "_recall"))
-
-
 def _free_name(path: pathlib.Path, suffix: str) -> pathlib.Path:
   """Returns the first of metrics-SUFFIX-1.jsonl, metrics-SUFFIX-2.jsonl, ... that is free."""
   names = (path.with_name(f"{path.stem}-{suffix}-{n}{path.suffix}") for n in itertools.count(1))

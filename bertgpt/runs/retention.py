@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bertgpt import files
+from bertgpt.config import metric_names
 from bertgpt.devices import agreement
-from bertgpt.runs import metrics_file, step_folders
+from bertgpt.runs import step_folders
 
 FILE = "best.json"  # In the folder of the checkpoints: the fields of _Record, and "metric".
 
@@ -97,8 +98,8 @@ class Best:
 
     Args:
       root: folder of the checkpoints.
-      metric: name of the metric, such as 'mlm_loss'; '': none is chosen. Accuracies, precisions
-        and recalls should be high, all other metrics low.
+      metric: name of the metric, such as 'mlm_loss'; '': none is chosen. Those that are shares, see
+        `metric_names`, should be high, losses and perplexities low.
     """
     self._path, self.metric = root / FILE, metric
     known, *fields = json.loads(agreement.broadcast_text(json.dumps(self._read())))
@@ -133,7 +134,7 @@ class Best:
     """
     if not self.metric or not math.isfinite(value):
       return False
-    sign = -1 if metrics_file.is_share(self.metric) else 1
+    sign = -1 if metric_names.is_share(self.metric) else 1
     best = self._best
     # A record of an earlier version may lack some conditions.
     is_other = any(conditions.get(name) != x for name, x in (best.conditions or {}).items())

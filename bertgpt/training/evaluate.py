@@ -101,7 +101,9 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
       it returns True, the evaluation ends without a result.
   Returns:
     Metric -> value: 'mlm_loss', 'mlm_accuracy', 'mlm_perplexity', 'nsp_loss', ... or 'lm_loss',
-    'lm_perplexity', 'bits_per_byte'. Losses are in nats. None if it was stopped.
+    'lm_perplexity', 'bits_per_byte'. Losses are in nats. None if it was stopped. If much of the
+    text is unknown to the tokenizer, there is no 'bits_per_byte': an unknown token is much likelier
+    than the text for which it stands.
   Raises:
     DataError: the set has no text, or none of its tokens is predicted.
   """
@@ -134,7 +136,7 @@ def evaluate_corpus(evaluator: Evaluator, params: dict, phase_index: int,
     raise DataError(f"{corpus.path}: the masks of the evaluation predict no token of the "
                     f"{corpus.split} split, so there is no held-out loss. Raise eval.max_rows or "
                     "eval.mask_prob, or hold out more text")
-  if objective.counts_bytes:
+  if objective.counts_bytes and not corpus.has_much_unknown:
     means["bits_per_byte"] = bits_per_byte(means[objective.loss], corpus)
   return means
 
@@ -152,9 +154,10 @@ def make_carry(evaluator: Evaluator, layout: jax.sharding.NamedSharding) -> obje
 
 
 def bits_per_byte(nats_per_token: float, corpus: Corpus) -> float:
-  """Returns the loss per UTF-8 byte of text, in bits, which is comparable between tokenizers.
+  """Returns the loss per UTF-8 byte of text, in bits.
 
-  The end-of-document token that closes every document is predicted too and counts.
+  It is comparable between tokenizers that lose the same of a text, see `lost.describe_lost`. The
+  end-of-document token that closes every document is predicted too and counts.
 
   Args:
     nats_per_token: mean loss.

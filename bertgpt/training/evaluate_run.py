@@ -8,10 +8,11 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt import models
-from bertgpt.config import ConfigDict, families, resuming
+from bertgpt.config import ConfigDict, choices, families, resuming
 from bertgpt.config.overrides import override
 from bertgpt.data.batches import loader
 from bertgpt.data.corpus.corpus import Corpus, describe_unknown, open_corpus
+from bertgpt.data.tokens import lost
 from bertgpt.devices import agreement, cluster, sharding
 from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora
@@ -81,6 +82,9 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   cluster.say_once(f"note: {weights}, {num_rows:,} rows of {config.phases[phase_index].seq_len} "
                    f"tokens from {len(held_out):,} held-out documents, computed in "
                    f"{config.model.dtype}")
+  if choices.OBJECTIVES[config.objective.name].counts_bytes and not held_out.has_much_unknown:
+    cluster.say_once("note: bits_per_byte is "
+                     f"{lost.describe_lost(held_out.tokenizer, is_prepared=True)}")
   return evaluate.evaluate_corpus(evaluator, params, phase_index) or {}  # It is never None.
 
 

@@ -129,7 +129,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
     for run, checkpoints, step in opened:
       run_files.write_first_files(run, step)  # Only now: a refused start changes nothing.
       log = stack.enter_context(contextlib.closing(
-          run_files.make_log(run, step, name=run.path.name, num_runs=len(opened))))
+          run_files.make_log(run, step, name=run.path.name)))
       warnings = schedules.find_long_warmups(run.config.phases)
       for line in warnings if members else explain(run.config):  # The rest is the same for all.
         log.message(line)
@@ -235,6 +235,7 @@ class MappedLoop:
     if done is None:
       return
     step, step_metrics = done
+    num_runs = sum(not member.error for member in self._active)
     for i, member in enumerate(self._members):
       if member not in self._active:
         member.log.restart_clock()  # It has waited for the others.
@@ -242,13 +243,14 @@ class MappedLoop:
       if member.error:  # Found only after this step had been started.
         continue
       sums = {name: (x[i], weight[i]) for name, (x, weight) in step_metrics.items()}
-      member.log.add(step, sums)
+      member.log.add(step, sums, num_runs)
       try:
         step_log.check_divergence(self._config, step, sums)
       except DivergedError as e:
         member.error = e
         member.log.message(f"{e}. The other runs continue")
         member.log.close()  # While the error is being handled: trackers read the exit code from it.
+        timeline.end_runs([member.run.path], e)  # The work of the other runs is not its own.
 
   def _save_and_evaluate(self, step: int, active: Sequence[Member],
                          should_stop: Callable[[], bool]) -> None:

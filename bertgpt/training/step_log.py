@@ -12,7 +12,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict
-from bertgpt.config.flops import flops_until
+from bertgpt.config.flops import flops_per_step, flops_until
 from bertgpt.devices import hardware
 from bertgpt.errors import DivergedError
 from bertgpt.training import metrics, skipped_steps, spikes, trackers
@@ -30,7 +30,7 @@ class StepLog:
   """
 
   def __init__(self, config: ConfigDict, path: pathlib.Path, first_step: int, *,
-               is_static: bool = True, name: str = "", num_runs: int = 1,
+               is_static: bool = True, name: str = "",
                on_skip: Callable[[int, dict[str, float]], None] = lambda step, scalars: None):
     """Opens the log of a run.
 
@@ -41,10 +41,9 @@ class StepLog:
       on_skip: called with a step that was not applied, its loss and its gradient norm.
       is_static: whether all rows have the length of their phase; otherwise MFU is not logged.
       name: name of the run, if several runs print their lines at the same time.
-      num_runs: number of runs that share the devices and the time of a step.
     """
     self._config, self._is_static, self._on_skip = config, is_static, on_skip
-    self._num_runs = num_runs
+    self._flops_of_phase = [flops_per_step(config, phase) for phase in config.phases]
     is_first = jax.process_index() == 0
     self._writer = Writer(path, first_step=first_step, last_step=config_lib.total_steps(config),
                           is_evaluated=is_evaluated(config, first_step),
@@ -56,14 +55,17 @@ class StepLog:
     self.pace = Pace()
     self._restart(time.monotonic())
 
-  def add(self, step: int, sums: Mapping[str, tuple[Any, Any]]) -> None:
+  def add(self, step: int, sums: Mapping[str, tuple[Any, Any]], num_runs: int = 1) -> None:
     """Logs a step that is done: with a line if one is due, or if the run has diverged.
 
     Args:
       step: steps done, including this one.
       sums: name -> (sum, weight), on the host.
+      num_runs: number of runs that did this step together, in the time of one step.
     """
     self.is_applied = bool(sums["bad_steps"][0] == 0)
+    phase_index, _ = config_lib.find_phase(self._config, step - 1)
+    self._flops += num_runs * self._flops_of_phase[phase_index]
     # A NaN would spoil the sums; a step that was not applied is only counted.
     self._sums.add(sums if self.is_applied else {"tokens": sums["tokens"]})
     if not self.is_applied:
@@ -139,8 +141,7 @@ class StepLog:
                 **self.pace.scalars(seconds, sums.steps)}
     chip = hardware.find_chip(jax.devices()[0].device_kind)
     if chip and self._is_static and not config.optimizer.freeze:  # See `flops_per_step`.
-      flops = flops_until(config, step) - flops_until(config, step - sums.steps)
-      scalars["perf/mfu"] = (self._num_runs * flops / sums.steps / seconds
+      scalars["perf/mfu"] = (self._flops / sums.steps / seconds
                              / (chip.peak_flops * jax.device_count()))
     self._writer.write(step, scalars)
     self._writer.progress(step, scalars)
@@ -148,7 +149,7 @@ class StepLog:
 
   def _restart(self, now: float) -> None:
     self._sums, self._skipped, self._clock = metrics.RunningSums(), 0, now
-    self._spikes = 0
+    self._spikes, self._flops = 0, 0.0
     self.pace.restart()
 
   def _spike_scalars(self) -> dict[str, float]:

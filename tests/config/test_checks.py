@@ -3,7 +3,7 @@
 import pytest
 
 from bertgpt import config as config_lib
-from bertgpt.config import families, recipes
+from bertgpt.config import choices, families, recipes
 from bertgpt.config.overrides import override, set_field
 from bertgpt.errors import ConfigError
 
@@ -256,3 +256,15 @@ def test_heads_need_not_fit_the_mesh_where_there_are_none():
   config = recipes.load("elmo_original")
   config.mesh.update(data=-1, tensor=4)
   assert config.model.num_heads == 2 and not config_lib.find_problems(config, 8)
+
+
+@pytest.mark.parametrize("metric, is_known", [("order_f1", True), ("order_correlation", False)])
+def test_a_best_checkpoint_needs_a_metric_whose_direction_is_known(monkeypatch, metric, is_known):
+  name = config_lib.base().objective.name
+  monkeypatch.setitem(choices.OBJECTIVES, name,
+                      choices.OBJECTIVES[name]._replace(other_metrics=(metric,)))
+  config = override(config_lib.base(), [f"--config.checkpoint.keep_best={metric}",
+                                        "--config.eval.every_steps=10"])
+  found = "\n".join(config_lib.find_problems(config))
+  assert ("does not say whether it should be high or low" in found) != is_known
+  assert ("keep_best" in found) != is_known

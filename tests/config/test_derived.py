@@ -3,6 +3,7 @@
 import pytest
 
 from bertgpt import config as config_lib
+from bertgpt.config import derived
 from bertgpt.config.overrides import override
 
 
@@ -14,6 +15,13 @@ def test_every_step_belongs_to_one_phase():
       (0, 0), (0, 0), (0, 0), (1, 3), (2, 4), (2, 4)]
   with pytest.raises(IndexError):
     config_lib.find_phase(config, 6)
+
+
+def test_steps_that_are_left_out_are_counted_in_their_phase():
+  config = config_lib.base()
+  config.phases = tuple(config_lib.phase(steps=n) for n in (10, 10, 5))
+  config.train.skip_steps = ((3, 4), (9, 12))
+  assert [derived.count_left_out(config, i) for i in range(3)] == [4, 2, 0]
 
 
 def test_static_shapes_of_a_row():

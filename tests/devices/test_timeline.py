@@ -110,6 +110,23 @@ def test_runs_that_are_done_do_not_get_the_exit_code_of_the_others(tmp_path, clo
   assert done[1]["seconds"] == diverged[1]["seconds"] == {"steps": 3}
 
 
+def test_a_run_that_has_failed_gets_its_error_and_no_work_of_the_others(tmp_path, clock):
+  for name in "ab":
+    (tmp_path / name).mkdir()
+  with timeline.recording():
+    timeline.open_in(0, tmp_path / "a", tmp_path / "b")
+    timeline.begin_step(1, compiles=False)
+    clock(3)
+    timeline.end_runs([tmp_path / "b"], DivergedError("step 1: not finite"))
+    timeline.begin_step(2, compiles=False)
+    clock(5)
+  done, failed = (timeline.read(tmp_path / name) for name in "ab")
+  assert (failed[-1]["code"], failed[-1]["message"]) == (70, "step 1: not finite")
+  assert (failed[-1]["step"], done[-1]["step"], done[-1]["code"]) == (1, 2, 0)
+  times = [sum(event["seconds"].get("steps", 0) for event in events) for events in (done, failed)]
+  assert times == [8, 3]
+
+
 def test_the_end_of_a_process_is_written_while_a_run_of_it_ends(tmp_path, monkeypatch):
   """The thread that watches the other processes writes it, and then ends this one."""
   for name in "ab":

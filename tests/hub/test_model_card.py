@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 import small_runs
@@ -156,6 +157,34 @@ def test_of_a_fine_tuning(tuned, tuning, finished_bert, tmp_path):
   base = finetune_config.base
   assert load_recipe(card, tmp_path, base) == shared_config(tuned, base)
   assert names_no_folder(card)
+
+
+def test_how_a_run_was_chosen_is_in_the_results_not_in_the_config_that_it_was_saved_with(
+    tuned, tmp_path):
+  """Seeds may be added later, and a fine-tuning may be killed before its last run."""
+  source = shutil.copytree(tuned / "lr0.01-seed0", tmp_path / "lr0.01-seed0")
+  task = trained_lib.load_any(source).task
+  assert model_card.describe_choice(task, source) == (
+      "One run of a fine-tuning that planned 2 runs (learning rates, seeds).")
+  rows = [{"learning_rate": 0.01, "seed": i, "folder": f"lr0.01-seed{i}", "dev": {"accuracy": 1.0}}
+          for i in range(3)]
+  diverged = {"learning_rate": 1e9, "seed": 0, "folder": "lr1e9-seed0", "diverged": True}
+
+  def choice(runs, best, compared):
+    (tmp_path / "results.json").write_text(json.dumps({
+        "runs": runs, "best_run": best,
+        "medians": [{"learning_rate": 0.01, "seeds": compared}]}))
+    return model_card.describe_choice(task, source)
+
+  best, other = source.name, "lr0.01-seed1"
+  optimism = "by this score, which is optimistic."
+  assert choice(rows, best, 3) == f"The best of 3 runs (learning rates, seeds) {optimism}"
+  assert choice([*rows, diverged], best, 3).startswith("The best of 4 runs ")
+  assert choice(rows, other, 3) == "One of 3 runs (learning rates, seeds)."
+  assert choice(rows, best, 2) == "One of 3 runs (learning rates, seeds).", "the third was left out"
+  assert choice(rows[:1], best, 1) == "The only run of the fine-tuning."
+  of_another_fine_tuning = choice(rows[1:], other, 2)
+  assert of_another_fine_tuning.startswith("One run of a fine-tuning that planned 2 ")
 
 
 def test_of_random_weights(tuned):

@@ -10,7 +10,7 @@ import small_runs
 from one_by_one import after, encode, instead
 from zero_shot_texts import PAIRS, PASSAGES, TEXT
 
-from bertgpt.data.tokens import training
+from bertgpt.data.tokens import lost, training
 from bertgpt.data.tokens.tokenizers import load_tokenizer
 from bertgpt.errors import ConfigError
 from bertgpt.inference import measures, suites, zero_shot
@@ -40,6 +40,17 @@ def test_perplexities_of_a_gpt(gpt, stride):
   assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-5)
   assert found["bits_per_byte"] == pytest.approx(
       nats / len(TEXT + "The cat.") / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("lost_parts", [["case"], []])
+def test_a_protocol_says_what_the_tokenizer_loses(gpt, monkeypatch, lost_parts):
+  assert lost.find_lost(gpt.tokenizer), "it lower-cases"
+  monkeypatch.setattr(lost, "find_lost", lambda *arguments: lost_parts)
+  found = zero_shot.measure(gpt, SUITES["text"], [TEXT], Settings(16, 8, 0, 3))
+  assert found["protocol"].endswith(
+      ", per word and byte comparable only with tokenizers that lose case") == bool(lost_parts)
+  limited = zero_shot.measure(gpt, SUITES["text"], [TEXT], Settings(16, 8, 1, 3))
+  assert "bits_per_byte" not in limited and "comparable" not in limited["protocol"]
 
 
 def test_a_text_without_spaces_has_no_perplexity_of_words(gpt):

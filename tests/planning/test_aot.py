@@ -158,6 +158,9 @@ def test_equal_phases_share_a_program_and_times_add_up():
   assert second.hours == pytest.approx(3 * first.hours)
   assert first.hours == pytest.approx(10 * first.step_seconds / 3600)
   assert first.chip_hours == pytest.approx(8 * first.hours)
+  config.train.skip_steps = ((2, 2), (9, 14))  # 3 of the first 10 steps, and 4 of the others.
+  assert [one.hours for one in aot.make_plan(config, topology, [0, 1])] == pytest.approx(
+      [0.7 * first.hours, second.hours * 26 / 30])
   tokens = phase.batch_size * phase.seq_len
   assert first.tokens_per_second * first.step_seconds == pytest.approx(tokens)
   assert first.mfu == pytest.approx(flops_per_step(config, phase)

@@ -44,6 +44,16 @@ def test_a_single_phase_is_not_called_the_run(small):
   assert "\nphase 1 " in text and "the run" not in text
 
 
+def test_a_phase_says_which_steps_are_not_counted(small):
+  (first, second), topology = small
+  config = first.step.config.copy_and_resolve_references()
+  config.train.skip_steps = ((3, 4),)
+  skipping = first._replace(step=first.step._replace(config=config))
+  lines = plan.show([skipping, second], topology, None).splitlines()
+  titles = [line for line in lines if line.startswith("phase ")]
+  assert titles[0].endswith(", 2 of them left out") and "left out" not in titles[1]
+
+
 @pytest.mark.parametrize("hours, price, shown", [
     (100, 2.0, "4.2 days predicted, 800.0 chip-hours, 1,600 at 2"),
     (2, 1.2, "2.00 hours predicted, 16.0 chip-hours, 19 at 1.2"),

@@ -62,6 +62,17 @@ def test_the_text_has_the_shares_and_epochs_of_every_corpus_of_a_mixture():
   assert f"step 31: sha256 {loader.batch_sha256(rows)}" in text
 
 
+def test_steps_that_are_left_out_are_no_epochs():
+  config = make_config(steps=40)
+  rows = TrainRows(ORDINARY, config, 0, config.seed).rows_per_epoch
+  text = batches.describe_batches(ORDINARY, config, [])
+  assert f"epochs             {40 * 8 / rows:.2f}\n" in text
+  config.train.skip_steps = ((1, 20),)
+  text = batches.describe_batches(ORDINARY, config, [])
+  assert f"epochs             {20 * 8 / rows:.2f}\n" in text
+  assert text.startswith("phase 0: 40 steps of 8 rows of 32 tokens, 20 of them left out\n")
+
+
 def test_the_text_shows_rows_as_the_mask_leaves_them():
   def mask(batch):
     return batch | {"tokens": np.full_like(batch["tokens"], 777),

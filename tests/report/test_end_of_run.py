@@ -6,22 +6,25 @@ import os
 import re
 import shutil
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 import small_runs
+import tiny
 from matplotlib import image
 
 from bertgpt import cli
 from bertgpt import config as config_lib
-from bertgpt.config import choices
+from bertgpt.config import choices, families
 from bertgpt.config.overrides import set_field
 from bertgpt.config.stored import from_json, to_json
 from bertgpt.data.batches import loader
 from bertgpt.data.batches.rows import EVAL_SEED, TrainRows
 from bertgpt.data.corpus import prepare
 from bertgpt.data.corpus.corpus import open_corpus
+from bertgpt.data.tokens import lost
 from bertgpt.data.tokens.vocabulary import Vocabulary, make_vocabulary
 from bertgpt.inference import fill
 from bertgpt.report import end_of_run as report
@@ -270,6 +273,66 @@ def test_the_report_about_a_new_loss_has_all_scores_and_samples(
                   "word_order_perplexity": "25.79", "far_recall": "50.0%"}
   assert sample in text and (tmp_path / "loss.png").is_file()
   assert_aligned(text.splitlines())
+
+
+@pytest.mark.parametrize("parts, note", [
+    ([], "comparable between tokenizers"),
+    (["case", "accents"], "comparable only with tokenizers that lose case and accents")])
+def test_the_report_says_what_bits_per_byte_can_be_compared_with(gpt, monkeypatch, tmp_path, parts,
+                                                                 note):
+  monkeypatch.setattr(lost, "find_lost", lambda *arguments: parts)
+  text = write_report(gpt, tmp_path, {"lm_loss": 3.25, "lm_perplexity": 25.8, "bits_per_byte": 1.5})
+  row, line = (line for line in text.splitlines() if "bits per byte" in line)
+  assert line == f"  bits per byte: {note}." and row.endswith("1.500")
+
+
+@pytest.mark.parametrize("name", choices.OBJECTIVES)
+def test_every_objective_has_what_its_description_needs(name):
+  """Otherwise its report would silently have no baseline."""
+  config = tiny.make_config(name)
+  loss = choices.OBJECTIVES[name].loss
+  stem = loss.removesuffix("loss")
+  scores = {loss: 3.0, f"{stem}accuracy": 0.5, f"{stem}perplexity": 20.0,
+            **dict.fromkeys(choices.OBJECTIVES[name].other_metrics, 0.5)}
+  able = families.find(config).abilities | choices.OBJECTIVES[name].abilities
+  run = types.SimpleNamespace(
+      trained=types.SimpleNamespace(config=config, can=able.__contains__), scores=scores,
+      held_out=types.SimpleNamespace(vocabulary=tiny.make_vocabulary()))
+  assert report.find_description(run) is report.DESCRIPTIONS[loss].describe
+
+
+def write_report(run, folder, scores):
+  """Returns the report of a finished run with other scores."""
+  (folder / "metrics.jsonl").write_text('{"step": 2, "train/loss": 5.0}\n')
+  shutil.copy(run.finished.path / "config.json", folder)
+  report.write(run.finished._replace(path=folder, scores=scores))
+  return (folder / "report.md").read_text()
+
+
+def test_the_report_has_bits_per_byte_only_if_the_objective_counts_bytes(gpt, tmp_path):
+  text = write_report(gpt, tmp_path, {"lm_loss": 3.25, "lm_accuracy": 0.125, "lm_perplexity": 25.8})
+  assert "bigram" in text and "25.8" in text and "bits per byte" not in text
+  assert_aligned(text.splitlines())
+
+
+@pytest.mark.parametrize("run, loss", [("bert", "lm_loss"), ("bert", "bilm_loss"),
+                                       ("gpt", "mlm_loss"), ("gpt", "diffusion_loss")])
+def test_the_report_about_a_known_loss_over_other_arrays_has_all_scores(
+    request, monkeypatch, tmp_path, run, loss):
+  """An objective may reuse the name of a loss, but the baselines of the loss need its batches."""
+  run = request.getfixturevalue(run)
+  name = run.trained.config.objective.name
+  monkeypatch.setitem(choices.OBJECTIVES, name, choices.OBJECTIVES[name]._replace(loss=loss))
+  stem = loss.removesuffix("loss")
+  scores = {loss: 3.25, f"{stem}accuracy": 0.125, f"{stem}perplexity": 25.79, "forward_loss": 3.0,
+            "backward_loss": 3.5}
+  rows = dict(line.split() for line in write_report(run, tmp_path, scores).splitlines()[3:8])
+  assert rows[loss] == "3.25" and rows[f"{stem}accuracy"] == "12.5%"
+
+
+def test_the_report_of_a_masked_model_without_an_accuracy_has_its_scores(bert, tmp_path):
+  text = write_report(bert, tmp_path, {"mlm_loss": 3.25, "mlm_perplexity": 25.79})
+  assert "mlm_perplexity" in text and "unigram" not in text and "guesses: " in text
 
 
 def test_columns_of_the_report_are_aligned(finished):

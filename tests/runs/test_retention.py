@@ -46,6 +46,7 @@ def train(workdir, scores, metric, every=10, seq_len=16, **options):
 
 @pytest.mark.parametrize("metric, kept", [("mlm_loss", [20, 40]), ("mlm_accuracy", [30, 40]),
                                           ("rtd_recall", [30, 40]), ("rtd_loss", [20, 40]),
+                                          ("order_f1", [30, 40]), ("mlm_perplexity", [20, 40]),
                                           ("", [40])])
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, metric, kept):
   assert train(tmp_path, {10: 3.0, 20: 2.0, 30: 4.0, 40: 2.5}, metric) == kept

@@ -1,6 +1,7 @@
 """Held-out scores do not depend on how they are computed, and count every row once."""
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -287,3 +288,26 @@ def test_bits_per_byte_of_a_uniform_guess(held_out):
   nats = held_out.num_bytes * 8 * np.log(2)
   num_predicted = held_out.document_lengths.sum() + len(held_out)
   assert evaluate.bits_per_byte(nats / num_predicted, held_out) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("changes, is_given", [
+    ({"unknown_bytes": 4}, True), ({"unknown_bytes": 6}, False), ({"unknown": 4}, True),
+    ({"unknown": 6}, False)])
+def test_much_unknown_text_has_no_bits_per_byte(finished_gpt, changes, is_given):
+  """An unknown token is likely whatever it stands for. Corpora of 0.1.0 counted only tokens."""
+  trained = trained_lib.load_trained(finished_gpt)
+  corpus = open_corpus(prepare.ensure_prepared(trained.config), "validation")
+  info = {name: value for name, value in corpus.manifest["splits"]["validation"].items()
+          if name not in ("unknown", "unknown_bytes")}
+  info |= {name: percent * info["text_bytes" if "bytes" in name else "tokens"] // 100
+           for name, percent in changes.items()}
+  manifest = corpus.manifest | {"splits": corpus.manifest["splits"] | {"validation": info}}
+  changed = dataclasses.replace(corpus, manifest=manifest)
+  scores = evaluate.evaluate_corpus(make_evaluator(trained, changed, 8, 1), trained.params, 0)
+  assert ("bits_per_byte" in scores) == is_given and "lm_perplexity" in scores
+
+
+def test_the_command_says_what_bits_per_byte_can_be_compared_with(finished_gpt, capsys):
+  assert "bits_per_byte" in evaluate_run.evaluate_workdir(finished_gpt)
+  assert ("note: bits_per_byte is comparable only with tokenizers that lose case, accents and "
+          "white space\n") in capsys.readouterr().err

@@ -19,7 +19,7 @@ from bertgpt import cli, files
 from bertgpt.config import choices, phase, recipes
 from bertgpt.config.overrides import override
 from bertgpt.config.stored import to_json
-from bertgpt.devices import preemption, sharding, timeline
+from bertgpt.devices import preemption, sharding
 from bertgpt.errors import ConfigError, Preempted
 from bertgpt.planning import topologies
 from bertgpt.report import goodput
@@ -439,8 +439,11 @@ def test_a_run_that_diverges_does_not_end_the_others(recipe, swept, tmp_path, ca
   assert sum("tokens per row: attention by" in line for line in lines) == 1, "the same for all runs"
   (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
   assert row["workdir"].endswith("/001")
-  codes = [timeline.read(tmp_path / "sweep" / name)[-1]["code"] for name in ("000", "001")]
-  assert codes == [70, 0]
+  first, second = (goodput.summarize(tmp_path / "sweep" / name).attempts[-1]
+                   for name in ("000", "001"))
+  assert (first.code, first.last_step, second.code, second.last_step) == (70, 4, 0, 8)
+  assert first.message.startswith("step 4: 3 consecutive steps were not applied")
+  assert first.end < second.end, "it is given the time of the others"
   assert not (tmp_path / "sweep" / "000" / "report.md").exists()
   skipped = curves(tmp_path / "sweep" / "000")["train/skipped_steps"]
   assert skipped[-1][0] == 4 and sum(count for _, count in skipped) == 3

@@ -16,6 +16,9 @@ from bertgpt.devices import barrier, hardware
 from bertgpt.errors import DivergedError
 from bertgpt.training import metrics, step_log, writer
 
+SUMS = {"loss": (1, 1), "grad_norm": (1, 1), "learning_rate": (0.1, 1), "tokens": (100, 1),
+        "bad_steps": (0, 1)}
+
 
 def test_a_skipped_step_is_counted_and_does_not_spoil_the_mean_around_it(tmp_path):
   config = tiny.make_config()
@@ -107,6 +110,55 @@ def test_the_mfu_of_an_interval_counts_the_flops_of_both_phases(tmp_path, monkey
   peak = chip.peak_flops * jax.device_count()
   assert scalars["perf/mfu"] * scalars["perf/step_seconds"] * peak == pytest.approx(
       (10 * short + 5 * long) / 15)
+
+
+def test_the_mfu_counts_the_steps_of_an_interval_without_a_gap(tmp_path, monkeypatch):
+  """The gap is where the second phase begins: there are ten short steps and two long ones."""
+  config = tiny.make_config()
+  config.phases = tuple(config_lib.phase(steps=10, batch_size=8, seq_len=n) for n in (8, 32))
+  config.train.skip_steps = ((11, 13),)
+  config.log.every_steps, config.log.tensorboard = 15, False
+  monkeypatch.setattr(hardware, "find_chip", lambda kind: hardware.CHIPS["v5e"])
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in (*range(1, 11), 14, 15):
+    log.add(step, SUMS)
+  log.close()
+  (scalars,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  short, long = (flops_per_step(config, p) for p in config.phases)
+  peak = hardware.CHIPS["v5e"].peak_flops * jax.device_count()
+  assert scalars["perf/mfu"] * scalars["perf/step_seconds"] * peak == pytest.approx(
+      (10 * short + 2 * long) / 12)
+
+
+def test_the_mfu_counts_the_runs_that_share_each_step(tmp_path, monkeypatch):
+  """Of three runs that are trained together, one ends after the fourth of ten steps."""
+  config = tiny.make_config()
+  config.log.every_steps, config.log.tensorboard = 10, False
+  monkeypatch.setattr(hardware, "find_chip", lambda kind: hardware.CHIPS["v5e"])
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in range(1, 11):
+    log.add(step, SUMS, num_runs=3 if step <= 4 else 2)
+  log.close()
+  (scalars,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  peak = hardware.CHIPS["v5e"].peak_flops * jax.device_count()
+  assert scalars["perf/mfu"] * scalars["perf/step_seconds"] * peak == pytest.approx(
+      2.4 * flops_per_step(config, config.phases[0]))
+
+
+def test_steps_that_are_left_out_take_no_time(tmp_path, monkeypatch, capsys):
+  config = tiny.make_config()
+  config.phases[0].steps = 20
+  config.train.skip_steps = ((3, 5), (11, 19))
+  config.log.every_steps, config.log.tensorboard = 1, False
+  now = 0.0
+  monkeypatch.setattr(writer.time, "monotonic", lambda: now)
+  log = step_log.StepLog(config, tmp_path, 0)
+  for step in (1, 2, 6):
+    now += 100
+    log.add(step, SUMS)
+  log.close()
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+  assert [line.split("ETA ")[1] for line in lines[1:]] == ["0:10:00", "0:08:20"]
 
 
 def test_the_time_that_is_left_counts_the_longer_rows_of_later_phases(tmp_path, monkeypatch,

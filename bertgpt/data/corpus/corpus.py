@@ -157,6 +157,14 @@ class Corpus:
     return self._split_info["text_bytes"]
 
   @property
+  def has_much_unknown(self) -> bool:
+    """Whether the tokenizer does not know a large share of the text of the split."""
+    info = self._split_info
+    if "unknown_bytes" not in info:  # An earlier version counted only tokens.
+      return info.get("unknown", 0) > unknown.MAX_SHARE * info["tokens"]
+    return info["unknown_bytes"] > unknown.MAX_SHARE * info["text_bytes"]
+
+  @property
   def token_dtype(self) -> np.dtype:
     """Dtype in which token ids are stored: uint16 or int32."""
     return np.dtype(self.manifest["token_dtype"])
