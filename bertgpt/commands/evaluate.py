@@ -16,14 +16,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   flags.add_distributed(parser)
   parser.add_argument("--suite", metavar="NAME=FILE,...",
                       help="zero-shot protocols with their files: text, wikitext2, wikitext103, "
-                           "lambada, lambada_stop_words, lambada_last_token, pairs")
+                           "lambada, lambada_stop_words, lambada_last_token, pairs, choices")
   parser.add_argument("--window", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: tokens per window; default: as in training")
   parser.add_argument("--stride", type=flags.number(int, 0), default=0, metavar="N",
                       help="for --suite: tokens scored per window; default: half of --window")
   parser.add_argument("--limit", type=flags.number(int, 0), default=0, metavar="N",
-                      help="for --suite: number of windows, passages, pairs, or, for a BERT, lines "
-                           "or parts of lines; default: all")
+                      help="for --suite: number of windows, passages, pairs, choices, or, for a "
+                           "BERT, lines or parts of lines; default: all")
   parser.add_argument("--out", type=flags.local_path, metavar="FILE",
                       help="for --suite: new .jsonl file for the scores of every text; if the work "
                            "is interrupted, the same command resumes it")

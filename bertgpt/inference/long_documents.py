@@ -12,10 +12,10 @@ _CONTEXT = 400  # Characters, at least, on either side of a border that are toke
 
 
 class Part(NamedTuple):
-  """A document, a part of one, a passage, or a pair of sentences.
+  """A document, a part of one, a passage, a pair of sentences, or a context with its endings.
 
   Attributes:
-    texts: the texts that are tokenized: two of a pair, otherwise one.
+    texts: the texts that are tokenized: two of a pair, the entry of a choice, otherwise one.
     source: the entries of the file from which it is made, as one text.
     is_last: whether the document ends here.
     entries: number of these entries: lines, or 1.

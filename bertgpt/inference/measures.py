@@ -35,7 +35,7 @@ class Settings(NamedTuple):
   Attributes:
     window: tokens that the model sees at a time; 0: as in training.
     stride: tokens scored with each window; 0: half a window.
-    limit: windows, passages, parts of lines or pairs scored; 0: all.
+    limit: windows, passages, parts of lines, pairs or choices scored; 0: all.
     batch_size: rows per batch.
   """
 
@@ -83,10 +83,38 @@ def room(settings: Settings, totals: Totals) -> int | None:
   return settings.limit - totals.get("scored", 0) if settings.limit else None
 
 
+def check_scored(totals: Totals) -> None:
+  """Raises a ConfigError if no text was scored."""
+  if not totals.get("scored"):
+    raise ConfigError("there is nothing to score. Give texts that are not blank")
+
+
 def make_part(suite: Suite, entry: suites.Entry) -> Part:
   """Returns an entry of a file, which is scored as a whole."""
   return Part(tuple(suites.detokenize(text, suite.detokenizer) for text in entry),
               "\t".join(entry))
+
+
+def add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.ndarray],
+                totals: Totals) -> None:
+  """Adds the bytes of texts, and those for which they have unknown tokens, to the totals.
+
+  Args:
+    trained: the model.
+    texts: texts that were tokenized.
+    encoded: their ids, int [N] each.
+    totals: totals to add to.
+  """
+  if not trained.tokenizer.has_words:  # The model reads them by their characters.
+    add_to(totals, encoded_bytes=sum(len(text.encode()) for text in texts),
+           unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
+
+
+def remark_unknown(totals: Totals) -> str:
+  """Returns what is added to the description of a protocol if much of the text is unknown."""
+  remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
+                            "the bytes")
+  return remark and f", {remark}"
 
 
 # ------------------------------------------------------------------- perplexity
@@ -113,7 +141,7 @@ def add_perplexity(trained: Trained, suite: Suite, parts: Sequence[Part], settin
              if line.strip()]
   texts = texts_of(parts)
   encoded = trained.tokenizer.encode(texts)
-  _add_unknown(trained, texts, encoded, totals)
+  add_unknown(trained, texts, encoded, totals)
   text: Totals = totals.pop("open", {})
   cut, rest = _cut(trained, parts, encoded, settings, text.pop("rest", None))
   rows = list(itertools.chain(*cut))[:room(settings, totals)]
@@ -165,21 +193,6 @@ def _end_text(totals: Totals, text: Totals) -> list[Record]:
   return [{"text": totals["texts"], "tokens": num_tokens, "logp": -nats}] if num_tokens else []
 
 
-def _add_unknown(trained: Trained, texts: Sequence[str], encoded: Sequence[np.ndarray],
-                 totals: Totals) -> None:
-  """Adds the bytes of texts, and those for which they have unknown tokens, to the totals."""
-  if not trained.tokenizer.has_words:  # The model reads them by their characters.
-    add_to(totals, encoded_bytes=sum(len(text.encode()) for text in texts),
-           unknown_bytes=unknown.count_bytes(trained.tokenizer, texts, encoded))
-
-
-def _remark(totals: Totals) -> str:
-  """Returns what is added to the description of a protocol if much of the text is unknown."""
-  remark = unknown.describe(totals.get("unknown_bytes", 0), totals.get("encoded_bytes", 0),
-                            "the bytes")
-  return remark and f", {remark}"
-
-
 def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: Settings) -> Scores:
   """Returns perplexities and bits per byte.
 
@@ -202,7 +215,7 @@ def finish_perplexity(trained: Trained, suite: Suite, totals: Totals, settings: 
     least, _ = scorer.lengths(trained, settings.window)
     raise ConfigError("there is no second token to score. Give a longer text" if least > 1 else
                       "the tokenizer finds no tokens in it. Give another text")
-  remark = _remark(totals)
+  remark = remark_unknown(totals)
   protocol = scorer.describe(totals["scored"], settings.window, settings.stride) + remark
   if suite.detokenizer:
     protocol += f", {suite.detokenizer} detokenizer"
@@ -245,7 +258,7 @@ def add_last_words(trained: Trained, suite: Suite, parts: Sequence[Part], settin
   parts = list(filter(has_text, parts))[:room(settings, totals)]
   contexts, words = encode_passages(trained, suite, parts, settings)
   whole = [np.concatenate(pair) for pair in zip(contexts, words, strict=True)]
-  _add_unknown(trained, list(map(str.strip, texts_of(parts))), whole, totals)
+  add_unknown(trained, list(map(str.strip, texts_of(parts))), whole, totals)
   begin = marks.of_decoder(trained.bos_id).enclose
   rows = [begin(ids)[-settings.window:] for ids in whole]
   banned_V = _stop_tokens(trained.tokenizer) if suite.rule == "stop_words" else None
@@ -274,10 +287,10 @@ def finish_last_words(trained: Trained, suite: Suite, totals: Totals, settings: 
     ConfigError: there are none.
   """
   del trained
-  _check_scored(totals)
+  check_scored(totals)
   count = totals["scored"]
   protocol = f"{count} passages of at most {settings.window} tokens, rule: {suite.rule}"
-  return {"protocol": protocol + _remark(totals),
+  return {"protocol": protocol + remark_unknown(totals),
           "accuracy": totals["correct"] / count, "perplexity": perplexity(totals["nats"] / count)}
 
 
@@ -329,11 +342,6 @@ def _split_last_word(text: str, rule: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------ pairs
 
 
-def _check_scored(totals):
-  if not totals.get("scored"):
-    raise ConfigError("there is nothing to score. Give texts that are not blank")
-
-
 def add_pairs(trained: Trained, suite: Suite, parts: Sequence[Part], settings: Settings,
               totals: Totals) -> list[Record]:
   """Compares the sentences of pairs, as a whole, and adds to the totals.
@@ -351,7 +359,7 @@ def add_pairs(trained: Trained, suite: Suite, parts: Sequence[Part], settings: S
   """
   parts = list(filter(has_text, parts))[:room(settings, totals)]
   encoded = encode_pairs(trained, suite, parts, settings)
-  _add_unknown(trained, texts_of(parts), encoded, totals)
+  add_unknown(trained, texts_of(parts), encoded, totals)
   scores = score_tokens(trained, encoded, settings.window, settings.stride, settings.batch_size)
   logp = [float(x.sum(dtype=np.float64)) for x in scores]
   records = []
@@ -395,9 +403,9 @@ def finish_pairs(trained: Trained, suite: Suite, totals: Totals, settings: Setti
     ConfigError: there are none.
   """
   del suite, settings
-  _check_scored(totals)
+  check_scored(totals)
   protocol = f"{totals['scored']} pairs, {scorers.find(trained).how(trained)}"
   if ties := totals["ties"]:
     protocol += f", {ties} tie{'s' * (ties != 1)}, counted as wrong"
-  return {"protocol": protocol + _remark(totals),
+  return {"protocol": protocol + remark_unknown(totals),
           "accuracy": totals["correct"] / totals["scored"]}

@@ -7,16 +7,17 @@ or a TFDS dataset as in `lambada=tfds:name:split#feature`. No data comes with th
 """
 
 import difflib
+import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from bertgpt import config as config_lib
 from bertgpt import files
-from bertgpt.data.text import paths, sources, texts
+from bertgpt.data.text import fields, intake, paths, sources, texts
 from bertgpt.data.tokens.tokenizers import Tokenizer
 from bertgpt.errors import ConfigError, DataError
 
@@ -61,6 +62,8 @@ SUITES = {
                                 source="Radford et al. 2019, 3.3, by openai/gpt-2#131"),
     "pairs": Suite("pairs", "a table with the columns good and bad, separated by tabs",
                    source="Warstadt et al. 2020, arXiv:1912.00582 (BLiMP)"),
+    "choices": Suite("choices", "one JSON object per line, with the fields context, endings and "
+                     "label", source="lm-evaluation-harness, output_type multiple_choice"),
 }
 
 # name -> (pattern, replacement), applied in this order.
@@ -88,7 +91,11 @@ those through to too under until up very was we were what when where which while
 with would you your yours yourself yourselves
 """.split())
 
-Entry = tuple[str, ...]  # The text of a document, of its line or of a passage; or two sentences.
+# The text of a document, of its line or of a passage; two sentences; or a result of `make_choice`.
+Entry = tuple[str, ...]
+
+_CHOICE_FIELDS = ("context", "endings", "label")
+_FROM_FILES_ONLY = ("pairs", "choices")  # Measures whose entries are not a single text.
 
 
 def parse(spec: str) -> list[tuple[str, str]]:
@@ -117,8 +124,8 @@ def parse(spec: str) -> list[tuple[str, str]]:
     if not file:
       raise ConfigError(f"--suite {name}: no data comes with the program. Give {name}=FILE with "
                         f"{SUITES[name].file}")
-    if file.startswith("tfds:") and SUITES[name].measure == "pairs":
-      raise ConfigError(f"--suite {name}={file}: pairs are read from a file only. Write the "
+    if file.startswith("tfds:") and SUITES[name].measure in _FROM_FILES_ONLY:
+      raise ConfigError(f"--suite {name}={file}: {name} are read from a file only. Write the "
                         f"dataset to one, and give {name}=FILE with {SUITES[name].file}")
     if not file.startswith("tfds:") and (problem := config_lib.remote_problem(file)):
       raise ConfigError(f"--suite {name}={file}: {problem}")
@@ -166,14 +173,14 @@ def find_stop_tokens(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def iterate(name: str, file: str) -> Iterator[Entry]:
-  """Yields the documents, passages or pairs that a suite measures, one at a time.
+  """Yields the documents, passages, pairs or choices that a suite measures, one at a time.
 
   Args:
     name: key of `SUITES`.
     file: a path, or 'tfds:NAME:SPLIT#FEATURE'.
   Yields:
-    (text,), or (good, bad) sentences. If `is_one_document`, the texts are the lines of the document
-    with their ends.
+    (text,), (good, bad) sentences, or a result of `make_choice`. If `is_one_document`, the texts
+    are the lines of the document with their ends.
   Raises:
     ConfigError: there is no such file, it lacks a column or a field, or, raised at its end, it held
       no text.
@@ -216,6 +223,61 @@ def _read_pairs(path: pathlib.Path, flag: str) -> Iterator[Entry]:
   return texts.iterate_columns(path, flag, ("good", "bad"))
 
 
+def _read_choices(path: pathlib.Path, flag: str) -> Iterator[Entry]:
+  for place, record in texts.iterate_records(path, flag):
+    if missing := [name for name in _CHOICE_FIELDS if name not in record]:
+      raise ConfigError(f"{place}: has no field {missing[0]!r}. "
+                        f"{fields.describe(record, missing[0])} Give every object the fields "
+                        f"{', '.join(_CHOICE_FIELDS)}")
+    try:
+      context, endings, label = (record[name] for name in _CHOICE_FIELDS)
+      yield make_choice(context, endings, label, record.get("delimiter", " "))
+    except ValueError as e:
+      raise DataError(f"{place}: {e}") from e
+
+
+def make_choice(context: str, endings: Sequence[str], label: int, delimiter: str = " ") -> Entry:
+  """Returns a context and its endings as an entry of the suite `choices`.
+
+  The white space between them, wherever it is written, goes to the endings: byte-level tokenizers
+  join a space to the word after it.
+
+  Args:
+    context: text that every ending continues; '': the endings begin a text.
+    endings: two or more texts.
+    label: index of the right ending.
+    delimiter: white space put between context and ending if neither has any there.
+  Returns:
+    (label in decimal digits, context without white space at its end, *endings as they follow it).
+  Raises:
+    ValueError: an argument is of another form; the message follows the place of the choice.
+  """
+  if not isinstance(endings, (list, tuple)) or len(endings) < 2:
+    found = f"has {len(endings)}" if isinstance(endings, (list, tuple)) else "is not a list"
+    raise ValueError(f"endings {found}. Give a list of two or more texts")
+  if not isinstance(label, int) or isinstance(label, bool):
+    raise ValueError(f"label is {json.dumps(label)[:40]}, not a whole number. Give the index of "
+                     "the right ending, 0 for the first")
+  if not 0 <= label < len(endings):
+    raise ValueError(f"label is {label}, but the {len(endings)} endings have the indices 0 to "
+                     f"{len(endings) - 1}. Give the index of the right one")
+  if not isinstance(delimiter, str) or delimiter.strip():
+    raise ValueError("delimiter is not white space. Put other text into the context")
+  try:
+    whole = intake.take_text(context, "context")
+    after = [intake.take_text(ending, f"ending {i}") for i, ending in enumerate(endings)]
+  except ValueError as e:
+    raise ValueError(f"{e}. Repair it") from e
+  if blank := [i for i, ending in enumerate(after) if not ending.strip()]:
+    raise ValueError(f"ending {blank[0]} is blank. Give a text, or remove the object")
+  context = whole.rstrip()
+  if not context:
+    return str(label), "", *(ending.lstrip() for ending in after)
+  space = whole[len(context):]
+  return str(label), context, *(
+      (space if space or ending[0].isspace() else delimiter) + ending for ending in after)
+
+
 def _read_dataset(spec: str, flag: str) -> Iterator[Entry]:
   try:
     for document in sources.open_source(spec):
@@ -226,4 +288,5 @@ def _read_dataset(spec: str, flag: str) -> Iterator[Entry]:
 
 # Measure -> reader of its file: (path, flag that named it) -> entries.
 READERS: dict[str, Callable[[pathlib.Path, str], Iterator[Entry]]] = {
-    "perplexity": _read_documents, "last_word": _read_passages, "pairs": _read_pairs}
+    "perplexity": _read_documents, "last_word": _read_passages, "pairs": _read_pairs,
+    "choices": _read_choices}

@@ -1,6 +1,6 @@
 """Zero-shot evaluation: scores of a model on texts that it was not trained for.
 
-There are three measures; every protocol of `suites.SUITES` names one of them. The texts are scored
+There are four measures; every protocol of `suites.SUITES` names one of them. The texts are scored
 in chunks, so that memory is bounded and interrupted work resumes.
 """
 
@@ -17,7 +17,7 @@ import jax
 from bertgpt import console
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
-from bertgpt.inference import long_documents, measures, resumable, scorers, suites
+from bertgpt.inference import long_documents, measures, multiple_choice, resumable, scorers, suites
 from bertgpt.inference.long_documents import Part
 from bertgpt.inference.measures import Record, Scores, Settings, Totals, is_enough
 from bertgpt.inference.score import choose_window
@@ -54,7 +54,8 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
   settings = resolve(settings, trained)
   for name, _ in wanted:
     if ability := MEASURES[SUITES[name].measure].needs:
-      trained_lib.require(trained, ability, f"be scored by {name}", "Use pairs, text or wikitext2")
+      trained_lib.require(trained, ability, f"be scored by {name}",
+                          "Use choices, pairs, text or wikitext2")
   # Every file is read once before anything is scored, so that errors in it are found at once.
   found = [resumable.measure(map("\t".join, suites.iterate(*pair))) for pair in wanted]
   for pair in wanted:
@@ -168,7 +169,7 @@ def measure(trained: Trained, suite: Suite, content: Sequence[Any], settings: Se
   Args:
     trained: the model.
     suite: the protocol.
-    content: documents, passages, or (good, bad) sentences.
+    content: documents, passages, (good, bad) sentences, or results of `suites.make_choice`.
     settings: result of `resolve`.
   Raises:
     ConfigError: see the functions of the measure.
@@ -254,4 +255,6 @@ MEASURES = {
     "last_word": Measure(measures.add_last_words, measures.finish_last_words, needs="score",
                          check=measures.encode_passages),
     "pairs": Measure(measures.add_pairs, measures.finish_pairs, check=measures.encode_pairs),
+    "choices": Measure(multiple_choice.add_choices, multiple_choice.finish_choices,
+                       check=multiple_choice.encode_choices),
 }

@@ -14,7 +14,7 @@ import tiny
 from bertgpt import models
 from bertgpt.config import base
 from bertgpt.data.tokens import training
-from bertgpt.inference import embed, generate, zero_shot
+from bertgpt.inference import embed, generate, measures, multiple_choice, suites, zero_shot
 from bertgpt.inference.score import score
 from bertgpt.inference.suites import SUITES
 from bertgpt.inference.zero_shot import Settings
@@ -230,3 +230,21 @@ def test_pairs_are_those_of_pytorch(gpts):
   found = zero_shot.measure(ours, SUITES["pairs"], pairs, Settings(WINDOW, 1, 0, 16))
   assert found["accuracy"] == np.mean([score(good) > score(bad) for good, bad in pairs])
   assert 0 < found["accuracy"] < 1
+
+
+@torch.no_grad()
+def test_endings_are_those_of_pytorch(gpts):
+  """The boundary is that of lm-evaluation-harness: the tokens after as many as the context has."""
+  theirs, ours = gpts
+  choices = [(first, [second, third], i % 2) for i, (first, second, third) in enumerate(
+      zip(SENTENCES[:8], SENTENCES[8:16], SENTENCES[16:24], strict=True))]
+  window, encode = 60, lambda text: ours.tokenizer.encode([text])[0].tolist()
+  parts = [measures.make_part(SUITES["choices"], suites.make_choice(*x)) for x in choices]
+  records = multiple_choice.add_choices(ours, SUITES["choices"], parts, Settings(window, 1, 0, 8),
+                                        {})
+  for record, (context, endings, _) in zip(records, choices, strict=True):
+    for found, ending in zip(record["logp"], endings, strict=True):
+      ids = encode(f"{context} {ending}")
+      scored = len(ids) - len(encode(context))
+      expected = float(gpt_logp(theirs, ids[-window:])[-scored:].sum())
+      assert found == pytest.approx(expected, rel=1e-5)

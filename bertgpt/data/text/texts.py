@@ -5,6 +5,7 @@
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bertgpt import files
 from bertgpt.data.text import fields, intake, paths
@@ -91,11 +92,37 @@ def iterate_texts(path: pathlib.Path, flag: str, field: str = "text") -> Iterato
     raise ConfigError(f"{flag} {path}: holds no text. Give one text per line")
 
 
-def _field(line: str, field: str, place: str) -> str:
+def iterate_records(path: pathlib.Path, flag: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the JSON objects in the lines of a file, whatever its name ends in.
+
+  Args:
+    path: plain or compressed file; blank lines are skipped.
+    flag: flag that names the file; error messages begin with it.
+  Yields:
+    (flag, file and line for error messages, the object).
+  Raises:
+    ConfigError: there is no such file.
+    DataError: see `read_text`; or a line is not a JSON object.
+  """
+  for i, line in enumerate(iterate_lines(path, flag), 1):
+    if not line.strip():
+      continue
+    place = f"{flag} {path}: line {i}"
+    record = _parse(line, place)
+    if not isinstance(record, dict):
+      raise DataError(f"{place}: is not a JSON object. {intake.JSON_LINES} Repair it")
+    yield place, record
+
+
+def _parse(line: str, place: str) -> Any:
   try:
-    record = intake.parse_record(line)
+    return intake.parse_record(line)
   except ValueError as e:
     raise DataError(f"{place}: {e}. {intake.JSON_LINES} Repair it") from e
+
+
+def _field(line: str, field: str, place: str) -> str:
+  record = _parse(line, place)
   text = fields.find_text(record, field)
   if text is None:
     raise ConfigError(f"{place}: has no field {field!r} with text. "

@@ -5,11 +5,11 @@ abilities needs no change here.
 """
 
 from bertgpt.inference.scorers import left_to_right, masked
-from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.inference.scorers.scorer import Joined, Row, Scorer
 from bertgpt.runs import trained as trained_lib
 from bertgpt.runs.trained import Trained
 
-__all__ = ["SCORERS", "Row", "Scorer", "find"]
+__all__ = ["SCORERS", "Joined", "Row", "Scorer", "find"]
 
 # Ability, one of `families.ABILITIES` -> scorer. A model uses the first one that it has.
 SCORERS: dict[str, Scorer] = {

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt.data.batches import buckets
-from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.data.tokens import marks
+from bertgpt.inference.scorers.scorer import Joined, Row, Scorer
 from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
 
@@ -92,6 +93,26 @@ def windows(num_tokens: int, size: int, stride: int) -> Iterator[tuple[int, int,
   while end < num_tokens:
     scored, end = end, min(end + stride, num_tokens)
     yield end - size, scored, end
+
+
+def join(trained: Trained, context: np.ndarray, ids: np.ndarray, window: int) -> Joined:
+  """Puts a text after its context, whose first tokens are left out if the row is too long.
+
+  The context follows the token that begins a text, in models that have one. Only an empty context
+  is replaced with the end of a document, as in lm-evaluation-harness.
+
+  Args:
+    trained: the model.
+    context: int [C].
+    ids: int [N]. The first one is not scored if nothing is before it.
+    window: maximum number of tokens of the row.
+  """
+  before = [trained.start_id] if trained.start_id >= 0 else []
+  if len(context):
+    before = marks.of_decoder(trained.bos_id).enclose(context)
+  whole = np.array([*before, *ids], np.int32)
+  tokens = whole[-window:]
+  return Joined(Row(tokens, max(len(tokens) - len(ids), 1)), len(whole) - len(tokens))
 
 
 def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
@@ -180,6 +201,7 @@ SCORER = Scorer(
     by_line=False,
     is_likelihood=True,
     cut=cut,
+    join=join,
     score=score,
     lengths=lambda trained, window: (2 - (trained.start_id >= 0),
                                      window - (trained.start_id >= 0)),

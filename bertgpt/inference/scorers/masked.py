@@ -19,7 +19,7 @@ import numpy as np
 from bertgpt.config import families
 from bertgpt.data.batches import buckets
 from bertgpt.data.tokens import marks
-from bertgpt.inference.scorers.scorer import Row, Scorer
+from bertgpt.inference.scorers.scorer import Joined, Row, Scorer
 from bertgpt.models import Inputs, precision
 from bertgpt.runs.trained import Trained
 
@@ -38,6 +38,21 @@ def cut(trained: Trained, ids: np.ndarray, window: int, stride: int) -> list[Row
   del trained, stride
   room = window - NUM_MARKS
   return [Row(ids[i:i + room], 0) for i in range(0, len(ids), room)]
+
+
+def join(trained: Trained, context: np.ndarray, ids: np.ndarray, window: int) -> Joined:
+  """Puts a text after its context, whose first tokens are left out if the row is too long.
+
+  Args:
+    trained: the model; not used.
+    context: int [C].
+    ids: int [N].
+    window: maximum number of tokens of the row, including [CLS] and [SEP].
+  """
+  del trained
+  whole = np.concatenate([context, ids]).astype(np.int32)
+  tokens = whole[-(window - NUM_MARKS):]
+  return Joined(Row(tokens, max(len(tokens) - len(ids), 0)), len(whole) - len(tokens))
 
 
 def score(trained: Trained, rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
@@ -92,6 +107,7 @@ SCORER = Scorer(
     by_line=True,
     is_likelihood=False,
     cut=cut,
+    join=join,
     score=score,
     lengths=lambda trained, window: (1, window - NUM_MARKS),
     describe=lambda rows, window, stride: (

@@ -20,6 +20,18 @@ class Row(NamedTuple):
   first: int
 
 
+class Joined(NamedTuple):
+  """A text after its context, in one row.
+
+  Attributes:
+    row: the row, which scores the tokens of the text; not all of them if the window is too short.
+    num_cut: tokens left out at the start of the context.
+  """
+
+  row: Row
+  num_cut: int
+
+
 class Scorer(NamedTuple):
   """One way to score the tokens of texts.
 
@@ -31,6 +43,8 @@ class Scorer(NamedTuple):
       rule), so that a value per word or per byte has a meaning.
     cut: (model, int [N] ids of a text, window, stride) -> rows that score every token once; the
       first token is left out if no token can be put before it.
+    join: (model, int [C] ids of a context, which may be empty, int [N] ids of the text after it,
+      window) -> `Joined`, with as much of the context as the window holds.
     score: (trained, rows, rows per batch) -> for every row, the log-probabilities of its tokens
       from `first` on, float32 [N - first], in nats.
     lengths: (model, window) -> fewest and most tokens of a text that is scored as a whole.
@@ -42,6 +56,7 @@ class Scorer(NamedTuple):
   by_line: bool
   is_likelihood: bool
   cut: Callable[[Trained, np.ndarray, int, int], list[Row]]
+  join: Callable[[Trained, np.ndarray, np.ndarray, int], Joined]
   score: Callable[[Trained, Sequence[Row], int], list[np.ndarray]]
   lengths: Callable[[Trained, int], tuple[int, int]]
   describe: Callable[[int, int, int], str]
