@@ -142,12 +142,12 @@ def finish_choices(trained: Trained, suite: Suite, totals: Totals, settings: Set
   del suite
   measures.check_scored(totals)
   count, scorer = totals["scored"], scorers.find(trained)
-  remarks = [f"{count} contexts with {totals['endings']} endings",
-             f"chance {totals['chance'] / count:.3g}"]
+  remarks = [f"{count} contexts with {totals['endings']} endings"]
+  if cut := totals["cut"]:
+    remarks.append(f"{cut} of them with a context cut at its left to fit {settings.window} tokens")
+  remarks.append(f"chance {totals['chance'] / count:.3g}")
   if not scorer.is_likelihood:
     remarks.append(scorer.how(trained))
-  if cut := totals["cut"]:
-    remarks.append(f"the context of {cut} cut at its left to fit {settings.window} tokens")
   ties = {metric: totals[f"{metric}_ties"] for metric in METRICS}
   if any(ties.values()):
     remarks.append(" and ".join(f"{n} tie{'s' * (n != 1)} of {metric}"

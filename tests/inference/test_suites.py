@@ -56,7 +56,8 @@ def test_a_comma_belongs_to_the_file_unless_a_name_follows():
     ("text", "One.\n\n  def f():\n\treturn\x0b\u2028\n"),
     ("wikitext2", " \n = A title = \n \n x . \n"),
     ("lambada", '{"text": "a\\nb c"}\n\n{"text": "d e"}\n'),
-    ("pairs", "good\tbad\na\tb\n\nc \td\n")])
+    ("pairs", "good\tbad\na\tb\n\nc \td\n"),
+    ("choices", '{"context": "a\\n", "endings": ["b", " c"], "label": 1}\n\n')])
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_line_ends_and_a_byte_order_mark_do_not_change_a_suite(tmp_path, name, text, end):
   ending = ".jsonl" if name == "lambada" else ".txt"
