@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -92,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt as e:
     console.say("benchmarks.pod: interrupted")
     code = errors.exit_code(e)
+  except Exception:
+    if not (is_program and arguments and arguments.distributed):
+      raise
+    traceback.print_exc()
+    code = 1
   if code and is_program and arguments and arguments.distributed:
     sys.stdout.flush()
     os._exit(code)  # A normal exit would wait for the other processes.
