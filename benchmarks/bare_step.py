@@ -19,33 +19,39 @@ BATCHES = 4  # Batches read from a corpus.
 
 
 class BareStep:
-  """The train step of the first phase on one device, compiled as in `train`, with its own state.
+  """The train step of the first phase, compiled as in `train`, with its own state.
 
   Args:
     config: whole config, with `model.vocab_size` set.
     vocabulary: vocabulary of the batches.
-    batches: batches of the loader, used in turn.
+    batches: batches of the loader, used in turn; whole ones in every process.
+    devices: devices of the mesh; None: the first one.
 
   Attributes:
     objective: objective of the config.
     state: train state after the steps so far.
+    mesh: mesh over the devices.
   """
 
   def __init__(self, config: ConfigDict, vocabulary: Vocabulary,
-               batches: Sequence[Mapping[str, np.ndarray]]):
+               batches: Sequence[Mapping[str, np.ndarray]],
+               devices: Sequence[jax.Device] | None = None):
     self._config, self._done = config, 0
-    config_lib.validate(config, 1, jax.default_backend())
-    self._mesh = sharding.make_mesh(config, jax.devices()[:1])
+    devices = jax.devices()[:1] if devices is None else devices
+    config_lib.validate(config, len(devices), jax.default_backend())
+    self.mesh = sharding.make_mesh(config, devices)
     phase = config.phases[0]
-    with sharding.use_mesh(self._mesh, config):
-      setup = steps.make_setup(config, self._mesh, vocabulary)
+    with sharding.use_mesh(self.mesh, config):
+      setup = steps.make_setup(config, self.mesh, vocabulary)
       self.objective = setup.objective
       abstract = steps.make_abstract_state(setup)
       self.state = steps.make_state(setup, abstract)
       self._step = steps.jit_train_step(setup, abstract)
-      layout = sharding.batch_sharding(self._mesh, config)
-      self._batches = [sharding.make_global_batch(batch, layout, phase.batch_size)
-                       for batch in batches]
+      layout = sharding.batch_sharding(self.mesh, config)
+      rows = sharding.local_rows(layout, phase.batch_size)
+      self._batches = [
+          sharding.make_global_batch({name: x[rows] for name, x in batch.items()}, layout,
+                                     phase.batch_size) for batch in batches]
 
   def seconds(self, steps: int) -> float:
     """Runs some steps and returns the seconds per step."""
@@ -56,7 +62,7 @@ class BareStep:
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles the step, and returns the program that runs from then on."""
-    with sharding.use_mesh(self._mesh, self._config):
+    with sharding.use_mesh(self.mesh, self._config):
       self._step = self._step.lower(self.state, self._batches[0]).compile()
     return self._step
 
@@ -72,7 +78,7 @@ class BareStep:
     return jax.device_get(jax.jit(self.objective.corrupt)(batch, key, rows))
 
   def _run(self, steps: int):
-    with sharding.use_mesh(self._mesh, self._config):
+    with sharding.use_mesh(self.mesh, self._config):
       for _ in range(steps):
         batch = self._batches[self._done % len(self._batches)]
         self.state, sums = self._step(self.state, batch)

@@ -173,11 +173,11 @@ def losses(rehearse: bool) -> Iterator[Row]:
   device = "cpu" if rehearse else jax.default_backend().replace("gpu", "cuda")
   few, many, preset, rows, length = (2, 4, "tiny", 4, 32) if rehearse else (3, 50, "base", 64, 128)
   for objective in ("mlm_nsp", "causal"):
-    config = _make_config(objective, "tiny" if rehearse else "mini", rows=8, length=length)
+    config = make_config(objective, "tiny" if rehearse else "mini", rows=8, length=length)
     found = {name: _losses(config, name, "losses", few)["auto"] for name in (device, "cpu")}
     yield at_most(f"{objective}, float32, {few} steps: this device and a CPU, difference",
                   _difference(found[device], found["cpu"]), 1e-3)
-  config = _make_config("mlm_nsp", preset, rows, length)
+  config = make_config("mlm_nsp", preset, rows, length)
   curves = _losses(config, device, "curve", many, ("auto", "xla"))
   yield at_most(f"BERT-{preset}, {many} steps: attention auto and xla, difference",
                 _difference(*curves.values()), 1e-2)
@@ -189,7 +189,8 @@ def _difference(a: list[float], b: list[float]) -> float:
   return float(np.abs(np.subtract(a, b)).max())
 
 
-def _make_config(objective: str, preset: str, rows: int, length: int) -> ConfigDict:
+def make_config(objective: str, preset: str, rows: int, length: int) -> ConfigDict:
+  """Returns the config of a BERT, or of a GPT of that size, without dropout."""
   config = config_lib.base()
   model = presets.BERT[preset]
   if objective == "causal":

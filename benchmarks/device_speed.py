@@ -123,15 +123,17 @@ def time_call(function: Callable, *arguments: jax.Array) -> float:
 # ------------------------------------------------------- steps, predicted
 
 
-def analyze(bare: BareStep, flops: float) -> tuple[Any, roofline.Roofline]:
-  """Compiles a step and returns the program and its roofline on this device.
+def analyze(bare: BareStep, flops: float, network: collectives.Network | None = None
+            ) -> tuple[Any, roofline.Roofline]:
+  """Compiles a step and returns the program and its roofline on its devices.
 
   Args:
     bare: step.
-    flops: analytic FLOPs per step.
+    flops: analytic FLOPs per step and device.
+    network: the devices as collectives see them; None: there is one device.
   """
-  compiled, chip = bare.compile(), find_chip()
-  network = collectives.Network(chip, [collectives.Place(0, ())], (), {})
+  compiled = bare.compile()
+  network = network or collectives.Network(find_chip(), [collectives.Place(0, ())], (), {})
   return compiled, roofline.analyze(compiled.as_text(), network, flops)
 
 
