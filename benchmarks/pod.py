@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       _simulate_devices(arguments.distributed)
     if is_program:
       cli.set_up_process(arguments)
-    code = cli.dispatch(arguments)
+    return cli.dispatch(arguments)  # The exit then waits for the others, which have this code too.
   except UserError as e:
     console.say(f"benchmarks.pod: {e}")
     code = e.exit_code
@@ -98,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     traceback.print_exc()
     code = 1
-  if code and is_program and arguments and arguments.distributed:
+  if is_program and arguments and arguments.distributed:
     sys.stdout.flush()
-    os._exit(code)  # A normal exit would wait for the other processes.
+    os._exit(code)  # A normal exit would wait for processes that may hang.
   return code
 
 
