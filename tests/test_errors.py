@@ -10,15 +10,18 @@ import pytest
 
 from bertgpt import errors
 
+# Tests of benchmarks define more of them.
+CLASSES = [c for c in errors.UserError.__subclasses__() if c.__module__ == errors.__name__]
+
 
 def test_documented_exit_codes_are_those_of_the_classes():
   rows = re.findall(r"^\| (\d+) +\| `(\w+)`", errors.__doc__, flags=re.MULTILINE)
   assert {name: int(code) for code, name in rows} == {
-      error.__name__: error.exit_code for error in errors.UserError.__subclasses__()}
+      error.__name__: error.exit_code for error in CLASSES}
 
 
 def test_exit_codes_tell_the_errors_apart():
-  codes = [error.exit_code for error in errors.UserError.__subclasses__()]
+  codes = [error.exit_code for error in CLASSES]
   assert len(set(codes)) == len(codes)
   assert 0 not in codes
 
