@@ -99,6 +99,10 @@ def test_the_held_out_documents_of_every_corpus_are_scored(train, folder, capsys
       logged = found[f"eval/{tag}/{metric}"][-1][1]
       assert logged == pytest.approx(float(scores[metric]), rel=1e-4)
     assert f"\n  {name} {found[f'eval/{tag}/mlm_loss'][-1][1]:.4g}\n" in report
+  capsys.readouterr()  # The mixture of the training does not stand in the way of another text.
+  assert cli.main(["evaluate", f"--workdir={run}", "--config.data.corpus=",
+                   f"--config.data.source=text:{folder}/books.txt"]) == 0
+  assert "mlm_loss" in capsys.readouterr().out
   books, main = (dict(found[f"eval/{tag}/mlm_loss"])[8] for tag in ("books", "validation"))
   assert books != main
   assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0

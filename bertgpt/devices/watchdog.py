@@ -57,17 +57,17 @@ def arm(minutes: float) -> None:
     minutes: time until the process is ended; 0: never.
   """
   global _minutes, _deadline, _thread
-  _minutes = minutes
   with _changed:
+    _minutes = minutes
     _deadline = time.monotonic() + minutes * 60 if minutes else math.inf
     if minutes and _thread is None:
       _thread = threading.Thread(target=_watch, name="watchdog", daemon=True)
       _thread.start()
     _changed.notify()
-  if minutes:
-    _end_without_python(minutes * 60)
-  else:
-    faulthandler.cancel_dump_traceback_later()
+    if minutes:
+      _end_without_python(minutes * 60)
+    else:
+      faulthandler.cancel_dump_traceback_later()
 
 
 def _end_without_python(seconds: float) -> None:
@@ -123,8 +123,9 @@ def arm_for(system: Any, *, compiles: bool) -> None:
 
 def renew() -> None:
   """Restarts the time limit that is running; does nothing if there is none."""
-  if _minutes:
-    arm(_minutes)
+  with _changed:  # Other threads may change the limit.
+    if _minutes:
+      arm(_minutes)
 
 
 def disarm() -> None:

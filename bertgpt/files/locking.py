@@ -155,5 +155,5 @@ def check_lock(path: pathlib.Path) -> None:
                          "Run the same command again") from e
     if found != written:
       raise StorageError(f"{path}: {_parse(found.decode(errors='replace'))} has taken the lock "
-                         "over, because the server of the disk has released it. Stop one of the "
-                         "two")
+                         "over: the server of the disk has released it, or the disk has no locks. "
+                         "Stop one of the two")

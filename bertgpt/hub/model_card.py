@@ -178,6 +178,8 @@ def describe_tuning(trained: Trained) -> list[str]:
   else:
     start = f"step {task['init_step']:,}"
     data = without_folders(config.data.corpus or config.data.source)
+    if config.data.corpora:
+      data += f", {without_folders(config.data.corpora)}"
     before = [f"- That model was trained on `{data}`; corpus `{trained.corpus_identity[:16]}`."
               if trained.corpus_identity else
               "- That model was imported, not trained with bertgpt."]

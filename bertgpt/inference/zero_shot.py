@@ -64,7 +64,8 @@ def run(path: pathlib.Path, spec: str, settings: Settings,
   with contextlib.ExitStack() as stack:
     work = None
     if out is not None:
-      identity = {"format": STATE_FORMAT, "suites": ",".join(name for name, _ in wanted),
+      identity = {"format of unfinished results": STATE_FORMAT,
+                  "suites": ",".join(name for name, _ in wanted),
                   "texts": [measured.digest for measured in found],
                   "flags": settings._asdict()} | resumable.identify(trained)
       work = stack.enter_context(resumable.open_unfinished(out, identity))

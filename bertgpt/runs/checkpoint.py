@@ -281,17 +281,20 @@ class Checkpoints:
     checked = NO_STEP
     while True:
       newest = step_folders.find_newest(self._root) if jax.process_index() == 0 else None
-      # Not by a collective: the others may have to wait until large files are read.
-      step = int(agreement.broadcast_text(str(NO_STEP if newest is None else newest)))
+      # Not by a collective: the others wait for any time. Process 0 tells them if it ends.
+      with watchdog.paused() if jax.process_index() else contextlib.nullcontext():
+        step = int(agreement.broadcast_text(str(NO_STEP if newest is None else newest)))
       if step in (checked, NO_STEP):  # It was not set aside.
         return step
       checked, path = step, self._root / str(step)
-      hashes = shares.hash_together(path, f"restore/{next(_numbers)}")
       try:
+        replicas.read_alike(f"restore/{next(_numbers)}", path, read_manifest, path)
+        hashes = shares.hash_together(path, f"restore/{next(_numbers)}")
         if jax.process_index() == 0:
-          check_files(path, ITEMS, hashes)
+          replicas.check_hashes(path, ITEMS, hashes)
       except Damaged as e:
-        set_aside(path, f"is damaged: {e}")
+        if jax.process_index() == 0:
+          set_aside(path, f"is damaged: {e}")
 
   def __enter__(self) -> "Checkpoints":
     return self

@@ -6,7 +6,7 @@ a process that alone finds a checkpoint damaged must not set it aside.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from bertgpt.devices import agreement
 from bertgpt.errors import PeerError
-from bertgpt.runs.manifest import Damaged
+from bertgpt.runs.manifest import Damaged, check_files
 
 T = TypeVar("T")
 SHOWN = 3  # Leaves that the message names.
@@ -45,6 +45,27 @@ def check(step: int, names: Sequence[str], sums: jax.Array, room: str) -> None:
         f"step {step}: the copies of the state are not equal ({shown}). A device gives wrong "
         "results, or the processes run different programs. Nothing was saved. Start all of them "
         "again to resume from the last checkpoint, on other hosts if it happens again")
+
+
+def check_hashes(path: pathlib.Path, items: Iterable[str], hashes: Mapping[str, str]) -> None:
+  """Compares the files of a step with its manifest, by the hashes of all processes; in process 0.
+
+  Args:
+    path: folder of the step.
+    items: see `manifest.check_files`.
+    hashes: name of a file -> the SHA-256 that a process has computed of it.
+  Raises:
+    Damaged: this process finds the step damaged.
+    PeerError: only another process does.
+  """
+  try:
+    check_files(path, items, hashes)
+  except Damaged as e:
+    check_files(path, items)  # Reads all files here.
+    raise PeerError(
+        f"{path}: {e}, as another process reads it; process 0 finds it good. That host has a wrong "
+        "copy of the file, or its memory is faulty. Nothing was set aside. Start all of them "
+        "again, on other hosts if it happens again") from e
 
 
 def read_alike(room: str, path: pathlib.Path, function: Callable[..., T], *arguments: object) -> T:

@@ -70,7 +70,8 @@ def evaluate_workdir(path: pathlib.Path, overrides: Sequence[str] = (),
   checked = config.copy_and_resolve_references()  # The batches of the training are not made here.
   checked.phases = tuple(p.copy_and_resolve_references() for p in config.phases)
   for p in checked.phases:
-    p.update(batch_size=config.eval.batch_size, micro_batches=1)
+    p.update(batch_size=config.eval.batch_size, micro_batches=1, mixture="")
+  checked.data.corpora, checked.eval.corpora = "", False
   config_lib.validate(checked, jax.device_count(), jax.default_backend())
   held_out = open_held_out(path, trained, config)
   mesh = sharding.make_mesh(config)

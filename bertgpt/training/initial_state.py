@@ -69,7 +69,6 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> TrainState
     check_skipped(old, run.config, int(state.step))
     change = schedules.describe_change(old, run.config, int(state.step))
     cluster.say_once(change and f"note: {change}")
-    checkpoints.delete_old()  # Only of a run that is not refused.
     return state
   history.check_start(run.path, metrics_file.last_step(run.path), run.config.checkpoint.every_steps)
   state = steps.make_state(run.setup, run.abstract_state)

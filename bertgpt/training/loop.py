@@ -182,6 +182,7 @@ def open_loop(run: Run) -> Iterator[Loop]:
     state = restore_or_init(run, checkpoints)
     first_step = int(state.step)
     run_files.write_first_files(run, first_step)  # Only now: a refused start changes nothing.
+    checkpoints.delete_old()
     if jax.process_index() == 0:
       timeline.open_in(first_step, run.path)
     with contextlib.closing(run_files.make_log(run, first_step)) as log:

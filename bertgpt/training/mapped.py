@@ -128,6 +128,7 @@ def _open_members(stacked: StackedRuns) -> Iterator[tuple[TrainState, list[Membe
     del state  # It would stay on the devices while the runs are open.
     for run, checkpoints, step in opened:
       run_files.write_first_files(run, step)  # Only now: a refused start changes nothing.
+      checkpoints.delete_old()
       log = stack.enter_context(contextlib.closing(
           run_files.make_log(run, step, name=run.path.name)))
       warnings = schedules.find_long_warmups(run.config.phases)

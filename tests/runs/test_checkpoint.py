@@ -855,6 +855,38 @@ def test_a_process_that_ends_while_it_hashes_ends_the_others(tmp_path):
   assert checkpoint.committed_steps(tmp_path) == []
 
 
+@pytest.mark.parametrize("affected", [0, 1])
+def test_a_file_that_one_process_reads_wrongly_is_not_set_aside(tmp_path, affected):
+  """Unless it is process 0, which reads again what another process finds wrong."""
+  with two_processes(f"""
+      from bertgpt.devices import shutdown
+      from bertgpt.errors import PeerError
+      from bertgpt.runs import manifest
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                          make(0))
+      with open_checkpoints(sys.argv[1]) as checkpoints:
+        for step in (10, 20):
+          checkpoints.save(step, make(step), {{"step": step}}, wait=True)
+      right = manifest.sha256_file
+      wrong = lambda path: "0" * 64 if "/20/" in str(path) else right(path)
+      if jax.process_index() == {affected}:
+        manifest.sha256_file = wrong
+      try:
+        with shutdown.end_together(), open_checkpoints(sys.argv[1]) as checkpoints:
+          say("RESTORED", checkpoints.restore_latest(like)[1]["step"])
+      except PeerError as e:
+        say("PEER", e)
+        os._exit(0)
+      """, tmp_path) as processes:
+    lines = [read_lines(process) for process in processes]
+  damaged = (tmp_path / "checkpoints" / "damaged-20-0").is_dir()
+  if affected == 0:
+    assert damaged and lines == [["RESTORED 10"]] * 2
+  else:
+    assert not damaged and checkpoint.committed_steps(tmp_path) == [10, 20]
+    assert ", as another process reads it; process 0 finds it good. That host" in lines[0][0]
+
+
 @pytest.mark.parametrize("affected", [(0,), (1,), (0, 1)], ids=str)
 @pytest.mark.parametrize("function", ["read_manifest", "sum_leaves"])
 def test_a_checkpoint_is_set_aside_only_if_all_processes_find_it_damaged(tmp_path, function,

@@ -220,7 +220,8 @@ def _read_table(path: pathlib.Path) -> Iterator[Example]:
   checked = glue.check_columns(lines, path, len(header))
   for row in glue.iterate_rows(checked, path, header, names, COLUMNS):
     cells = dict(zip(names, row.values or (), strict=True))
-    label = cells.pop(LABEL, "").strip()
+    # A whole number is written as 1.0 by pandas if another row has no label.
+    label = re.sub(r"^([+-]?\d+)\.0$", r"\1", cells.pop(LABEL, "").strip())
     yield Example(path, row.line, row.id.strip() or str(row.place), tuple(cells.values()), label)
 
 

@@ -95,7 +95,7 @@ def test_numbers_are_sorted_by_value_and_names_by_characters(tmp_path, text_form
 
 def test_numbers_in_json_are_the_numbers_in_tables(tmp_path, text_format):
   write(tmp_path / "train.jsonl", examples((1, 0, 2.0, 1)))
-  write(tmp_path / "dev.tsv", examples(("2", "1", " 0 ", "1")))
+  write(tmp_path / "dev.tsv", examples(("2", "1.0", " 0 ", "1")))
   task = open_task(tmp_path, text_format)
   assert task.labels == ("0", "1", "2") and task.evals[0].rows.labels.tolist() == [2, 1, 0, 1]
 
