@@ -364,4 +364,5 @@ def test_work_in_another_format_is_not_resumed(capsys, finished_gpt, files, monk
     patch.setattr(zero_shot, "STATE_FORMAT", 1)
     assert run(capsys, *argv)[0] == 130
   code, _, lines = run(capsys, *argv)
-  assert code == 2 and "holds unfinished results of format of unfinished results 1. Go back" in lines[-1]
+  assert code == 2
+  assert "unfinished results of format of unfinished results 1. Go back" in lines[-1]
