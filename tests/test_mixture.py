@@ -114,6 +114,33 @@ def test_the_held_out_documents_of_every_corpus_are_scored(train, folder, capsys
   assert str(folder) not in card
 
 
+def test_a_corpus_may_be_only_scored_and_changes_nothing(train, folder, capsys, tmp_path, recipe):
+  """All documents of a corpus with validation_fraction=1 are scored, and none is trained on."""
+  (tmp_path / "own.txt").write_text(small_runs.make_text(7, seed=11))
+  own = prepare(recipe, tmp_path, "own", f"--config.data.source=text:{tmp_path}/own.txt",
+                f"--config.tokenizer.path={folder}/main/tokenizer",
+                "--config.data.validation_fraction=1")
+  plain = train("plain", FIRST)
+  flags = [f"--config.data.corpora=own={own}", "--config.eval.corpora=True"]
+  run = train("run", FIRST, flags=flags)
+  assert fingerprints(run) == fingerprints(plain)
+  found = curves(run)
+  assert found["train/loss"] == curves(plain)["train/loss"]
+  assert found["eval/validation/mlm_loss"] == curves(plain)["eval/validation/mlm_loss"]
+  capsys.readouterr()
+  assert cli.main(["evaluate", f"--workdir={run}", f"--config.data.corpus={own}"]) == 0
+  printed = capsys.readouterr()
+  scores = dict(line.split() for line in printed.out.splitlines())
+  ((_, loss),) = found["eval/own/mlm_loss"]
+  assert loss == pytest.approx(float(scores["mlm_loss"]), rel=1e-4)
+  num_documents = len(open_corpus(own, "validation"))
+  assert num_documents > 1 and f"from {num_documents} held-out documents" in printed.err
+  assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+  assert "- More data" not in (tmp_path / "out" / "README.md").read_text()
+  error = train("other", FIRST, data={"corpus": str(own)}, code=65)
+  assert f"{own}: has no documents to train on" in error and error.count("\n") == 1
+
+
 def test_a_skipped_step_names_the_documents_of_every_corpus(train, folder):
   run = train("run", SECOND, flags=["--config.train.spike_guard=skip", "--config.train.spike_factor"
                                     "=1.0", "--config.train.spike_window=4"])

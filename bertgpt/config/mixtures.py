@@ -2,7 +2,8 @@
 
 `data.corpora` names prepared corpora, 'NAME=PATH,NAME=PATH'. `phases[].mixture` gives weights to
 them, 'NAME=WEIGHT,NAME=WEIGHT'. The corpus of the run itself, `data.corpus`, has the name MAIN. A
-phase without a mixture reads only this corpus.
+phase without a mixture reads only this corpus. With `eval.corpora`, all named corpora are scored,
+also those that no phase reads.
 
 Names keep the weights, which all hosts share, apart from the paths, which may differ between hosts
 and between starts of a run.
@@ -10,7 +11,7 @@ and between starts of a run.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from bertgpt import files
@@ -40,6 +41,17 @@ def find_paths(config: ConfigDict) -> dict[str, str]:
   return _parse(_NEXT_PATH.split(config.data.corpora), "PATH") if config.data.corpora else {}
 
 
+def describe_paths(config: ConfigDict, names: Iterable[str]) -> str:
+  """Returns the paths of some corpora as in `data.corpora`; '' if there are none.
+
+  Args:
+    config: whole config.
+    names: their names.
+  """
+  paths = find_paths(config)
+  return ",".join(f"{name}={paths[name]}" for name in names)
+
+
 def find_shares(p: ConfigDict) -> dict[str, Fraction]:
   """Returns name -> share of the rows of a phase, above 0; the shares add up to 1.
 
@@ -64,9 +76,14 @@ def period(shares: Mapping[str, Fraction]) -> int:
   return math.lcm(*(share.denominator for share in shares.values()))
 
 
-def find_used(config: ConfigDict) -> set[str]:
-  """Returns the names of all corpora that some phase reads."""
-  return {name for p in config.phases for name in find_shares(p)}
+def find_others(config: ConfigDict) -> list[str]:
+  """Returns the sorted names of all corpora but MAIN that some phase reads."""
+  return sorted({name for p in config.phases for name in find_shares(p)} - {MAIN})
+
+
+def find_scored(config: ConfigDict) -> list[str]:
+  """Returns the sorted names of all corpora but MAIN whose held-out documents are scored."""
+  return sorted(find_paths(config)) if config.eval.corpora else []
 
 
 def _parse(pieces: list[str], what: str) -> dict[str, str]:
@@ -127,12 +144,11 @@ def _find_in_mixture(config, p, names):
 
 
 def find_unread(config: ConfigDict) -> Iterator[tuple[str, str]]:
-  """Yields (field, line) if no phase reads a corpus of `data.corpora`, or none is to be scored."""
-  used = find_used(config)
-  if config.eval.corpora and not used - {MAIN}:
-    yield "eval.corpora", ("eval.corpora=True: no phases[].mixture names another corpus than "
-                           f"{MAIN}. Leave it at False")
-  for name in find_paths(config):
-    if name not in used:
-      yield "data.corpora", (f"data.corpora={config.data.corpora!r}: no phases[].mixture names "
-                             f"{name}. Leave it out")
+  """Yields (field, line) if a corpus of `data.corpora` is not used, or none is to be scored."""
+  paths = find_paths(config)
+  if config.eval.corpora and not paths:
+    yield "eval.corpora", ("eval.corpora=True: data.corpora names no corpus. Name those to score "
+                           "in it, or leave eval.corpora at False")
+  for name in paths.keys() - {*find_others(config), *find_scored(config)}:
+    yield "data.corpora", (f"data.corpora={config.data.corpora!r}: no phases[].mixture names "
+                           f"{name}. Leave it out, or score it with eval.corpora=True")

@@ -108,8 +108,8 @@ def base() -> ConfigDict:
   # parquet+sentences:GLOB#column | tfds:name:split#feature, or several, separated by commas.
   data.source = "pydocs"
   data.corpus = ""                         # prepared corpus; '': prepare `source` under `cache_dir`
-  # More prepared corpora for phases[].mixture, 'NAME=PATH,NAME=PATH', all with the tokenizer of
-  # data.corpus.
+  # More prepared corpora, 'NAME=PATH,NAME=PATH', for phases[].mixture or to be scored with
+  # eval.corpora, all with the tokenizer of data.corpus.
   data.corpora = ""
   data.cache_dir = "~/.cache/bertgpt"      # folder of prepared corpora and trained tokenizers
   data.validation_fraction = 0.01          # share of documents held out, chosen by their hash
@@ -293,7 +293,7 @@ def base() -> ConfigDict:
   evaluation.batch_size = 64               # rows per step of an evaluation, over all devices
   evaluation.max_rows = 0                  # validation rows; 0: all
   evaluation.mask_prob = 0.0               # share that is predicted; 0: as in the phase
-  # Whether the held-out documents of the other corpora of mixtures are scored too, as eval/NAME/...
+  # Whether the held-out documents of the corpora in data.corpora are scored too, as eval/NAME/...
   evaluation.corpora = False
   # length: the same rows for all phases of one row length | phase: as drawn by earlier versions.
   evaluation.rows_by = "length"

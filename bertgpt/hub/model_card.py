@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, families, resuming
+from bertgpt.config import ConfigDict, families, mixtures, resuming
 from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.derived import count_trained
 from bertgpt.config.stored import from_json
@@ -141,8 +141,8 @@ def describe_training(trained: Trained) -> list[str]:
            f"`{trained.corpus_identity[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]
-  if config.data.corpora:
-    lines.append(f"- More data: `{without_folders(config.data.corpora)}`; `main` is the first.")
+  if others := mixtures.describe_paths(config, mixtures.find_others(config)):
+    lines.append(f"- More data: `{without_folders(others)}`; `main` is the first.")
   lines += [f"- Rows of {line}." for line in mixture.describe_shares(config, step)]
   if config.init_from:
     lines.append("- Training started from the parameters in "
@@ -178,8 +178,8 @@ def describe_tuning(trained: Trained) -> list[str]:
   else:
     start = f"step {task['init_step']:,}"
     data = without_folders(config.data.corpus or config.data.source)
-    if config.data.corpora:
-      data += f", {without_folders(config.data.corpora)}"
+    if others := mixtures.describe_paths(config, mixtures.find_others(config)):
+      data += f", {without_folders(others)}"
     before = [f"- That model was trained on `{data}`; corpus `{trained.corpus_identity[:16]}`."
               if trained.corpus_identity else
               "- That model was imported, not trained with bertgpt."]

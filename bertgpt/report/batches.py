@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from bertgpt.config import ConfigDict, config_of_phase, find_phase, total_steps, unread
+from bertgpt.config import (
+  ConfigDict,
+  config_of_phase,
+  find_phase,
+  mixtures,
+  total_steps,
+  unread,
+)
 from bertgpt.config.derived import count_left_out
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.mixture import NO_OTHERS, PhaseRows, count_rows
@@ -32,7 +39,7 @@ def describe_data(config: ConfigDict, numbers: Sequence[int]) -> str:
   """
   unread.check(config)
   corpus = open_corpus(corpora.find_corpus(config, reports=False), "train")
-  others = corpora.open_others(config, corpus)
+  others = corpora.open_others(config, corpus, mixtures.find_others(config))
   corpora.check_tokenizer(config, corpus.tokenizer)
   config = corpora.resolve(config, corpus.tokenizer)
   objective = objectives.make_objective(config_of_phase(config, 0), corpus.vocabulary)

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from collections.abc import Iterable
 
 import jax
 
@@ -116,31 +117,32 @@ def _find_kept(config: ConfigDict, identity: str) -> pathlib.Path | None:
   return None
 
 
-def open_others(config: ConfigDict, corpus: Corpus) -> dict[str, Corpus]:
-  """Opens the other corpora that the mixtures of a run name, and checks that all hosts have them.
+def open_others(config: ConfigDict, corpus: Corpus, names: Iterable[str]) -> dict[str, Corpus]:
+  """Opens other corpora than the run's own, and checks that all hosts have them.
 
   Args:
     config: config of a run.
     corpus: a split of the run's own corpus.
+    names: names of the corpora in `data.corpora`, the same on all hosts.
   Returns:
     Name -> the same split of the corpus.
   Raises:
     DataError: a corpus is damaged or empty, or was prepared with another tokenizer, or two names
       stand for the same corpus.
   """
-  opened, names = {}, {corpus.identity: mixtures.MAIN}
+  opened, known = {}, {corpus.identity: mixtures.MAIN}
   paths = mixtures.find_paths(config)
-  for name in sorted(mixtures.find_used(config) - {mixtures.MAIN}):
+  for name in names:
     other = open_corpus(paths[name], corpus.split)
     field = f"data.corpora: {name}={paths[name]}"
     if _way_of_encoding(other) != _way_of_encoding(corpus):
       raise DataError(f"{field}: was prepared with another tokenizer than data.corpus="
                       f"{config.data.corpus}. Prepare its text again, with "
                       f"--config.tokenizer.path={corpus.path / 'tokenizer'}")
-    if twin := names.get(other.identity):
+    if twin := known.get(other.identity):
       raise DataError(f"{field}: is the same corpus as {twin}. Give one name to it, with the sum "
                       "of the weights")
-    opened[name], names[other.identity] = other, name
+    opened[name], known[other.identity] = other, name
   if opened:
     agreement.check({f"the prepared corpus {name}": other.identity
                      for name, other in opened.items()})

@@ -210,7 +210,7 @@ def evaluate_step(run: Run, log: StepLog, checkpoints: checkpoint.Checkpoints, s
                   ) -> dict[str, float] | None:
   """Evaluates and logs the held-out metrics after a step, and keeps the checkpoint of the best one.
 
-  With `eval.corpora`, other corpora are scored too, which are only logged.
+  With `eval.corpora`, other corpora are scored too; their metrics are only logged.
 
   Args:
     run: the opened run.

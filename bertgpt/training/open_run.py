@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bertgpt import config as config_lib
-from bertgpt.config import ConfigDict, resuming, unread
+from bertgpt.config import ConfigDict, mixtures, resuming, unread
 from bertgpt.data.batches import loader
 from bertgpt.data.batches.mixture import NO_OTHERS
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
@@ -73,7 +73,7 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if jax.process_index() == 0:
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
-    others = corpora.open_others(config, train_set)
+    others = corpora.open_others(config, train_set, mixtures.find_others(config))
     cluster.say_once(*(describe_unknown(c.manifest) for c in (train_set, *others.values())))
     if is_new:
       corpora.check_tokenizer(config, train_set.tokenizer)
@@ -83,9 +83,9 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.Evaluator(setup, held_out)
-      if config.eval.corpora:
-        for name, corpus in corpora.open_others(config, held_out).items():
-          evaluator.others[name] = evaluate.Evaluator(setup, corpus, evaluator.programs)
+      scored = corpora.open_others(config, held_out, mixtures.find_scored(config))
+      for name, corpus in scored.items():
+        evaluator.others[name] = evaluate.Evaluator(setup, corpus, evaluator.programs)
       metadata = make_metadata(
           config, train_set.tokenizer, corpus=train_set.identity,
           corpora={name: corpus.identity for name, corpus in others.items()})

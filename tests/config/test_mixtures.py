@@ -65,11 +65,11 @@ def test_shares_are_the_weights_divided_by_their_sum_without_rounding(mixture, e
     ("data.corpora", "main is the name of data.corpus", {"corpora": "main=a"}),
     ("data.corpora", "validation is the name of the held-out documents",
      {"corpora": "validation=a", "mixture": "validation=1"}),
-    ("eval.corpora", "Leave it at False", {"scored": True, "mixture": "main=1"}),
+    ("eval.corpora", "leave eval.corpora at False", {"scored": True, "mixture": "main=1"}),
     ("data.corpora", "set data.corpus too",
      {"corpora": "books=b", "mixture": "books=1", "corpus": ""}),
     ("data.corpora", "Mount the bucket", {"corpora": "books=s3://b/x", "mixture": "books=1"}),
-    ("data.corpora", "no phases[].mixture names web. Leave it out",
+    ("data.corpora", "no phases[].mixture names web. Leave it out, or score it",
      {"corpora": "web=w,books=b", "mixture": "main=1,books=1"}),
 ])
 def test_a_wrong_mixture_is_one_line_with_the_field_and_the_remedy(field, part, how):
@@ -101,4 +101,13 @@ def test_the_command_line_and_config_json_keep_a_mixture():
                                     f"--config.phases[0].mixture={mixture}"])
   assert (config.data.corpora, config.phases[0].mixture) == (corpora, mixture)
   assert from_json(to_json(config)) == config
-  assert mixtures.find_used(config) == {"main", "web", "books"}
+  assert mixtures.find_others(config) == ["books", "web"]
+
+
+def test_a_corpus_that_no_phase_reads_may_be_scored():
+  config = make_config(corpora="web=w,books=b", mixture="books=1", scored=True)
+  assert list(mixtures.find_problems(config)) == unread.find_problems(config) == []
+  assert mixtures.find_others(config) == ["books"]
+  assert mixtures.find_scored(config) == ["books", "web"]
+  config.eval.corpora = False
+  assert mixtures.find_scored(config) == []

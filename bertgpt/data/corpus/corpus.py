@@ -279,8 +279,12 @@ def open_corpus(path: str | os.PathLike, split: str) -> Corpus:
   files.require_utf8(path)
   manifest = read_manifest(path)
   file_checks.check(path, manifest)
-  if split not in manifest["splits"]:
-    raise DataError(f"{path}: no split {split!r}. Choose one of {', '.join(manifest['splits'])}")
+  if (names := [*manifest["splits"]]) == ["validation"] and split == "train":
+    raise DataError(f"{path}: has no documents to train on, because it was prepared with "
+                    "data.validation_fraction=1. Prepare it again with a smaller one, or name it "
+                    "in data.corpora with eval.corpora=True, which only scores it")
+  if split not in names:
+    raise DataError(f"{path}: no split {split!r}. Choose one of {', '.join(names)}")
   corpus = _load_split(path, split)
   _check_index(corpus)
   return corpus

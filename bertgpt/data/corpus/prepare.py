@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import tqdm
@@ -23,7 +23,7 @@ from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import encode, publishing
-from bertgpt.data.corpus.splits import assign_splits, validation_border
+from bertgpt.data.corpus.splits import assign_splits, find_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import digests, paths, sources
 from bertgpt.data.text.documents import Document, check_language, cut_sentences
@@ -318,12 +318,12 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
     DataError: a split would have no document.
   """
   data = config.data
-  writers = {split: SplitWriter(folder, split) for split in corpus_lib.SPLITS}
+  writers = {split: SplitWriter(folder, split) for split in find_splits(data.validation_fraction)}
   border = validation_border(data.validation_fraction)
   with contextlib.closing(encoded):
     for split, document in assign_splits(encode.with_progress(encoded), border):
       writers[split].write(document)
-  _check_splits(data.source, *(writers[split].num_documents for split in corpus_lib.SPLITS))
+  _check_splits(data.source, [writer.num_documents for writer in writers.values()])
   manifest = {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source": data.source,
@@ -337,10 +337,10 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
   return write_metadata(folder, manifest)
 
 
-def _check_splits(source: str, num_train: int, num_validation: int) -> None:
-  if not num_train + num_validation:
+def _check_splits(source: str, num_documents: Sequence[int]) -> None:
+  if not any(num_documents):
     raise DataError(f"data.source={source}: no document with text. Check the path and the field")
-  if not num_train or not num_validation:
+  if not all(num_documents):
     raise DataError(f"data.source={source}: at least two different documents are needed, one to "
                     "train on and one to hold out. Give more text, or separate its documents")
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from bertgpt.data.corpus.corpus import SPLITS
 from bertgpt.data.corpus.writer import EncodedDocument
 
+_ALL = 2**64  # All keys are smaller.
+
 
 def validation_border(fraction: float) -> int:
   """Returns the key below which documents are held out.
@@ -12,12 +14,21 @@ def validation_border(fraction: float) -> int:
   Args:
     fraction: `config.data.validation_fraction`, in [0, 1].
   """
-  return int(fraction * 2**64)
+  return int(fraction * _ALL)
+
+
+def find_splits(fraction: float) -> tuple[str, ...]:
+  """Returns the splits of a corpus: only 'validation', if all documents are held out.
+
+  Args:
+    fraction: `config.data.validation_fraction`, in [0, 1].
+  """
+  return SPLITS[1:] if validation_border(fraction) == _ALL else SPLITS
 
 
 def assign_splits(documents: Iterable[EncodedDocument],
                   border: int) -> Iterator[tuple[str, EncodedDocument]]:
-  """Assigns documents to splits by their keys, so that neither split stays empty.
+  """Assigns documents to splits by their keys, so that neither of two splits stays empty.
 
   As long as all keys are on one side of the border, the document nearest to the border is held
   back, together with its duplicates. If the corpus ends in that state, they become the other split.
@@ -29,6 +40,9 @@ def assign_splits(documents: Iterable[EncodedDocument],
     ('train' or 'validation', document).
   """
   documents = iter(documents)
+  if border == _ALL:
+    yield from ((_split_name(True), d) for d in documents)
+    return
   side, held, held_distance = None, [], 0
   for document in documents:
     if side is None:

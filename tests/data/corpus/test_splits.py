@@ -12,7 +12,7 @@ def fake_document(key, order=0):
 
 def test_both_splits_get_documents_whatever_the_fraction():
   rng = np.random.default_rng(0)
-  for fraction in (0.0, 1e-9, 0.01, 0.5, 0.99, 1.0):
+  for fraction in (0.0, 1e-9, 0.01, 0.5, 0.99, 1 - 1e-9):
     border = splits.validation_border(fraction)
     for size in range(2, 30):
       keys = [int(k) for k in rng.integers(0, 2**64, size, np.uint64)] * 2
@@ -26,6 +26,15 @@ def test_both_splits_get_documents_whatever_the_fraction():
       below = {k for k in keys if k < border}
       if below and len(below) < size:
         assert held_out == below
+
+
+def test_all_documents_may_be_held_out():
+  border = splits.validation_border(1.0)
+  found = list(splits.assign_splits(map(fake_document, (0, 5, 2**64 - 1)), border))
+  assert [(split, d.key) for split, d in found] == [
+      ("validation", 0), ("validation", 5), ("validation", 2**64 - 1)]
+  assert splits.find_splits(1.0) == ("validation",)
+  assert splits.find_splits(0.999) == splits.find_splits(0.0) == ("train", "validation")
 
 
 def test_one_text_many_times_is_kept_in_memory_once():
