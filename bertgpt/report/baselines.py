@@ -175,7 +175,7 @@ def bidirectional_unigram(run: Finished) -> Baseline:
   targets = config.model.target_words or size
   unigram = frequencies.unigram_probabilities(corpus, size, is_causal=False)
   # Every sentence is followed by its end.
-  ends = len(corpus.sentence_lengths) / corpus.num_tokens
+  ends = corpus.num_sentences / corpus.num_tokens
   unigram[tokenizer.sep_id] += ends
   unigram[tokenizer.unk_id] += unigram[targets:].sum()
   unigram = unigram[:targets] / (1 + ends)

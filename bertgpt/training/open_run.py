@@ -9,7 +9,7 @@ import jax
 
 from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, mixtures, resuming, unread
-from bertgpt.data.batches import loader
+from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.mixture import NO_OTHERS
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import agreement, cluster, compilation_cache, hardware, sharding, watchdog
@@ -78,6 +78,9 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
     if is_new:
       corpora.check_tokenizer(config, train_set.tokenizer)
     config = corpora.resolve(config, train_set.tokenizer)
+    if formats.find(config).reads_sentences:  # In a bucket: copied now, not by the first batch.
+      for corpus in (train_set, held_out, *others.values()):
+        corpus.open_sentences()
     loader.check_rows(train_set, config, others)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):

@@ -87,4 +87,5 @@ def assemble(placed: Placed) -> Batch:
 
 
 # The end of a document opens the next one. The target of a row's last token is the one after it.
-FORMAT = RowFormat(("eod_id", "eod_id"), has_one_sequence, plan, specs, assemble, has_target=True)
+FORMAT = RowFormat(("eod_id", "eod_id"), has_one_sequence, plan, specs, assemble, has_target=True,
+                   reads_sentences=False)

@@ -119,11 +119,12 @@ def make_plan(corpus: Corpus, config: ConfigDict, seq_len: int, key: tuple[int, 
     DataError: the corpus holds no token.
   """
   windows = windows or divide(corpus.document_lengths, 1)
-  texts = select(corpus, draw_documents(corpus, windows, window, key))
+  row_format = find(config)
+  texts = select(corpus, draw_documents(corpus, windows, window, key), row_format.reads_sentences)
   rng = make_rng((*key, window))
   if choices.OBJECTIVES[config.objective.name].continues_rows:
-    plan = find(config).plan(texts, config, seq_len, rng, num_streams)
+    plan = row_format.plan(texts, config, seq_len, rng, num_streams)
     return plan if num_rows is None else plan.fit(num_rows)
-  plan = find(config).plan(texts, config, seq_len, rng)
+  plan = row_format.plan(texts, config, seq_len, rng)
   order = rng.permutation(plan.num_rows)
   return plan.take(order if num_rows is None else np.resize(order, num_rows))

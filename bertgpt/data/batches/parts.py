@@ -79,7 +79,8 @@ class Texts(NamedTuple):
 
   Attributes:
     documents: int64 [D], indices of the documents in the corpus.
-    offsets: int64 [D+1], sentences before every document.
+    offsets: int64 [D+1], sentences before every document; a document is one sentence if the row
+      format does not read sentences.
     bounds: int64 [S+1], tokens before every sentence.
   """
 
@@ -88,13 +89,18 @@ class Texts(NamedTuple):
   bounds: np.ndarray
 
 
-def select(corpus: Corpus, documents: np.ndarray) -> Texts:
+def select(corpus: Corpus, documents: np.ndarray, reads_sentences: bool = True) -> Texts:
   """Returns the lengths of some documents.
 
   Args:
     corpus: corpus, of which only the index arrays are read.
     documents: int64 [D], indices of the documents in the order of the result.
+    reads_sentences: see `RowFormat`.
   """
+  if not reads_sentences:
+    bounds = offsets_of(corpus.document_lengths[documents])
+    release(corpus.document_lengths)
+    return Texts(documents, np.arange(len(documents) + 1), bounds)
   first = corpus.document_offsets[documents]
   counts = corpus.document_offsets[documents + 1] - first
   release(corpus.document_offsets)
@@ -297,6 +303,7 @@ class RowFormat(NamedTuple):
     has_target: whether a row is followed by one more token, which is only a target.
     pair: about the label of every pair; None if nothing is predicted about pairs.
     spans: parts -> (starts, stops), the tokens that every part needs of its document.
+    reads_sentences: whether the plan depends on the sentences of documents.
   """
 
   specials: tuple[str, str]
@@ -307,6 +314,7 @@ class RowFormat(NamedTuple):
   has_target: bool = False
   pair: PairTexts | None = None
   spans: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = spans
+  reads_sentences: bool = True
 
   @property
   def pair_name(self) -> str:

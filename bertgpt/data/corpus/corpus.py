@@ -15,7 +15,7 @@ import functools
 import mmap
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,18 +122,13 @@ class Corpus:
     path: folder of the corpus, on a disk or in a bucket (see `remote`).
     split: 'train' or 'validation'.
     manifest: content of manifest.json.
-    document_offsets: int64 [D+1]; the sentences of document d are
-      `sentence_lengths[document_offsets[d]:document_offsets[d + 1]]`.
     document_lengths: int64 [D], tokens of every document, at least 1.
-    sentence_lengths: int32 [S], tokens of every sentence, at least 1, document by document.
   """
 
   path: pathlib.Path
   split: str
   manifest: dict
-  document_offsets: np.ndarray
   document_lengths: np.ndarray
-  sentence_lengths: np.ndarray
 
   def __len__(self) -> int:
     return len(self.document_lengths)
@@ -141,10 +136,48 @@ class Corpus:
   def __reduce__(self):
     return _load_split, (self.path, self.split)
 
+  @property
+  def document_offsets(self) -> np.ndarray:
+    """Places of the documents in `sentence_lengths`: int64 [D+1].
+
+    The sentences of document d are `sentence_lengths[document_offsets[d]:document_offsets[d + 1]]`.
+    """
+    return self._sentences[0]
+
+  @property
+  def sentence_lengths(self) -> np.ndarray:
+    """Tokens of every sentence, at least 1, document by document: int32 [S]."""
+    return self._sentences[1]
+
+  def open_sentences(self) -> None:
+    """Opens the lengths of sentences now; otherwise, they are opened when they are first read.
+
+    Raises:
+      DataError: they do not fit the manifest.
+      StorageError: they are in a bucket, and cannot be copied.
+    """
+    _ = self._sentences
+
+  @functools.cached_property
+  def _sentences(self) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and lengths of the sentences, see `open_sentences`."""
+    folder = (remote.copy_sentences(self.path, self.manifest, self.split)
+              if isinstance(self.path, files.BucketPath) else self.path)
+    offsets, lengths = (np.load(folder / name, mmap_mode="r")
+                        for name in remote.sentence_files(self.split))
+    _check_counts(self, {"documents": (len(offsets) - 1,),
+                         "sentences": (len(lengths), int(offsets[-1]))})
+    return offsets, lengths
+
   @functools.cached_property
   def local(self) -> pathlib.Path:
-    """Folder on a disk with all files but the shards: `path`, or a copy of those in the bucket."""
+    """Folder on a disk with the tokenizer and the index of documents: `path`, or a copy of them."""
     return find_index(self.path, self.manifest)
+
+  @property
+  def num_sentences(self) -> int:
+    """Sentences of the split."""
+    return self._split_info["sentences"]
 
   @property
   def num_tokens(self) -> int:
@@ -312,34 +345,33 @@ def read_manifest(path: pathlib.Path) -> dict:
 
 def _load_split(path: pathlib.Path, split: str) -> Corpus:
   manifest = read_manifest(path)
-  folder = find_index(path, manifest)
-  arrays = {name: np.load(folder / index_file(split, name), mmap_mode="r")
-            for name in INDEX_DTYPES}
-  return Corpus(path, split, manifest, **arrays)
+  file = find_index(path, manifest) / index_file(split, "document_lengths")
+  return Corpus(path, split, manifest, np.load(file, mmap_mode="r"))
 
 
 def find_index(path: pathlib.Path, manifest: dict) -> pathlib.Path:
-  """Returns the folder on a disk with the index of a corpus, copied once per host from a bucket."""
+  """Returns the folder on a disk with the lengths of documents, copied once per host."""
   return remote.copy_index(path, manifest) if isinstance(path, files.BucketPath) else path
 
 
 def _check_index(corpus: Corpus) -> None:
   info, manifest = corpus.manifest["splits"][corpus.split], corpus.manifest
-  counts = {
-      "documents": (len(corpus), len(corpus.document_offsets) - 1,
-                    sum(shard["documents"] for shard in info["shards"])),
-      "sentences": (len(corpus.sentence_lengths), int(corpus.document_offsets[-1])),
-      "tokens": (sum_lengths(corpus.document_lengths),),
-  }
-  for name, index_counts in counts.items():
-    if set(index_counts) != {info[name]}:
-      raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(index_counts)} "
-                      f"{name}, but the manifest says {info[name]}. Delete the corpus and prepare "
-                      "it again")
+  _check_counts(corpus, {
+      "documents": (len(corpus), sum(shard["documents"] for shard in info["shards"])),
+      "tokens": (sum_lengths(corpus.document_lengths),)})
   if info["max_id"] >= manifest["tokenizer"]["vocab_size"]:
     raise DataError(f"{corpus.path}: token id {info['max_id']} in {corpus.split} is beyond the "
                     f"vocabulary of {manifest['tokenizer']['vocab_size']}. "
                     "Delete the corpus and prepare it again")
+
+
+def _check_counts(corpus: Corpus, counts: Mapping[str, Sequence[int]]) -> None:
+  """Checks that an index holds what the manifest says: entry of a split -> counts found."""
+  info = corpus.manifest["splits"][corpus.split]
+  for name, found in counts.items():
+    if set(found) != {info[name]}:
+      raise DataError(f"{corpus.path}: the index of {corpus.split} holds {max(found)} {name}, but "
+                      f"the manifest says {info[name]}. Delete the corpus and prepare it again")
 
 
 # ------------------------------------------------------------------ report

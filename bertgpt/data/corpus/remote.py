@@ -2,7 +2,8 @@
 
 The copy is in ~/.cache/bertgpt/indexes (or in $XDG_CACHE_HOME/bertgpt/indexes), under the hash of
 the manifest. The first process of the host that needs it downloads and hashes the files, while the
-others wait; then all map them into memory. The copy can be deleted at any time.
+others wait; then all map them into memory. The copy can be deleted at any time. The lengths of the
+sentences, which are most of an index, are a copy of their own: rows of running text need none.
 
 Documents are read with one request each, many at a time. The reader of array_record is not used: it
 opens a stream to the end of the shard for every document, and takes a missing shard for an empty
@@ -15,6 +16,8 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,21 +29,54 @@ from bertgpt.files import bucket
 BLOCK_BYTES = 2**16  # A Riegeli file has a header at every multiple of this.
 PARALLEL = 64  # Documents are small: a request takes one round trip to the storage.
 BLOCK_HEADER_BYTES, CHUNK_HEADER_BYTES = 24, 40
+PLACE_BYTES = 8  # In the copy, per document.
 
 
 def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
-  """Returns a local folder with all files of a corpus but its shards, and the places of documents.
+  """Returns a local folder with the places and lengths of documents, and the tokenizer.
 
   Args:
     path: folder of the corpus in a bucket.
     manifest: content of its manifest.json.
   Raises:
     DataError: a file is missing, or differs from the manifest.
-    OSError: the storage does not answer, or the copy cannot be written.
+    StorageError: the storage does not answer, or the copy cannot be written.
   """
-  key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:20]
-  folder = find_cache() / "indexes" / key
-  if _is_complete(folder, manifest):
+  shards = {s["file"] for info in manifest["splits"].values() for s in info["shards"]}
+  sentences = {name for split in manifest["splits"] for name in sentence_files(split)}
+  return _copy_once(path, manifest, "", sorted(manifest["files"].keys() - shards - sentences),
+                    [*manifest["splits"]])
+
+
+def copy_sentences(path: bucket.BucketPath, manifest: dict, split: str) -> pathlib.Path:
+  """Returns a local folder with the lengths of the sentences of a split.
+
+  Args:
+    path: folder of the corpus in a bucket.
+    manifest: content of its manifest.json.
+    split: a split of the manifest.
+  Raises:
+    DataError: a file is missing, or differs from the manifest.
+    StorageError: the storage does not answer, or the copy cannot be written.
+  """
+  return _copy_once(path, manifest, f"-{split}-sentences", sentence_files(split), [])
+
+
+def sentence_files(split: str) -> list[str]:
+  """Returns the files of an index that only rows made of sentences need.
+
+  Args:
+    split: 'train' or 'validation'.
+  """
+  return [f"{split}-{name}.npy" for name in ("document_offsets", "sentence_lengths")]
+
+
+def _copy_once(path: bucket.BucketPath, manifest: dict, suffix: str, names: Sequence[str],
+               splits: Sequence[str]) -> pathlib.Path:
+  """Returns a local folder with some files of a corpus, and the places of documents of splits."""
+  key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:20] + suffix
+  folder, sizes = find_cache() / "indexes" / key, {n: manifest["files"][n]["bytes"] for n in names}
+  if _is_complete(folder, sizes, splits):
     return folder
 
   def wait(holder: files.Holder) -> None:
@@ -49,30 +85,36 @@ def copy_index(path: bucket.BucketPath, manifest: dict) -> pathlib.Path:
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(folder.with_name(f".{key}.lock"), wait):
-      if not _is_complete(folder, manifest):
+      if not _is_complete(folder, sizes, splits):
         files.remove_tree(folder)  # Some systems delete old files of a cache one by one.
         files.remove_leftovers(folder.parent, key)
+        num_documents = sum(manifest["splits"][split]["documents"] for split in splits)
+        _check_space(path, folder.parent, sum(sizes.values()) + PLACE_BYTES * num_documents)
         with files.publish_when_done(folder) as scratch:
-          _copy(path, manifest, scratch)
+          _copy(path, manifest, scratch, names, splits)
   except OSError as e:
     raise StorageError(f"{e.filename or folder}: {e.strerror}. The index of {path} was not copied. "
                        "XDG_CACHE_HOME names another place for the copy") from e
   return folder
 
 
-def _is_complete(folder: pathlib.Path, manifest: dict) -> bool:
-  """Returns whether the copy of an index has all of its files, with the sizes of the manifest."""
-  sizes = {name: manifest["files"][name]["bytes"] for name in _names_of_index(manifest)}
-  places = map(places_file, manifest["splits"])
+def _is_complete(folder: pathlib.Path, sizes: Mapping[str, int], splits: Sequence[str]) -> bool:
+  """Returns whether a copy has files of these sizes, and the places of documents of splits."""
   return (all((folder / name).is_file() and (folder / name).stat().st_size == size
               for name, size in sizes.items())
-          and all((folder / name).is_file() for name in places))
+          and all((folder / places_file(split)).is_file() for split in splits))
 
 
-def _names_of_index(manifest: dict) -> list[str]:
-  """Returns the files of a corpus that are copied: all but its shards."""
-  shards = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
-  return sorted(manifest["files"].keys() - shards)
+def _check_space(path: bucket.BucketPath, folder: pathlib.Path, needed: int) -> None:
+  """Checks that a disk has room for a copy, which may have tens of gigabytes.
+
+  Raises:
+    StorageError: it has not.
+  """
+  if (free := shutil.disk_usage(folder).free) < needed:
+    raise StorageError(f"{folder}: a copy of the index of {path} needs {needed / 1e9:.2f} GB, and "
+                       f"{free / 1e9:.2f} GB are free. Free more, or name another place for it "
+                       "with XDG_CACHE_HOME")
 
 
 def find_cache() -> pathlib.Path:
@@ -80,8 +122,8 @@ def find_cache() -> pathlib.Path:
   return files.expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bertgpt"
 
 
-def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None:
-  names = _names_of_index(manifest)
+def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path, names: Sequence[str],
+          splits: Sequence[str]) -> None:
   try:
     files.download_tree(path, folder, names)
   except FileNotFoundError as e:
@@ -90,7 +132,8 @@ def _copy(path: bucket.BucketPath, manifest: dict, folder: pathlib.Path) -> None
     if sha256_file(folder / name) != manifest["files"][name]["sha256"]:
       raise DataError(f"{path / name}: damaged (its SHA-256 differs from the manifest). "
                       "Delete the corpus and prepare it again")
-  for split, info in manifest["splits"].items():
+  for split in splits:
+    info = manifest["splits"][split]
     places = bucket.in_parallel(
         lambda shard: find_places(path / shard["file"], shard["documents"]), info["shards"])
     np.save(folder / places_file(split), np.concatenate([np.zeros(0, np.int64), *places]))

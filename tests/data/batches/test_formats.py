@@ -417,6 +417,18 @@ def test_an_epoch_of_causal_lm_predicts_every_token_and_every_end_once(corpus, s
     assert np.sum(rows < seq_len) <= 1
 
 
+@every_corpus
+@every_length
+def test_rows_of_running_text_do_not_depend_on_sentences(corpus, seq_len):
+  config, blocks = make_config("causal"), formats.find(make_config("causal"))
+  documents = np.arange(len(corpus))[::-1]
+  expected, found = (blocks.plan(parts_lib.select(corpus, documents, reads), config, seq_len, None)
+                     for reads in (True, False))
+  assert not blocks.reads_sentences
+  np.testing.assert_array_equal(found.parts, expected.parts)
+  np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
 def test_one_giant_document_does_not_make_a_long_loop(monkeypatch):
   """The loop goes over the chunks of a segment, not over those of a whole document."""
   rounds = []

@@ -2,12 +2,15 @@
 
 import os
 import random
+import shutil
+import urllib.parse
 
 import numpy as np
 import pytest
 from array_record.python import array_record_module
 
 from bertgpt import config as config_lib
+from bertgpt.data.batches import loader
 from bertgpt.data.corpus import corpus as corpus_lib
 from bertgpt.data.corpus import machines, prepare, remote, writer
 from bertgpt.data.text import digests
@@ -100,6 +103,42 @@ def test_the_index_is_copied_once_per_host(two, storage):
   storage.requests.clear()
   again.tokens([0, 1, 2])
   assert len(storage.requests) == 3  # One per document.
+
+
+@pytest.mark.parametrize("objective, family, needed", [("causal", "gpt", []), ("mlm", "bert", [
+    "train-document_offsets.npy", "train-sentence_lengths.npy"])])
+def test_the_lengths_of_sentences_are_copied_only_for_rows_made_of_them(two, storage, objective,
+                                                                        family, needed):
+  """They are most of an index. The rows are those of the corpus on a disk."""
+  config = config_lib.base()
+  config.model.family, config.objective.name = family, objective
+  config.phases = (config_lib.phase(seq_len=16, batch_size=4, steps=3),)
+  expected, found = (corpus_lib.open_corpus(path, "train") for path in two)
+  storage.requests.clear()
+  for a, b in zip(*(read_all(corpus, config) for corpus in (expected, found)), strict=True):
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+  urls = [url for _, url in storage.requests]
+  assert sorted(name for name in two[1].list_tree() if name.endswith(".npy")
+                and any(urllib.parse.quote(name, "") in url for url in urls)) == needed
+
+
+def read_all(corpus, config):
+  with loader.make_train_batches(corpus, config, 0, 0, slice(None)) as batches:
+    return list(batches)
+
+
+def test_a_full_disk_is_refused_before_the_copy(two, monkeypatch, tmp_path):
+  usage = shutil.disk_usage(tmp_path)
+  needed = sum(file.stat().st_size for file in two[0].rglob("*")
+               if "array_record" not in file.name and "sentence" not in file.name
+               and "offsets" not in file.name and file.is_file() and file.name != "manifest.json")
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+  with pytest.raises(StorageError, match="needs 0.00 GB, and 0.00 GB are free. Free more"):
+    corpus_lib.open_corpus(two[1], "train")
+  assert not list((tmp_path / "cache").rglob("*.npy"))
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * needed))
+  corpus_lib.open_corpus(two[1], "train")
 
 
 @pytest.mark.parametrize("name", ["train-document_lengths.npy", "validation-places.npy"])
