@@ -31,7 +31,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # ensurepip: Debian's python3 comes without it, and venv needs it.
 USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 # A python3.12 on the PATH may still fail to start (pyenv's shims do), so each is tried.
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
     $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 # The files that use a marker: importing all files takes longer than many tests. If ARGS names files,
