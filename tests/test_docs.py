@@ -62,6 +62,8 @@ def problems_of(argv: list[str]) -> list[str]:
   is_tuning = arguments.command == "finetune"
   make_base = finetuning.base if is_tuning else config_lib.base
   recipe = getattr(arguments, "recipe", None)
+  if recipe and recipe.startswith("continued:"):  # It reads a run, which is not here.
+    recipe = "continued"
   config = recipes.load(recipe, make_base) if recipe else make_base()
   config, problems = try_override(config, arguments.overrides)
   if is_tuning:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertgpt import files, models, trees
-from bertgpt.config import families
 from bertgpt.errors import ConfigError
 from bertgpt.hub import opening
 from bertgpt.models.parameters import find
@@ -58,16 +57,12 @@ def import_model(source: pathlib.Path, path: pathlib.Path) -> str:
              if not (rule := find(table, name)).is_constant)
   if config.model.skip_first_norm:  # The stack includes the scale of a norm that is not used.
     size -= config.model.width
-  flags = [f"--config.init_from={path}"]
-  if not families.find(config).reads_words:  # Such a family can learn other words.
-    flags.append(f"--config.tokenizer.path={path}/tokenizer")
-  flags += [f"--config.{field}={value}" for field, value in model.fields.items()
-            if field != "model.vocab_size"]
   return "\n".join([
       f"{path}: the model of {source}, {size:,} parameters",
       *(f"note: {note}" for note in model.notes),
-      "to continue its pretraining, with a fresh optimizer, give a recipe:",
-      f"bertgpt train --config RECIPE --workdir NEW {shlex.join(flags)}"])
+      "to train it further on your text, with a new optimizer:",
+      f"bertgpt train --config {shlex.quote(f'continued:{path}')} --workdir NEW "
+      "--config.data.source=SOURCE"])
 
 
 def _count(x: np.ndarray, axes: tuple[str | None, ...], vocab_size: int) -> int:

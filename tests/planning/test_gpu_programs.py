@@ -28,9 +28,9 @@ OTHER_SIZES = {"bert_small", "bert_medium", "electra_large", "ettin_32m", "ettin
 # compiled.
 ONLY_TRACED = {"ablation_mask_rate", "ablation_masking", "ablation_objective",
                "ablation_whole_words", "albert_base", "albert_mini", "bert_base", "bert_large",
-               "bert_mini", "bert_tiny", "demo", "diffusion_mini", "electra_base", "electra_mini",
-               "elmo_mini", "ettin_17m", "families", "gpt2_xl", "modernbert_mini", "roberta_base",
-               "roberta_mini", "twins", "wiki_base", "wiki_mini_long", "xlnet_mini"}
+               "bert_mini", "bert_tiny", "continued", "demo", "diffusion_mini", "electra_base",
+               "electra_mini", "elmo_mini", "ettin_17m", "families", "gpt2_xl", "modernbert_mini",
+               "roberta_base", "roberta_mini", "twins", "wiki_base", "wiki_mini_long", "xlnet_mini"}
 assert set(NAMES) >= OTHER_SIZES | ONLY_TRACED
 MACHINES = ("h100:1", "h100:8", "h200:2x8", "a100:8")
 
