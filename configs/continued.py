@@ -3,15 +3,15 @@
 Command    bertgpt train --config configs/continued.py:runs/imported --workdir runs/continued \\
              --config.data.source='jsonl:domain/*.jsonl#text'
 Data       Your own. The 12,500 steps read 1.6 G tokens: set `phases[0].steps` to a few epochs.
-Hardware   As for the model, see `bertgpt plan`.
+Hardware   As for the model, see `bertgpt plan`. On CPUs, add --config.model.dtype=float32.
 Expected   At first, the loss of `bertgpt evaluate --workdir runs/imported` on the same text, and
            then a lower one: docs/continuing.md.
 
 The argument is the workdir of a run, such as that of `bertgpt import --from bert-base-uncased
---workdir runs/imported`. Its model, objective and tokenizer are kept. (An ELMo learns the words of
-the other text.) The optimizer is new, so the learning rate is warmed up again, to a peak below that
-of most published trainings. Gururangan et al. 2020 (arXiv:2004.10964) continue RoBERTa in a domain
-for 12,500 steps.
+--workdir runs/imported`. Its model, objective and tokenizer are kept, and computed in bfloat16. (An
+ELMo learns the words of the other text.) The optimizer is new, so the learning rate is warmed up
+again, to a peak below that of most published trainings. Gururangan et al. 2020 (arXiv:2004.10964)
+continue RoBERTa in a domain for 12,500 steps.
 """
 
 from bertgpt import files
@@ -26,7 +26,7 @@ def get_config(run=""):
     trained = workdir.read_config(files.make_path(run), "--config continued:")
     config.update(data=trained.data, model=trained.model, objective=trained.objective,
                   tokenizer=trained.tokenizer)
-    config.model.vocab_size = 0
+    config.model.update(vocab_size=0, dtype="bfloat16")
     config.tokenizer.path = "" if families.find(trained).reads_words else f"{run}/tokenizer"
   config.data.update(source="jsonl:domain/*.jsonl#text", corpus="", corpora="")
   config.optimizer.update(name="adamw", b2=0.98)

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs/continuing.md").read_text("utf-8")
 # Flags that shrink the commands of the page to a test; they follow the flags of the page.
 TINY = ["--config.phases[0].steps=2", "--config.phases[0].batch_size=8",
         "--config.phases[0].seq_len=32", "--config.eval.batch_size=8", "--config.eval.max_rows=16",
-        "--config.data.prepare_workers=1", "--config.log.tensorboard=False",
+        "--config.model.dtype=float32", "--config.data.prepare_workers=1", "--config.log.tensorboard=False",
         "--config.system.compilation_cache="]
 TINY_TASK = ["--config.task.max_length=32", "--config.epochs=1", "--config.seeds=0,",
              "--config.learning_rates=1e-3,", "--config.batch_size=8",
@@ -73,7 +73,7 @@ def test_every_family_is_continued(family, recipe, tmp_path):
   first, new = (workdir.read_config(tmp_path / name) for name in ("first", "new"))
   assert new.objective == first.objective
   assert {field for field in first.model if first.model[field] != new.model[field]} <= {
-      "vocab_size", "target_words"}
+      "vocab_size", "target_words", "dtype"}
 
 
 def test_the_recipe_keeps_the_model_and_not_the_text(finished_gpt):

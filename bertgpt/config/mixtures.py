@@ -149,6 +149,6 @@ def find_unread(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.eval.corpora and not paths:
     yield "eval.corpora", ("eval.corpora=True: data.corpora names no corpus. Name those to score "
                            "in it, or leave eval.corpora at False")
-  for name in paths.keys() - {*find_others(config), *find_scored(config)}:
+  for name in sorted(paths.keys() - {*find_others(config), *find_scored(config)}):
     yield "data.corpora", (f"data.corpora={config.data.corpora!r}: no phases[].mixture names "
                            f"{name}. Leave it out, or score it with eval.corpora=True")
