@@ -19,8 +19,8 @@ PAGE = (ROOT / "docs/continuing.md").read_text("utf-8")
 # Flags that shrink the commands of the page to a test; they follow the flags of the page.
 TINY = ["--config.phases[0].steps=2", "--config.phases[0].batch_size=8",
         "--config.phases[0].seq_len=32", "--config.eval.batch_size=8", "--config.eval.max_rows=16",
-        "--config.model.dtype=float32", "--config.data.prepare_workers=1", "--config.log.tensorboard=False",
-        "--config.system.compilation_cache="]
+        "--config.model.dtype=float32", "--config.data.prepare_workers=1",
+        "--config.log.tensorboard=False", "--config.system.compilation_cache="]
 TINY_TASK = ["--config.task.max_length=32", "--config.epochs=1", "--config.seeds=0,",
              "--config.learning_rates=1e-3,", "--config.batch_size=8",
              "--config.system.compilation_cache="]
