@@ -681,7 +681,7 @@ def test_files_whose_ending_says_that_they_are_not_text_are_refused(
 
 @pytest.mark.parametrize("name, head", [
     ("wiki_00", b'{"id": "1", "text": "A b."}\n'),
-    ("wiki_00.gz", gzip.compress(b'\n{"text": "A b."}\n{"text": "C d."}\n')),
+    ("wiki_00.gz", gzip.compress(b'\n{"text": "A b."}\n{"text": "C d."}\n', mtime=0)),
     ("a.txt", '\ufeff{"text": "A b."}\r\n'.encode())])
 def test_json_lines_without_their_ending_are_refused(tmp_path, name, head):
   (tmp_path / name).write_bytes(head)
