@@ -141,6 +141,32 @@ def test_a_corpus_may_be_only_scored_and_changes_nothing(train, folder, capsys, 
   assert f"{own}: has no documents to train on" in error and error.count("\n") == 1
 
 
+def test_an_official_validation_file_is_the_validation_split_of_a_run(train, capsys, tmp_path,
+                                                                      recipe):
+  """Its scores are those of this text, prepared on its own."""
+  for name, size in (("train", 90), ("valid", 12)):
+    (tmp_path / f"{name}.txt").write_text(small_runs.make_text(size, seed=size))
+  valid = f"text:{tmp_path}/valid.txt"
+  data = {"corpus": "", "source": f"text:{tmp_path}/train.txt,validation*{valid}",
+          "validation_fraction": 0.0}
+  train("run", FIRST, data=data)
+  run = train("run", FIRST | {"steps": 6}, data=data)
+  own = prepare(recipe, tmp_path, "own", f"--config.data.source={valid}",
+                f"--config.tokenizer.path={run}/tokenizer", "--config.data.validation_fraction=1")
+  assert len(open_corpus(own, "validation")) == 12
+  for flags in ([], [f"--config.data.corpus={own}"]):
+    capsys.readouterr()
+    assert cli.main(["evaluate", f"--workdir={run}", *flags]) == 0
+    printed = capsys.readouterr()
+    scores = dict(line.split() for line in printed.out.splitlines())
+    logged = dict(curves(run)["eval/validation/mlm_loss"])[6]
+    assert logged == pytest.approx(float(scores["mlm_loss"]), rel=1e-4)
+    assert "from 12 held-out documents" in printed.err
+  assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+  assert ("- Data: `text:train.txt,validation*text:valid.txt`, of which the sources after "
+          "`validation*` are held out;") in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_skipped_step_names_the_documents_of_every_corpus(train, folder):
   run = train("run", SECOND, flags=["--config.train.spike_guard=skip", "--config.train.spike_factor"
                                     "=1.0", "--config.train.spike_window=4"])

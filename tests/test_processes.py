@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import small_runs
 import together
 from program import (
     ROOT,
@@ -17,6 +18,7 @@ from program import (
     stopped_step,
 )
 
+from bertgpt import cli
 from bertgpt.runs import checkpoint, metrics_file
 
 SLOW, SLOW_S = 2, 3.0  # The process of four that is slow, and its seconds between two steps.
@@ -120,6 +122,26 @@ def test_a_run_of_two_processes_is_continued_by_one_three_and_six(program, tmp_p
   assert_done(program.train_together(path, 6, *twelve))
   assert rows_read(path) == rows_read(whole)
   assert_close_losses(path, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_score_another_validation_set_as_one(program, tmp_path):
+  (tmp_path / "own.txt").write_text(small_runs.make_text(13, seed=11))
+  prepare = ["prepare", f"--config={program.folder}/recipe.py"]
+  main, own = tmp_path / "main", tmp_path / "own"
+  assert cli.main([*prepare, f"--out={main}"]) == 0
+  assert cli.main([*prepare, f"--out={own}", f"--config.data.source=text:{tmp_path}/own.txt",
+                   f"--config.tokenizer.path={main}/tokenizer",
+                   "--config.data.validation_fraction=1"]) == 0
+  flags = [f"--config.data.corpus={main}", f"--config.data.corpora=own={own}",
+           "--config.eval.corpora=True"]
+  assert_done([program.train(tmp_path / "one", *flags)])
+  assert_done(program.train_together(tmp_path / "two", 2, *flags))
+  one, two = (metrics_file.read_curves(tmp_path / name) for name in ("one", "two"))
+  for tag in ("eval/own/mlm_loss", "eval/own/nsp_accuracy", "eval/validation/mlm_loss"):
+    assert [step for step, _ in one[tag]] == [20, 40]
+    assert dict(two[tag]) == pytest.approx(dict(one[tag]), abs=1e-4)
+  assert_close_losses(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow

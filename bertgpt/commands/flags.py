@@ -192,11 +192,11 @@ def try_config(arguments: argparse.Namespace) -> "tuple[ConfigDict, list[str]]":
   """
   from bertgpt.config import recipes
   from bertgpt.config.overrides import try_override
-  from bertgpt.data.text import sources
+  from bertgpt.data.corpus import splits
   config, problems = try_override(recipes.load(arguments.recipe), arguments.overrides)
   try:
     if not config.data.corpus:
-      sources.parse(config.data.source)
+      splits.check(config.data.source, config.data.validation_fraction)
   except ConfigError as e:
     problems.append(str(e))
   return config, problems

@@ -106,13 +106,15 @@ def base() -> ConfigDict:
   config.data = data = ConfigDict()
   # pydocs | text:GLOB | text+paragraphs:GLOB | jsonl:GLOB#field | parquet:GLOB#column |
   # parquet+sentences:GLOB#column | tfds:name:split#feature, or several, separated by commas.
+  # 'validation*' before one makes it the validation split.
   data.source = "pydocs"
   data.corpus = ""                         # prepared corpus; '': prepare `source` under `cache_dir`
   # More prepared corpora, 'NAME=PATH,NAME=PATH', for phases[].mixture or to be scored with
   # eval.corpora, all with the tokenizer of data.corpus.
   data.corpora = ""
   data.cache_dir = "~/.cache/bertgpt"      # folder of prepared corpora and trained tokenizers
-  data.validation_fraction = 0.01          # share of documents held out, chosen by their hash
+  # Share of documents held out, chosen by their hash; 1: all. With 'validation*' in source: 0.
+  data.validation_fraction = 0.01
   data.invalid_text = "error"              # for invalid UTF-8 and NUL: error | replace | skip
   data.language = "en"                     # ISO 639-1 code, for splitting text into sentences
   data.prepare_workers = 0                 # processes that prepare the corpus; 0: one per core

@@ -12,6 +12,8 @@ from bertgpt.config import finetuning as finetune_config
 from bertgpt.config.derived import count_trained
 from bertgpt.config.stored import from_json
 from bertgpt.data.batches import mixture
+from bertgpt.data.corpus import splits
+from bertgpt.data.text import sources
 from bertgpt.hub.architecture import Architecture
 from bertgpt.runs import folder_kinds
 from bertgpt.runs import trained as trained_lib
@@ -136,8 +138,11 @@ def describe_training(trained: Trained) -> list[str]:
   config, step = trained.config, trained.step
   if not step:
     return ["The weights were imported, not trained with bertgpt."]
-  lines = [f"- Data: `{without_folders(config.data.corpus or config.data.source)}`, of which "
-           f"{config.data.validation_fraction:.1%} of the documents are held out; corpus "
+  data = config.data
+  held_out = (f"the sources after `{sources.HELD_OUT}` are held out"
+              if not data.corpus and splits.holds_out(data.source) else
+              f"{data.validation_fraction:.1%} of the documents are held out")
+  lines = [f"- Data: `{without_folders(data.corpus or data.source)}`, of which {held_out}; corpus "
            f"`{trained.corpus_identity[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]

@@ -74,19 +74,20 @@ def open_run(config: ConfigDict, path: pathlib.Path, allow_change: Sequence[str]
       trackers.check(config)
     train_set, held_out = open_corpora(config, None if is_new else path)
     others = corpora.open_others(config, train_set, mixtures.find_others(config))
-    cluster.say_once(*(describe_unknown(c.manifest) for c in (train_set, *others.values())))
+    scored = corpora.open_others(config, held_out, mixtures.find_scored(config))
+    cluster.say_once(*(describe_unknown(c.manifest)
+                       for c in (train_set, *(scored | others).values())))
     if is_new:
       corpora.check_tokenizer(config, train_set.tokenizer)
     config = corpora.resolve(config, train_set.tokenizer)
     if formats.find(config).reads_sentences:  # In a bucket: copied now, not by the first batch.
-      for corpus in (train_set, held_out, *others.values()):
+      for corpus in (train_set, held_out, *others.values(), *scored.values()):
         corpus.open_sentences()
     loader.check_rows(train_set, config, others)
     mesh = sharding.make_mesh(config)
     with sharding.use_mesh(mesh, config):
       setup = steps.make_setup(config, mesh, train_set.vocabulary)
       evaluator = evaluate.Evaluator(setup, held_out)
-      scored = corpora.open_others(config, held_out, mixtures.find_scored(config))
       for name, corpus in scored.items():
         evaluator.others[name] = evaluate.Evaluator(setup, corpus, evaluator.programs)
       metadata = make_metadata(

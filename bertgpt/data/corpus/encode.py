@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from bertgpt.data.corpus import corpus as corpus_lib
+from bertgpt.data.corpus.splits import HELD_OUT_KEY
 from bertgpt.data.corpus.writer import EncodedDocument
 from bertgpt.data.text.documents import Document, cut_sentences
 from bertgpt.data.tokens import text_parts, tokenizers, unknown
@@ -185,7 +186,8 @@ def _encoded_document(document: Document, ids: np.ndarray, lengths: np.ndarray, 
   """Returns a document with the ids of its sentences; sentences without a token are left out."""
   text, lengths = document.text.encode(), lengths[lengths > 0].astype(np.int32)
   return EncodedDocument(
-      key=text_key(text), record=corpus_lib.encode_record(ids.astype(dtype), lengths),
+      key=HELD_OUT_KEY if document.is_held_out else text_key(text),
+      record=corpus_lib.encode_record(ids.astype(dtype), lengths),
       sentence_lengths=lengths, text_bytes=len(text),
       num_unknown=num_unknown, unknown_bytes=unknown_bytes, max_id=int(ids.max()))
 

@@ -22,7 +22,7 @@ import tqdm
 from bertgpt import console, files
 from bertgpt.config import ConfigDict
 from bertgpt.data.corpus import corpus as corpus_lib
-from bertgpt.data.corpus import encode, publishing
+from bertgpt.data.corpus import encode, publishing, splits
 from bertgpt.data.corpus.splits import assign_splits, find_splits, validation_border
 from bertgpt.data.corpus.writer import EncodedDocument, SplitWriter, write_metadata
 from bertgpt.data.text import digests, paths, sources
@@ -148,7 +148,12 @@ def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
 
 
 def describe_options(config: ConfigDict) -> dict:
-  """Returns the options of `config.data` that determine the content of a corpus."""
+  """Returns the options of `config.data` that determine the content of a corpus.
+
+  Raises:
+    ConfigError: they do not fit `config.data.source`.
+  """
+  splits.check(config.data.source, config.data.validation_fraction)
   return {n: config.data[n] for n in ("language", "validation_fraction", "invalid_text")}
 
 
@@ -251,9 +256,8 @@ def check_endings(spec: str) -> None:
       if i < OPENED_FILES and ending not in known and paths.holds_json_lines(path):
         ending = ".jsonl"
       if ending in known:
-        weight = "" if source.weight == 1 else f"{source.weight:g}*"
         raise ConfigError(f"data.source: {path} is not plain text. "
-                          + paths.correct(ending, weight, source.target))
+                          + paths.correct(ending, source.prefix, source.target))
 
 
 def check_own_files(config: ConfigDict, folder: pathlib.Path) -> None:
@@ -320,10 +324,11 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
   data = config.data
   writers = {split: SplitWriter(folder, split) for split in find_splits(data.validation_fraction)}
   border = validation_border(data.validation_fraction)
+  is_given = splits.holds_out(data.source)
   with contextlib.closing(encoded):
-    for split, document in assign_splits(encode.with_progress(encoded), border):
+    for split, document in assign_splits(encode.with_progress(encoded), border, is_given):
       writers[split].write(document)
-  _check_splits(data.source, [writer.num_documents for writer in writers.values()])
+  _check_splits(data.source, [writer.num_documents for writer in writers.values()], is_given)
   manifest = {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source": data.source,
@@ -337,9 +342,13 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
   return write_metadata(folder, manifest)
 
 
-def _check_splits(source: str, num_documents: Sequence[int]) -> None:
+def _check_splits(source: str, num_documents: Sequence[int], is_given: bool) -> None:
   if not any(num_documents):
     raise DataError(f"data.source={source}: no document with text. Check the path and the field")
+  if is_given and not all(num_documents):
+    use = "hold out" if num_documents[0] else "train on"
+    raise DataError(f"data.source={source}: no document with text to {use}. Check the path and "
+                    "the field")
   if not all(num_documents):
     raise DataError(f"data.source={source}: at least two different documents are needed, one to "
                     "train on and one to hold out. Give more text, or separate its documents")
@@ -409,7 +418,7 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
   """Returns the documents with the largest keys, in their order; a terminal shows a bar.
 
   Keys are hashes, so the sample is spread evenly over the corpus. The validation split has the
-  smallest keys and is not sampled.
+  smallest keys, or sources of its own, and is not sampled.
 
   Args:
     documents: documents of the source.
@@ -423,7 +432,7 @@ def sample_documents(documents: Iterable[Document], max_bytes: int,
       text = document.text.encode()
       key = encode.text_key(text)
       bar.update(len(text))
-      if key < border:
+      if document.is_held_out or key < border:
         continue
       heapq.heappush(heap, (key, order, len(text), document))
       total += len(text)

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator
 
 from bertgpt.data.corpus.corpus import SPLITS
 from bertgpt.data.corpus.writer import EncodedDocument
+from bertgpt.data.text import sources
+from bertgpt.errors import ConfigError
 
+HELD_OUT_KEY = 0  # The key of documents whose source is held out; it is below every border.
 _ALL = 2**64  # All keys are smaller.
 
 
@@ -14,7 +17,7 @@ def validation_border(fraction: float) -> int:
   Args:
     fraction: `config.data.validation_fraction`, in [0, 1].
   """
-  return int(fraction * _ALL)
+  return int(fraction * _ALL) or HELD_OUT_KEY + 1
 
 
 def find_splits(fraction: float) -> tuple[str, ...]:
@@ -26,8 +29,36 @@ def find_splits(fraction: float) -> tuple[str, ...]:
   return SPLITS[1:] if validation_border(fraction) == _ALL else SPLITS
 
 
-def assign_splits(documents: Iterable[EncodedDocument],
-                  border: int) -> Iterator[tuple[str, EncodedDocument]]:
+def holds_out(spec: str) -> bool:
+  """Returns whether a source says which documents are held out.
+
+  Args:
+    spec: `config.data.source`.
+  """
+  return any(source.is_held_out for source in sources.parse(spec))
+
+
+def check(spec: str, validation_fraction: float) -> None:
+  """Checks that a source can be parsed, and that only one field says what is held out.
+
+  Args:
+    spec: `config.data.source`.
+    validation_fraction: `config.data.validation_fraction`.
+  Raises:
+    ConfigError: see `sources.parse`; or all sources are held out, or some and a fraction too.
+  """
+  held_out = [source.is_held_out for source in sources.parse(spec)]
+  if all(held_out):
+    raise ConfigError(f"data.source={spec!r}: all sources are held out. Add one to train on. To "
+                      f"score them only, remove {sources.HELD_OUT} and set "
+                      "data.validation_fraction=1")
+  if any(held_out) and validation_fraction:
+    raise ConfigError(f"data.validation_fraction={validation_fraction}: data.source says what is "
+                      f"held out, with {sources.HELD_OUT}. Set data.validation_fraction=0")
+
+
+def assign_splits(documents: Iterable[EncodedDocument], border: int,
+                  is_given: bool = False) -> Iterator[tuple[str, EncodedDocument]]:
   """Assigns documents to splits by their keys, so that neither of two splits stays empty.
 
   As long as all keys are on one side of the border, the document nearest to the border is held
@@ -36,12 +67,13 @@ def assign_splits(documents: Iterable[EncodedDocument],
   Args:
     documents: documents in order.
     border: documents with smaller keys belong to the validation split.
+    is_given: whether the source says what is held out, so that a split may stay empty.
   Yields:
     ('train' or 'validation', document).
   """
   documents = iter(documents)
-  if border == _ALL:
-    yield from ((_split_name(True), d) for d in documents)
+  if is_given or border == _ALL:
+    yield from ((_split_name(d.key < border), d) for d in documents)
     return
   side, held, held_distance = None, [], 0
   for document in documents:

@@ -1,8 +1,10 @@
 """Documents with their text as it is, and how it is cut into sentences."""
 
 import dataclasses
+import itertools
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import sentencex
 
@@ -46,11 +48,29 @@ class Document:
     sentences_given: whether every line is one sentence.
     path: file; for datasets, name and index of the record.
     offset: byte of the decompressed file where the document starts.
+    is_held_out: whether its source is one to hold out.
   """
   text: str
   sentences_given: bool
   path: str = ""
   offset: int = 0
+  is_held_out: bool = False
+
+
+def weigh(documents: Iterable[Document], weight: float,
+          earlier: Iterable[Document]) -> Iterator[Document]:
+  """Yields document i floor((i + 1) w) - floor(i w) times, for the weight w.
+
+  Args:
+    documents: documents of one part.
+    weight: the weight.
+    earlier: documents of the source in earlier parts, which are counted.
+  """
+  if weight == 1:
+    yield from documents
+    return
+  for i, document in enumerate(documents, sum(1 for _ in earlier)):
+    yield from itertools.repeat(document, math.floor((i + 1) * weight) - math.floor(i * weight))
 
 
 def make_documents(whole: Document, counts: Counts, *,

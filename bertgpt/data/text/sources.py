@@ -15,7 +15,8 @@ A source is one string; several are joined by commas:
 | `tfds:/prepared/folder:split#feature` | the same, given by its folder                          |
 
 A number before a source is its weight in documents: `2*text:a.txt,0.5*jsonl:b.jsonl` reads
-every document of the first twice and every second document of the second. Files may end in
+every document of the first twice and every second document of the second. `validation*` before a
+source holds out all its documents, and those of the other sources are trained on. Files may end in
 .gz, .xz or .zst. Globs may contain `**`; files are read in the order of their names. If a file with
 exactly the given name exists, the name may contain brackets, `*`, `#` and commas.
 
@@ -43,7 +44,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +53,7 @@ from bertgpt import files
 from bertgpt.config import remote_problem
 from bertgpt.data.text import datasets, fields, parquet, paths, pieces, pydocs
 from bertgpt.data.text.digests import sha256_files
-from bertgpt.data.text.documents import Document, make_documents
+from bertgpt.data.text.documents import Document, make_documents, weigh
 from bertgpt.data.text.intake import (
     JSON_LINES,
     Counts,
@@ -69,6 +69,7 @@ from bertgpt.errors import ConfigError
 
 Place = tuple[str, str, str]  # Target, split and field of a `Source`.
 MAX_WEIGHT = 1e6
+HELD_OUT = "validation*"  # Before a source whose documents are all held out.
 WATCHED_DOCUMENTS = 1000  # Documents that must be read within the limit of a step.
 MAX_COMMAS = 8  # Commas in the name of a file that look like the start of another source.
 
@@ -83,12 +84,19 @@ class Source:
     split: split of a dataset; '' for other kinds.
     field: field of the JSON objects, or feature of the dataset.
     weight: how often every document is read.
+    is_held_out: whether all its documents are held out.
   """
   kind: str
   target: str = ""
   split: str = ""
   field: str = ""
   weight: float = 1.0
+  is_held_out: bool = False
+
+  @property
+  def prefix(self) -> str:
+    """What stands before the kind in the text of the source."""
+    return HELD_OUT if self.is_held_out else "" if self.weight == 1 else f"{self.weight:g}*"
 
 
 def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None = None,
@@ -116,12 +124,15 @@ def open_source(spec: str, *, invalid_text: str = "error", counts: Counts | None
     if spans:
       is_counted = before and not source.weight.is_integer()
       earlier = _open(source, uncounted, before) if is_counted else iter(())
-      opened.append(_weigh(_open(source, cleaner, spans), source.weight, earlier))
+      opened.append(weigh(_open(source, cleaner, spans), source.weight, earlier))
   return itertools.chain.from_iterable(opened)
 
 
 def _open(source: Source, cleaner: TextCleaner, spans: list[Span]) -> Iterator[Document]:
-  return _watched(SOURCE_KINDS[source.kind].open(source, cleaner, spans))
+  documents = _watched(SOURCE_KINDS[source.kind].open(source, cleaner, spans))
+  if source.is_held_out:
+    return (dataclasses.replace(document, is_held_out=True) for document in documents)
+  return documents
 
 
 def _watched(documents: Iterable[Document]) -> Iterator[Document]:
@@ -193,7 +204,8 @@ def outline(spec: str) -> str:
 def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]]) -> str:
   digest = hashlib.sha256()
   for source in parse(spec):
-    about = f"{source.kind} {source.split} {source.field} {source.weight}\n"
+    weight = HELD_OUT if source.is_held_out else source.weight
+    about = f"{source.kind} {source.split} {source.field} {weight}\n"
     # A command line in another encoding leaves surrogates.
     digest.update(about.encode(errors="surrogateescape"))
     for line in SOURCE_KINDS[source.kind].identify(source, hash_files):
@@ -204,8 +216,8 @@ def _identify(spec: str, hash_files: Callable[[dict[str, Any]], dict[str, str]])
 # ------------------------------------------------------------------- specs
 
 
-_WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+)\s*\*\s*)?(?P<kind>[^:]*):?(?P<rest>.*)",
-                       re.DOTALL)
+_WEIGHTED = re.compile(r"(?:(?P<weight>\d*\.?\d+|validation(?=\s*\*\s*[a-z]))\s*\*\s*)?"
+                       r"(?P<kind>[^:]*):?(?P<rest>.*)", re.DOTALL)
 _TFDS = re.compile(r"(?P<target>.+):(?P<split>[A-Za-z_][\w.-]*(?:\[[^\]]*\])?)")
 
 
@@ -241,7 +253,8 @@ def _is_file(part: str) -> bool:
 def _parse_one(part: str) -> Source:
   match = _WEIGHTED.fullmatch(part)
   name, rest = match["kind"], match["rest"]
-  weight = float(match["weight"] or 1)
+  is_held_out = match["weight"] == HELD_OUT[:-1]
+  weight = 1.0 if is_held_out else float(match["weight"] or 1)
   if name not in SOURCE_KINDS:
     raise ConfigError(f"data.source: {part!r} is not a valid source. {_correct(part)}")
   if not 0 < weight <= MAX_WEIGHT:
@@ -255,7 +268,7 @@ def _parse_one(part: str) -> Source:
     raise ConfigError(f"data.source={problem}")
   if (place := kind.parse(rest)) is None:
     raise malformed
-  return Source(name, *place, weight)
+  return Source(name, *place, weight, is_held_out)
 
 
 def _parse_glob_and_field(rest: str) -> Place:
@@ -274,7 +287,8 @@ def _correct(part: str) -> str:
   match = _WEIGHTED.fullmatch(part)
   weight, star, kind = match["kind"].rpartition("*")
   if star and kind.strip() in SOURCE_KINDS:
-    return f"Its weight is {weight.strip()!r}. Write a number such as 2 or 0.5"
+    return (f"Its weight is {weight.strip()!r}. Write a number such as 2 or 0.5, or validation to "
+            "hold its documents out")
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")
@@ -283,22 +297,6 @@ def _correct(part: str) -> str:
       return paths.correct(ending, part[:match.start("kind")], name)
   return ("Start it with one of "
           + ", ".join(name + kind.form for name, kind in SOURCE_KINDS.items()))
-
-
-def _weigh(documents: Iterable[Document], weight: float,
-           earlier: Iterable[Document]) -> Iterator[Document]:
-  """Yields document i floor((i + 1) w) - floor(i w) times, for the weight w.
-
-  Args:
-    documents: documents of one part.
-    weight: the weight.
-    earlier: documents of the source in earlier parts, which are counted.
-  """
-  if weight == 1:
-    yield from documents
-    return
-  for i, document in enumerate(documents, sum(1 for _ in earlier)):
-    yield from itertools.repeat(document, math.floor((i + 1) * weight) - math.floor(i * weight))
 
 
 # ------------------------------------------------------------------- files
@@ -447,4 +445,4 @@ SOURCE_KINDS = {
 }
 # Commas before the name of a kind, known or misspelled; others are part of the name of a file.
 _KIND = "|".join(re.escape(n) + (":" if k.form else r"\s*(?:,|$)") for n, k in SOURCE_KINDS.items())
-_NEXT_SOURCE = re.compile(rf",(?=\s*(?:[\d.]+\s*\*\s*)?(?:[a-z+]+:|{_KIND}))")
+_NEXT_SOURCE = re.compile(rf",(?=\s*(?:(?:[\d.]+|validation)\s*\*\s*)?(?:[a-z+]+:|{_KIND}))")

@@ -18,7 +18,7 @@ from source_files import write_dataset
 
 from bertgpt import cli
 from bertgpt.config.stored import to_json
-from bertgpt.data.corpus import encode, machines, prepare
+from bertgpt.data.corpus import corpus, encode, machines, prepare
 from bertgpt.data.corpus import writer as corpus_writer
 from bertgpt.data.text import pieces
 from bertgpt.data.text.pieces import Part
@@ -80,6 +80,23 @@ def test_any_number_of_parts_gives_the_bytes_of_one_machine(tmp_path):
   for total in (1, 3, 7):
     make_parts(config, tmp_path / f"c{total}", total, order=reversed(range(total)))
     assert hashes(machines.merge(config, tmp_path / f"c{total}")) == expected
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_parts_of_a_source_with_a_held_out_file(tmp_path, trains):
+  write_text(tmp_path / "valid.txt", 12, seed=5)
+  spec = f"validation*text:{tmp_path}/valid.txt,{write_sources(tmp_path)}"
+  config = make_config(tmp_path, spec, validation_fraction=0.0)
+  if trains:
+    config.tokenizer.update({"path": "", "kind": "bpe", "vocab_size": 300, "train_bytes": 20_000})
+  expected = hashes(prepare.prepare(config, tmp_path / "one"))
+  assert corpus.read_manifest(tmp_path / "one")["splits"]["validation"]["documents"] == 12
+  if trains:
+    for number in range(4):
+      machines.sample_part(config, tmp_path / "c", Part(number, 4))
+    machines.train_tokenizer(config, tmp_path / "c", merges=True)
+  make_parts(config, tmp_path / "c", 4)
+  assert hashes(machines.merge(config, tmp_path / "c")) == expected
 
 
 def test_parts_of_a_dataset_give_the_bytes_of_one_machine(tmp_path):

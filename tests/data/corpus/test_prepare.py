@@ -106,6 +106,43 @@ def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
   assert "documents without a token: skipped: 1" in printed
 
 
+@pytest.mark.parametrize("kind", ["", "bpe"])
+def test_an_official_validation_file_is_the_validation_split(tmp_path, kind):
+  """Each split is the corpus of its file, with the tokenizer of the file to train on."""
+  texts = {name: write_text(tmp_path / f"{name}.txt", n, seed=n)
+           for name, n in (("train", 60), ("valid", 9))}
+  (tmp_path / "train.txt").write_text("\n\n".join([*texts["train"], texts["valid"][0]]))
+  def prepare_as(name, source, fraction):
+    config = make_config(tmp_path, source, validation_fraction=fraction)
+    if kind:
+      trained = tmp_path / "both" / "tokenizer"
+      config.tokenizer.update({"path": str(trained) if name == "valid" else "", "kind": kind,
+                               "vocab_size": 280})
+    path = prepare.prepare(config, tmp_path / name)
+    return read_all(path) if name == "both" else sum((
+        [tuple(t.tolist()) for t in c.tokens(np.arange(len(c)))] for c in
+        (corpus.open_corpus(path, s) for s in corpus.read_manifest(path)["splits"])), [])
+  train, valid = f"text:{tmp_path}/train.txt", f"text:{tmp_path}/valid.txt"
+  both = prepare_as("both", f"validation*{valid},{train}", 0.0)
+  alone = prepare_as("train", train, 0.0)
+  assert both["validation"] == prepare_as("valid", valid, 1.0)
+  assert len(both["validation"]) == 9 and len(both["train"]) == 61
+  assert sorted(both["train"]) == sorted(alone)
+  assert hashes(tmp_path / "both" / "tokenizer") == hashes(tmp_path / "train" / "tokenizer")
+
+
+@pytest.mark.parametrize("name, use", [("train", "train on"), ("valid", "hold out")])
+def test_a_split_that_the_source_gives_must_have_a_document(tmp_path, name, use):
+  for file in ("train", "valid"):
+    (tmp_path / f"{file}.txt").write_text(" \n" if file == name else "one.\n\ntwo.\n")
+  spec = f"text:{tmp_path}/train.txt,validation*text:{tmp_path}/valid.txt"
+  with pytest.raises(DataError, match=f"no document with text to {use}"):
+    prepare.prepare(make_config(tmp_path, spec, validation_fraction=0.0), tmp_path / "c")
+  assert not (tmp_path / "c").exists()
+  with pytest.raises(ConfigError, match="Set data.validation_fraction=0"):
+    prepare.prepare(make_config(tmp_path, spec), tmp_path / "c")
+
+
 CODE = ["def f(x):\n    if x:\n        return 1\n\n    return 2\n\n\nprint(f(0))  \n",
         "\n Title\n\n  first verse\u2028\n\u3000second\u00a0verse\x0b\n\n\t",
         "It rained.  It did! Why?\n", "class A:\n\tx = 1\n\t\n"]

@@ -1,9 +1,11 @@
 """bertgpt.data.corpus.splits: both splits get documents, and equal documents share one."""
 
 import numpy as np
+import pytest
 
 from bertgpt.data.corpus import splits
 from bertgpt.data.corpus.writer import EncodedDocument
+from bertgpt.errors import ConfigError
 
 
 def fake_document(key, order=0):
@@ -35,6 +37,32 @@ def test_all_documents_may_be_held_out():
       ("validation", 0), ("validation", 5), ("validation", 2**64 - 1)]
   assert splits.find_splits(1.0) == ("validation",)
   assert splits.find_splits(0.999) == splits.find_splits(0.0) == ("train", "validation")
+
+
+def test_a_source_that_is_held_out_decides_without_moving_a_document():
+  border = splits.validation_border(0.0)
+  for keys in ([0, 9, 0, 2**64 - 1], [1, 2], [0, 0]):
+    found = [(split, d.key) for split, d in
+             splits.assign_splits(map(fake_document, keys), border, is_given=True)]
+    assert found == [("train" if key else "validation", key) for key in keys]
+
+
+@pytest.mark.parametrize("spec, fraction, parts", [
+    ("text:a,validation*text:b", 0.01, ("data.validation_fraction=0.01: ",
+                                        "Set data.validation_fraction=0")),
+    ("validation*text:b", 0.0, ("data.source='validation*text:b': all sources are held out",
+                                "data.validation_fraction=1")),
+])
+def test_only_one_field_says_what_is_held_out(spec, fraction, parts):
+  with pytest.raises(ConfigError) as e:
+    splits.check(spec, fraction)
+  assert str(e.value).startswith(parts[0]) and parts[1] in str(e.value)
+
+
+def test_a_source_says_whether_it_holds_out():
+  splits.check("text:a,validation*text:b", 0.0)
+  splits.check("text:a", 0.01)
+  assert splits.holds_out("text:a,validation*text:b") and not splits.holds_out("text:a,2*text:b")
 
 
 def test_one_text_many_times_is_kept_in_memory_once():

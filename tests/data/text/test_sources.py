@@ -123,6 +123,20 @@ def test_sources_are_joined_and_weighted_in_documents(tmp_path):
       ("a0",), ("a0",), ("a1",), ("a1",), ("b1",), ("b3",)]
 
 
+def test_a_source_may_be_held_out(tmp_path):
+  """Its text is the same, but the order to hold it out is a part of its identity."""
+  a, b = (write(tmp_path / f"{name}.txt", f"{name}0\n\n{name}1\n".encode()) for name in "ab")
+  spec = f"text:{a}, validation * text:{b}"
+  documents = list(sources.open_source(spec))
+  assert [(d.text, d.is_held_out) for d in documents] == [
+      ("a0", False), ("a1", False), ("b0", True), ("b1", True)]
+  identities = {sources.identity(s, str(tmp_path)) for s in (spec, f"text:{a},text:{b}")}
+  assert len(identities) == 2
+  assert [s.prefix for s in sources.parse(f"{spec},0.5*text:{a}")] == ["", "validation*", "0.5*"]
+  (source,) = sources.parse("text:validation*.txt")
+  assert (source.target, source.is_held_out) == ("validation*.txt", False)
+
+
 def test_a_new_kind_is_a_line_of_the_table(tmp_path):
   """Its name may have digits, and it may have no target, like pydocs."""
   module = tmp_path / "more_sources.py"
@@ -179,6 +193,8 @@ def test_an_invalid_source_is_a_config_error_before_reading(spec):
     ("2*csv:*.csv", "CSV and TSV are not read. Convert"),
     ("1e3*text:own.txt", "Its weight is '1e3'. Write a number such as 2 or 0.5"),
     ("-1 * text:own.txt", "Its weight is '-1'. Write a number"),
+    ("valid*text:own.txt", "Its weight is 'valid'. Write a number such as 2 or 0.5, or validation"),
+    ("validation*own.txt", "Write validation*text:own.txt"),
     ("own.csv.txt", "Write text:own.csv.txt"),
     ("none.txt", "Start it with one of pydocs, text:GLOB")])
 def test_a_file_without_a_kind_is_told_its_kind(tmp_path, monkeypatch, spec, remedy):
