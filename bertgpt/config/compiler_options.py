@@ -51,7 +51,7 @@ def pipelined(jaxlib: str) -> dict[str, Any]:
 
 SETS = {
     "tpu_overlap": OptionSet("tpu", {
-        # Sums of gradients run while independent operations continue, as gathers do by default.
+        # Sums of gradients run while independent operations continue.
         "xla_enable_async_all_reduce": True,
         # The sums are fused into kernels that compute and move the data at the same time.
         "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
