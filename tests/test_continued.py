@@ -114,14 +114,12 @@ def test_the_commands_of_the_page_work_in_small(finished_bert, tmp_path, monkeyp
   for argv in commands(PAGE):
     if argv[0] == "plan":  # Needs the compiler of TPUs or GPUs.
       continue
-    if argv[0] == "train" and "train" in done:  # The same run, on the prepared corpus.
-      argv = [word.replace("runs/domain", "runs/prepared") for word in argv]
     capsys.readouterr()
     assert cli.main(made_tiny(argv)) == 0, shlex.join(argv)
     done.append(argv[0])
     if argv[0] == "evaluate":
       losses[argv[-2].rpartition("/")[2]] = float(scores_of(capsys)["mlm_loss"])
   assert set(done) == {"import", "train", "prepare", "data", "evaluate", "finetune", "export"}
-  found = curves(pathlib.Path("runs/prepared"))
+  found = curves(pathlib.Path("runs/adapted"))
   for tag, name in (("validation", "domain"), ("general", "general")):
     assert found[f"eval/{tag}/mlm_loss"][-1][1] == pytest.approx(losses[name], rel=0.05)
