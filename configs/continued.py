@@ -27,7 +27,9 @@ def get_config(run=""):
     config.update(data=trained.data, model=trained.model, objective=trained.objective,
                   tokenizer=trained.tokenizer)
     config.model.update(vocab_size=0, dtype="bfloat16")
-    config.tokenizer.path = "" if families.find(trained).reads_words else f"{run}/tokenizer"
+    config.tokenizer.path = f"{run}/tokenizer"
+    if families.find(trained).reads_words:
+      config.tokenizer.update(path="", kind="words", lowercase=False)
   config.data.update(source="jsonl:domain/*.jsonl#text", corpus="", corpora="")
   config.optimizer.update(name="adamw", b2=0.98)
   seq_len = min(512, config.model.max_positions or trained.phases[-1].seq_len)
