@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -178,6 +179,21 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def copy_for_batch(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+  """Returns a copy of an array for every part that the batch is split into, [parts, ...].
+
+  Devices use the copy of their own rows, in `map_shards`. The gradients of all of its uses then add
+  up on the device, and only their sum crosses the network. Otherwise, every use sends its own.
+
+  Args:
+    x: array.
+    logical_axes: logical axis of every dimension of it; None: not split.
+  """
+  mesh_shape = jax.sharding.get_abstract_mesh().shape
+  parts = math.prod(mesh_shape[axis] for axis in scope().axes.get("batch", ()))
+  return constrain(jnp.broadcast_to(x, (parts, *x.shape)), "batch", *logical_axes)
+
+
 def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any,
                *args: jax.Array) -> Any:
   """Applies a function to every device's own part of its arguments.
@@ -204,16 +220,19 @@ def map_shards(function: Callable, in_axes: Sequence[LogicalAxes], out_axes: Any
   for name in (name for names in in_axes for name in names if name):
     for axis in axes[name]:
       claims.setdefault(axis, name)
-  axes = {name: tuple(axis for axis in axes[name]
-                      if claims.get(axis) == name and mesh_shape[axis] > 1) for name in axes}
+  axes = {name: tuple(axis for axis in axes[name] if claims.get(axis) == name) for name in axes}
   in_specs = tuple(_spec(names, x.shape, mesh_shape, axes)
                    for names, x in zip(in_axes, args, strict=True))
-  split = {name: entry or () for names, spec in zip(in_axes, in_specs, strict=True)
+  split = {name: (entry,) if isinstance(entry, str) else entry or ()
+           for names, spec in zip(in_axes, in_specs, strict=True)
            for name, entry in zip(names, spec, strict=True) if name}
   out_specs = jax.tree.map(lambda names: PartitionSpec(*(split.get(n) or None for n in names)),
                            out_axes, is_leaf=lambda x: isinstance(x, tuple)
                            and all(n is None or isinstance(n, str) for n in x))
-  return jax.shard_map(functools.partial(function, names=split), in_specs=in_specs,
+  # An axis of size 1 is in the specs all the same: a gradient would be summed over it otherwise.
+  names = {name: tuple(axis for axis in entry if mesh_shape[axis] > 1)
+           for name, entry in split.items()}
+  return jax.shard_map(functools.partial(function, names=names), in_specs=in_specs,
                        out_specs=out_specs, check_vma=False)(*args)
 
 

@@ -5,7 +5,7 @@ as the logits are. So the forward pass goes through the positions in chunks, and
 gradients of features, table and bias while it holds the logits of a chunk. The backward pass only
 scales these gradients, and no matmul is computed twice.
 
-Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S shards of the batch.
+Axes: B rows, L length, D width, V rows of the table, C positions of a chunk, S parts of the batch.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bertgpt.devices.sharding import map_shards, platform
+from bertgpt.devices.sharding import copy_for_batch, map_shards, platform
 
 UNCHUNKED = -1
 # Float32 logits of one chunk per device, if the config sets no chunk. Every chunk reads the table
@@ -23,9 +23,10 @@ CHUNK_BYTES, GPU_CHUNK_BYTES = 2**28, 2**30
 CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
 
 _POSITIONS, _FEATURES = ("batch", None), ("batch", None, None)
-_IN_AXES = (_FEATURES, ("vocab", None), ("vocab",), _POSITIONS, _POSITIONS)
+_COPIES = ("batch", "vocab", None)
+_IN_AXES = (_FEATURES, _COPIES, ("vocab",), _POSITIONS, _POSITIONS)
 _SUMS_AXES = (("batch",), ("batch",))
-_GRADIENTS_AXES = (_FEATURES, ("batch", "vocab", None), ("batch", "vocab"))
+_GRADIENTS_AXES = (_FEATURES, _COPIES, ("batch", "vocab"))
 
 
 class Prediction(NamedTuple):
@@ -35,11 +36,14 @@ class Prediction(NamedTuple):
     x: features [..., D] in the compute dtype.
     table_VD: float32, one row per token.
     bias_V: float32; -1e9 for rows that only pad the table.
+    copies_SVD: result of `sharding.copy_for_batch` for the table, if it has other uses too; None:
+      it has no other.
   """
 
   x: jax.Array
   table_VD: jax.Array
   bias_V: jax.Array
+  copies_SVD: jax.Array | None = None
 
   def logits(self) -> jax.Array:
     """Returns the logits, float32 [..., V]."""
@@ -64,7 +68,10 @@ def score(prediction: Prediction, targets_BL: jax.Array, weights_BL: jax.Array,
   """
   if chunk == UNCHUNKED:
     return score_logits(prediction.logits(), targets_BL, weights_BL)
-  return _score_chunked(chunk, *prediction, targets_BL, weights_BL)
+  x, table_VD, bias_V, copies_SVD = prediction
+  if copies_SVD is None:
+    copies_SVD = copy_for_batch(table_VD, "vocab", None)
+  return _score_chunked(chunk, x, copies_SVD, bias_V, targets_BL, weights_BL)
 
 
 def score_logits(logits: jax.Array, targets: jax.Array,
@@ -153,12 +160,12 @@ def _forward(chunk, *arrays):
 
 
 def _backward(chunk, gradients, cotangents):
-  """Sums the shards only here. The table's gradient as an embedding is summed on its own."""
+  """Scales the gradients, those of the copies of the table one by one."""
   del chunk
   scale, _ = cotangents
   dx_BLD, dtable_SVD, dbias_SV = gradients
-  return ((dx_BLD * scale).astype(dx_BLD.dtype), (dtable_SVD * scale).sum(0),
-          (dbias_SV * scale).sum(0), None, None)
+  return ((dx_BLD * scale).astype(dx_BLD.dtype), dtable_SVD * scale, (dbias_SV * scale).sum(0),
+          None, None)
 
 
 _score_chunked.defvjp(_forward, _backward)
@@ -166,18 +173,19 @@ _score_chunked.defvjp(_forward, _backward)
 
 def _map_chunks(arrays, chunk, with_gradients):
   """Returns what `_scan_chunks` returns for every device's part of the arrays."""
-  x_BLD, table_VD, *others = arrays
+  x_BLD, copies_SVD, *others = arrays
   return map_shards(functools.partial(_scan_chunks, chunk=chunk, with_gradients=with_gradients),
                     _IN_AXES, (_SUMS_AXES, _GRADIENTS_AXES) if with_gradients else _SUMS_AXES,
-                    x_BLD, table_VD.astype(x_BLD.dtype), *others)
+                    x_BLD, copies_SVD.astype(x_BLD.dtype), *others)
 
 
-def _scan_chunks(x_BLD, table_VD, bias_V, targets_BL, weights_BL, *, names, chunk, with_gradients):
+def _scan_chunks(x_BLD, copies_SVD, bias_V, targets_BL, weights_BL, *, names, chunk,
+                 with_gradients):
   """Returns the sums of one device, [1] each, and the gradients of the first sum.
 
   The gradients are [B, L, D], [1, V, D] and [1, V].
   """
-  positions = targets_BL.size
+  table_VD, positions = copies_SVD[0], targets_BL.size
   in_one_pass = platform() != "cpu"  # There, losses stay bit for bit those of earlier versions.
   size = chunk_size(positions, chunk or chunk_bytes(platform()) // (4 * len(bias_V)))
   pieces = [_split(x, positions, size) for x in (x_BLD, targets_BL, weights_BL)]

@@ -23,7 +23,7 @@ from ml_collections import FrozenConfigDict
 from bertgpt.config import layer_loop, padded_vocab_size
 from bertgpt.devices import sharding
 from bertgpt.devices.sharding import constrain
-from bertgpt.models import attention, float8, rope
+from bertgpt.models import attention, float8, rope, token_table
 from bertgpt.models.attention import Visibility
 from bertgpt.models.cache import Cache
 from bertgpt.models.cross_entropy import Prediction
@@ -344,6 +344,8 @@ class Embeddings(nn.Module):
         rows, width, embedding_init=nn.initializers.zeros if self.starts_at_zero else init)
     init, position_std = make_init(config, config.init_std), config.position_init_std
     self.token = embed(padded_vocab_size(config.vocab_size), init)
+    # The lookup and the output layer share the copies, so their gradients are summed as one.
+    self.token_copies = sharding.copy_for_batch(self.token.embedding, "vocab", None)
     if config.position == "learned":
       self.position = embed(config.max_positions, init_sinusoid(position_std) if
                             config.position_init == "sinusoid" else make_init(config, position_std))
@@ -373,7 +375,7 @@ class Embeddings(nn.Module):
     Args:
       tokens_BL, positions_BL, segment_ids_BL: see `__call__`.
     """
-    x_BLE = self.token(tokens_BL)
+    x_BLE = token_table.look_up(self.token_copies, tokens_BL)
     if self.config.position == "learned":
       x_BLE = x_BLE + self.position(positions_BL)
     if self.has_segments:
@@ -413,4 +415,4 @@ class Embeddings(nn.Module):
     """
     table_VD = self.token.embedding
     is_token_V = jnp.arange(table_VD.shape[0]) < self.config.vocab_size
-    return Prediction(x, table_VD, jnp.where(is_token_V, bias_V, -1e9))
+    return Prediction(x, table_VD, jnp.where(is_token_V, bias_V, -1e9), self.token_copies)

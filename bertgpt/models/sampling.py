@@ -28,7 +28,7 @@ def sample(prediction: Prediction, key_data_B2: jax.Array, most: int = 0) -> jax
     key_data_B2: uint32, data of a key of every row.
     most: slots of a device whose logits are in memory at once; 0: as many as fit in CHUNK_BYTES.
   """
-  x_BKD, table_VD, bias_V = jax.lax.stop_gradient(prediction)
+  x_BKD, table_VD, bias_V, _ = jax.lax.stop_gradient(prediction)
   return map_shards(functools.partial(_sample_shard, most=most), _IN_AXES, ("batch", None),
                     x_BKD, table_VD.astype(x_BKD.dtype), bias_V, key_data_B2)
 
