@@ -44,6 +44,7 @@ class Efficiency(NamedTuple):
     memory: of the bandwidth of the memory.
     network: of the bandwidth of the links between devices.
     kernel_seconds: least time of an operation, in seconds.
+    hop_seconds: least time of a transfer between neighbors in a torus, in seconds.
   """
 
   matmul: float
@@ -53,11 +54,13 @@ class Efficiency(NamedTuple):
   memory: float
   network: float
   kernel_seconds: float
+  hop_seconds: float = 0.0
 
 
-# Assumptions, but for the time of an operation: the smallest in XLA's estimates for TPU.
+# Assumptions, but for the time of an operation, which is the smallest in XLA's estimates for TPU,
+# and that of a hop: Austin et al. 2025, "How to Scale Your Model", part 3.
 TPU = Efficiency(matmul=0.80, fp8=0.80, attention=0.80, vector=0.60, memory=0.80, network=0.80,
-                 kernel_seconds=1.2e-6)
+                 kernel_seconds=1.2e-6, hop_seconds=1e-6)
 
 # Measured on one H100 (jax 0.11.2, bfloat16), but for the network, which is an assumption: steps of
 # BERT-base, BERT-large and GPT-2 124M and the kernels of their profiles, see docs/performance.md.

@@ -7,7 +7,7 @@ these devices determine which links the group uses.
 import collections
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bertgpt.devices import hardware
@@ -229,6 +229,9 @@ _ROUNDS = {"all-reduce": 2.0}
 def traffic_of(collective: Collective, network: Network) -> Traffic:
   """Returns the traffic of a collective: rings within slices, then between slices or nodes.
 
+  Within a slice, it takes at least `Efficiency.hop_seconds` per chip that data pass on their way
+  (Austin et al. 2025, "How to Scale Your Model", part 3).
+
   Over n devices a gather, a scatter or an exchange of b bytes sends b (n - 1) / n per device, a
   reduction twice that. Between slices, only the n-th part of a gather, a scatter or a reduction
   remains to be sent (ring algorithms: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce
@@ -246,32 +249,32 @@ def traffic_of(collective: Collective, network: Network) -> Traffic:
   for number in collective.groups[0]:
     members[network.places[number].slice_index].append(network.places[number].coords)
   num_slices, inside = len(members), max(members.values(), key=len)
+  rounds = _ROUNDS.get(collective.kind, 1.0)
+  hops = rounds * count_hops(inside, network)
   if collective.kind == "collective-permute":
     slices = ({network.places[number].slice_index for number in pair} for pair in collective.groups)
     crosses = any(len(pair) > 1 for pair in slices)
     fast, slow = (0.0, collective.bytes) if crosses else (collective.bytes, 0.0)
-    bandwidth = chip.link_bandwidth
+    bandwidth, hops = chip.link_bandwidth, 1
   elif collective.kind in ("all-to-all", "ragged-all-to-all"):
     fast = collective.bytes * (1 - 1 / len(inside)) / num_slices
     slow = collective.bytes * (1 - 1 / num_slices)
     bandwidth = fast_bandwidth(inside, network)
   else:
-    rounds = _ROUNDS.get(collective.kind, 1.0)
     fast = rounds * collective.bytes * (1 - 1 / len(inside))
     slow = rounds * collective.bytes / len(inside) * (1 - 1 / num_slices)
     bandwidth = fast_bandwidth(inside, network)
   share = chip.efficiency.network
   slow_seconds = slow / (chip.dcn_bandwidth * share)
-  return Traffic(fast, slow, fast / (bandwidth * share) + slow_seconds, slow_seconds)
+  fast_seconds = max(fast / (bandwidth * share), hops * chip.efficiency.hop_seconds if fast else 0)
+  return Traffic(fast, slow, fast_seconds + slow_seconds, slow_seconds)
 
 
 def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float:
   """Returns the bytes per second that a device can send within its slice or node.
 
-  A device sends both ways around every ring that it is in. For v5e and v6e, an axis of 16 chips
-  closes to a ring. For v4, v5p and TPU7x, all axes do if the slice consists of cubes of 4 x 4 x 4.
-  Otherwise an axis is a line, whose end has one link (Austin et al. 2025, "How to Scale Your
-  Model", part 2).
+  A device sends both ways around every ring that it is in. An axis that is no ring is a line, whose
+  end has one link.
 
   Args:
     coords: coordinates of the devices in the group.
@@ -279,17 +282,31 @@ def fast_bandwidth(coords: Sequence[tuple[int, ...]], network: Network) -> float
   Returns:
     Bytes per second of one device, at the peak of its links.
   """
-  chip = network.chip
-  if not network.torus:
-    return chip.link_bandwidth
+  links = sum(2 if is_ring else 1 for _, is_ring in _sides(coords, network))
+  return network.chip.link_bandwidth * max(1, links)
+
+
+def count_hops(coords: Sequence[tuple[int, ...]], network: Network) -> int:
+  """Returns the links between the two devices of a group that are farthest from each other.
+
+  Args:
+    coords, network: see `fast_bandwidth`. A switch has no hops.
+  """
+  return sum(span // 2 if is_ring else span - 1 for span, is_ring in _sides(coords, network))
+
+
+def _sides(coords, network) -> Iterator[tuple[int, bool]]:
+  """Yields the devices of a group along every axis of the torus that it extends along, and whether
+  they are a ring.
+
+  For v5e and v6e, an axis of 16 chips closes to a ring. For v4, v5p and TPU7x, all axes do if the
+  slice consists of cubes of 4 x 4 x 4 (Austin et al. 2025, "How to Scale Your Model", part 2).
+  """
   has_cubes = len(network.torus) == 3 and all(size % 4 == 0 for size in network.torus)
-  links = 0
   for axis, size in enumerate(network.torus):
     span = len({c[axis] for c in coords})
     if span > 1:
-      closed = span == size and (has_cubes or len(network.torus) == 2 and size == 16)
-      links += 2 if closed else 1
-  return chip.link_bandwidth * max(1, links)
+      yield span, span == size and (has_cubes or len(network.torus) == 2 and size == 16)
 
 
 def axes_of(group: Sequence[int], mesh_shape: Mapping[str, int]) -> str:

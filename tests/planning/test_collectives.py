@@ -144,6 +144,38 @@ def test_only_cubes_of_chips_have_rings(torus, links):
   assert collectives.fast_bandwidth(coords, network) == links * CHIP.link_bandwidth
 
 
+def steps_to_all(torus, is_ring):
+  """Returns the steps until a message from chip 0 has reached all, over links played through."""
+  reached, steps = {(0,) * len(torus)}, 0
+  while len(reached) < math.prod(torus):
+    steps += 1
+    for chip in list(reached):
+      for axis, size in enumerate(torus):
+        for to in (chip[axis] - 1, chip[axis] + 1):
+          if is_ring(axis) or 0 <= to < size:
+            reached.add((*chip[:axis], to % size, *chip[axis + 1:]))
+  return steps
+
+
+@pytest.mark.parametrize("torus, rings", [
+    ((16, 16), (0, 1)), ((8, 16), (1,)), ((4, 4), ()), ((4, 4, 8), (0, 1, 2)), ((2, 2, 1), ())])
+def test_hops_are_the_steps_of_a_message_to_the_farthest_chip(torus, rings):
+  coords = list(np.ndindex(*torus))
+  network = Network(CHIP, [Place(0, c) for c in coords], torus, {"data": len(coords)})
+  assert collectives.count_hops(coords, network) == steps_to_all(torus, rings.__contains__)
+
+
+def test_a_small_array_takes_the_time_of_its_hops():
+  """There and back, 8 + 8 hops each way; a large one takes as long as its bytes need."""
+  seconds = 32 * hardware.TPU.hop_seconds
+  assert send("all-reduce", range(256), slices(), size=4).seconds == pytest.approx(seconds)
+  assert send("all-gather", range(256), slices(), size=4).seconds == pytest.approx(seconds / 2)
+  large = send("all-reduce", range(256), slices(), size=1e9)
+  assert large.seconds == pytest.approx(large.fast_bytes / 4e9 / hardware.TPU.network)
+  node = Network(hardware.CHIPS["h100"], [Place(0, ())] * 8, (), {"data": 8})
+  assert send("all-reduce", range(8), node, size=4).seconds < 1e-9
+
+
 def test_between_slices_only_the_shards_are_sent():
   traffic = send("all-reduce", range(512), slices(count=2))
   assert traffic.fast_bytes == pytest.approx(2e6 * 255 / 256)
