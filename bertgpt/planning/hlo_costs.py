@@ -70,6 +70,8 @@ def product_of(instruction: Instruction) -> Product | None:
     return _convolution(instruction)
   if target.startswith("__cudnn$fmha"):
     return _cudnn_attention(instruction)
+  if target == "tpu_custom_call" and instruction.name.startswith("splash_mha"):
+    return _splash_attention(instruction)
   flops = stated_cost(instruction, "flops")
   # All Pallas kernels here are kernels of attention.
   return Product(flops, _EVEN, _EVEN, _EVEN, is_attention=True) if flops else None
@@ -125,6 +127,32 @@ def _cudnn_attention(instruction: Instruction) -> Product:
   is_causal = "CAUSAL" in (instruction.attribute(r'"mask_type": ?"(\w*)"') or "")
   flops = number * 2.0 * rows * heads * queries * keys * width
   return Product(flops / 2 if is_causal else flops, queries, keys, width, is_attention=True)
+
+
+def _splash_attention(instruction: Instruction) -> Product:
+  """Returns the matmuls of a kernel of splash attention in the blocks that it visits.
+
+  These are two in the forward pass. In the backward pass they are five, or if the queries have a
+  kernel of their own, three there and four for keys and values. The blocks are named by
+  `models.attention.splash_name`; without that name, all count.
+  """
+  # The values of `splash.BlockSizes`, as JSON in JSON.
+  size = lambda name: instruction.attribute(rf'{name}\\?": (\w+)')
+  number = 2
+  if "_dkv" in instruction.name:
+    number = 5 if any(len(array.dims) == 5 for array in instruction.shape) else 4
+  elif "_dq" in instruction.name:
+    number = 3
+  queries = next(array for at in range(len(instruction.operands))
+                 for array in instruction.operand_shape(at) if len(array.dims) == 4)
+  width, length = queries.dims[2:]
+  if size("q_layout") != "2":  # Not SEQ_MINOR.
+    width, length = length, width
+  found = re.search(r'op_name="[^"]*splash_(\d+)_of_(\d+)_blocks', instruction.attributes)
+  visited = int(found[1]) / int(found[2]) if found else 1.0
+  block = int(size(r"block_q\w*"))
+  return Product(number * 2.0 * queries.size * length * visited, block, block, width,
+                 is_attention=True)
 
 
 def _dot(instruction: Instruction) -> Product:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
@@ -362,6 +363,20 @@ with sharding.use_mesh(mesh, config):
     assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
     assert program.output_shardings[0].is_equivalent_to(rows, 4), program.output_shardings
 """
+
+
+@pytest.mark.parametrize("length, block", [(1024, 512), (2048, 512), (1536, 256)])
+@pytest.mark.parametrize("behind, ahead", [(None, None), (None, 0), (128, 128), (128, 0), (600, 0)])
+def test_the_name_of_a_splash_kernel_counts_the_blocks_that_it_visits(length, block, behind, ahead):
+  """Against the elements of the masks that JAX makes."""
+  mask = (splash_mask.LocalMask((length, length), (behind, ahead), 0) if behind else
+          splash_mask.FullMask((length, length)) if ahead is None else
+          splash_mask.CausalMask((length, length)))
+  blocks = np.array([[mask[q:q + block, k:k + block].any() for k in range(0, length, block)]
+                     for q in range(0, length, block)])
+  name = attention.splash_name(length, block, behind or length,
+                               length if ahead is None else ahead)
+  assert name == f"splash_{blocks.sum()}_of_{blocks.size}_blocks"
 
 
 @pytest.mark.libtpu

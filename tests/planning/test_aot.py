@@ -228,6 +228,23 @@ def test_a_step_compiled_for_tpu():
 
 
 @pytest.mark.libtpu
+def test_attention_that_the_backward_pass_repeats_is_counted_with_splash():
+  """All matmuls of the forward pass are repeated but the last one of a layer."""
+  config = tiny.make_config("causal", num_layers=3, width=128, num_heads=2, mlp_dim=128,
+                            dtype="bfloat16", attention="splash", max_positions=512)
+  config.phases[0].update(seq_len=512, batch_size=4)
+  work = {}
+  for config.model.remat in ("none", "full"):
+    (phase,) = aot.make_plan(config, topologies.open_topology("v5e:1x1"), [0])
+    work[config.model.remat] = phase.step.roofline
+    assert not phase.step.roofline.hidden_flops
+  rows, attention = 4 * 512, 2 * 2 * 4 * 512 * 512 * 128
+  layer = 2 * rows * (4 * 128 * 128 + 128 * 128)
+  repeated = work["full"].matmul_flops - work["none"].matmul_flops
+  assert repeated == pytest.approx(3 * (attention + layer), rel=0.01)
+
+
+@pytest.mark.libtpu
 def test_a_step_that_does_not_fit_is_an_answer():
   config = tiny.make_config("causal", num_layers=1)
   config.phases[0].batch_size = 2**22

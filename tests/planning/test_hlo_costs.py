@@ -209,6 +209,35 @@ def test_attention_of_cudnn_is_counted(name, mask, products):
   assert (found.m, found.n, found.k) == (512, 512, 64) and found.is_attention
 
 
+SPLASH = """  %q = bf16[2,4,64,1024]{3,2,1,0} parameter(0)
+  %m = s8[1,2,2]{2,1,0} parameter(1)
+  ROOT %splash_mha_NAME_segmented = SHAPE custom-call(%m, %q, %q, %q), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_qBLOCK\\": 512, \\"q_layout\\": 2}"
+}}, metadata={op_name="jit(f)/attention/SCOPEsplash_mha/pallas_call"}"""
+KEYS, QUERIES = "bf16[2,4,1024,64]{3,2,1,0}", "bf16[2,2,4,1024,64]{4,3,2,1,0}"
+
+
+@pytest.mark.parametrize("name, block, shape, products", [
+    ("fwd", "", KEYS, 2), ("dkv", "_dkv", f"({QUERIES}, {KEYS}, {KEYS})", 5),
+    ("dkv", "_dkv", f"({KEYS}, {KEYS})", 4), ("dq", "_dq", KEYS, 3)])
+@pytest.mark.parametrize("scope, share", [("splash_3_of_4_blocks/", 3 / 4), ("", 1)])
+def test_splash_attention_is_counted_in_the_blocks_that_it_visits(name, block, shape, products,
+                                                                  scope, share):
+  kernel = kernel_of(SPLASH.replace("NAME", name).replace("BLOCK", block).replace("SHAPE", shape)
+                     .replace("SCOPE", scope))
+  found = hlo_costs.product_of(kernel)
+  assert found.flops == products * 2 * 2 * 4 * 1024 * 1024 * 64 * share
+  assert (found.m, found.n, found.k) == (512, 512, 64) and found.is_attention
+  assert not hlo_costs.hides_work(kernel)
+
+
+def test_the_other_layout_of_splash_attention_is_counted_alike():
+  text = SPLASH.replace("NAME", "fwd").replace("BLOCK", "").replace("SHAPE", KEYS)
+  other = text.replace("64,1024]", "1024,64]").replace('layout\\": 2', 'layout\\": 1')
+  assert hlo_costs.product_of(kernel_of(other)) == hlo_costs.product_of(kernel_of(text))
+
+
 PALLAS = """  %p = f32[256,256]{1,0} parameter(0)
   ROOT %k = f32[256,256]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", \
 frontend_attributes={kernel_metadata={
