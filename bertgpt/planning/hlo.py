@@ -33,11 +33,15 @@ class Array(NamedTuple):
     bits: bits per element.
     dims: sizes of the dimensions; () for a scalar.
     in_hbm: False for the on-chip memories of a TPU.
+    tile: sizes to whose multiples the last dimensions in memory are padded, as `order` has them.
+    order: the dimensions, the one whose elements are next to each other first.
   """
 
   bits: int
   dims: tuple[int, ...]
   in_hbm: bool
+  tile: tuple[int, ...] = ()
+  order: tuple[int, ...] = ()
 
   @property
   def size(self) -> int:
@@ -46,13 +50,21 @@ class Array(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    """Bytes in any memory."""
+    """Bytes of its elements."""
     return self.bits * self.size / 8
 
   @property
+  def stored_bytes(self) -> float:
+    """Bytes in any memory, with those that fill the tiles of a TPU's layout."""
+    dims = list(self.dims)
+    for dim, size in zip(self.order, self.tile, strict=False):
+      dims[dim] += -dims[dim] % size
+    return self.bits * math.prod(dims) / 8
+
+  @property
   def hbm_bytes(self) -> float:
-    """Bytes in HBM: all of the array's bytes, or 0."""
-    return self.bytes if self.in_hbm else 0
+    """Bytes in HBM: all of the array's stored bytes, or 0."""
+    return self.stored_bytes if self.in_hbm else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,9 +89,9 @@ class Instruction:
   computation: "Computation" = dataclasses.field(repr=False)
 
   @property
-  def bytes(self) -> float:
-    """Bytes of the result."""
-    return sum(array.bytes for array in self.shape)
+  def stored_bytes(self) -> float:
+    """Bytes of the result in memory."""
+    return sum(array.stored_bytes for array in self.shape)
 
   @property
   def is_start_or_done(self) -> bool:
@@ -266,7 +278,8 @@ def parse_shape(text: str) -> tuple[Array, ...]:
   """Parses 'f32[2,3]{1,0}' or a tuple of shapes.
 
   Args:
-    text: one shape, with or without its layout, in which `S(n)` with n > 0 is on-chip memory.
+    text: one shape, with or without its layout. In a layout, `S(n)` with n > 0 is on-chip memory;
+      the numbers before `T(8,128)` are the dimensions, the tile's last one first.
   Returns:
     Its arrays; nested tuples are flattened.
   """
@@ -274,8 +287,15 @@ def parse_shape(text: str) -> tuple[Array, ...]:
   for element_type, dims, layout in _ARRAY.findall(text):
     sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
     memory = re.search(r"S\((\d+)\)", layout)
-    arrays.append(Array(element_bits(element_type), sizes, not memory or memory[1] == "0"))
+    tiled = re.search(r"([\d,]+):T\(([\d,]+)\)", layout)
+    order, tile = map(_integers, tiled.groups()) if tiled else ((), ())
+    arrays.append(Array(element_bits(element_type), sizes, not memory or memory[1] == "0",
+                        tile[::-1], order))
   return tuple(arrays)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in text.split(","))
 
 
 def element_bits(element_type: str) -> int:

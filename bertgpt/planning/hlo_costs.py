@@ -289,7 +289,7 @@ def _copied_bytes(start: Instruction) -> float:
   copied.
   """
   destination, source = sorted(start.shape[:2], key=lambda array: array.size)
-  return min(source.bytes, destination.bytes) * (source.in_hbm + destination.in_hbm)
+  return min(source.stored_bytes, destination.stored_bytes) * (source.in_hbm + destination.in_hbm)
 
 
 def _read_bytes(instruction: Instruction, number: int) -> float:
@@ -307,7 +307,7 @@ def _part_read(instruction: Instruction, number: int) -> float | None:
     parameter = instruction.fused.parameter(number)
     return 0.0 if parameter is None else _part_used(parameter)
   if number == 0 and instruction.opcode in ("slice", "dynamic-slice", "gather"):
-    return instruction.bytes
+    return instruction.stored_bytes
   if number == 0 and instruction.opcode in ("dynamic-update-slice", "scatter"):
     return 0.0 if instruction.opcode == "dynamic-update-slice" else _update_bytes(instruction)
   return None
@@ -335,7 +335,7 @@ def _is_relabelled(instruction: Instruction) -> bool:
 def _update_bytes(instruction: Instruction) -> float:
   """Returns the bytes of the update of a scatter or a dynamic-update-slice."""
   number = 1 if instruction.opcode == "dynamic-update-slice" else -1
-  return sum(array.bytes for array in instruction.operand_shape(number))
+  return sum(array.stored_bytes for array in instruction.operand_shape(number))
 
 
 def _written_bytes(instruction: Instruction) -> float:

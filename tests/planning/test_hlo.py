@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
-from bertgpt.planning import hlo
+from bertgpt.planning import hlo, topologies
 
 MODULE = """HloModule m, is_scheduled=true
 %fused (a: f32[4,8]) -> f32[4] {
@@ -40,6 +41,32 @@ def test_a_parsed_module():
   assert (root.name, root.opcode, root.operands) == ("t", "tuple", ("f", "p"))
   assert root.shape == (hlo.Array(32, (4,), True), hlo.Array(32, (4, 8), False))
   assert [array.hbm_bytes for array in root.shape] == [16, 0]
+
+
+@pytest.mark.parametrize("shape, stored", [
+    ("f32[3,100]{1,0:T(8,128)}", 4 * 8 * 128), ("f32[100,3]{0,1:T(8,128)}", 4 * 8 * 128),
+    ("bf16[5,16,64]{2,1,0:T(8,128)(2,1)}", 2 * 5 * 16 * 128), ("f32[700]{0:T(512)}", 4 * 1024),
+    ("f32[7,9]{1,0}", 4 * 63), ("f32[]{:T(128)}", 4)])
+def test_arrays_fill_the_tiles_of_their_layout(shape, stored):
+  (array,) = hlo.parse_shape(shape)
+  assert array.hbm_bytes == stored and array.bytes == array.bits * array.size / 8
+
+
+@pytest.mark.libtpu
+def test_the_compiler_stores_as_many_bytes_as_are_counted():
+  (device,) = topologies.open_topology("v5e:1x1").devices
+  place = SingleDeviceSharding(device)
+  arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in (
+      ((3, 1000, 64), "bfloat16"), ((5, 7, 200), "float32"), ((4, 12, 100, 64), "float32"),
+      ((9000,), "float32"), ((3000, 2), "int8"))]
+  program = jax.jit(lambda *arrays: [x + 1 for x in arrays]).lower(*arrays).compile()
+  module = hlo.parse(program.as_text())
+  entry = module.computations[module.entry].instructions.values()
+  counted = sum(array.stored_bytes for i in entry if i.opcode == "parameter" for array in i.shape)
+  told = program.memory_analysis().argument_size_in_bytes
+  assert counted == pytest.approx(told, rel=0.01)
+  assert counted > 1.2 * sum(array.bytes for i in entry for array in i.shape
+                             if i.opcode == "parameter")
 
 
 def test_an_instruction_knows_its_computation():

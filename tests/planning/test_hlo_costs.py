@@ -93,8 +93,8 @@ def test_products_that_tpu_writes_as_dilated_windows():
   convolution = module.computations["main"].root
   assert hlo_costs.product_of(convolution) [:4] == (
       2 * 16 * 12 * 128 * 128 * 64, 128, 128, 64)
-  # The keys lie in on-chip memory.
-  assert moved_bytes(module) == 16 * 128 * 12 * 64 * 2 + 16 * 12 * 128 * 128 * 4
+  # The keys lie in on-chip memory, and rows of 64 elements fill tiles of 128.
+  assert moved_bytes(module) == 16 * 128 * 12 * 128 * 2 + 16 * 12 * 128 * 128 * 4
 
 
 def test_bytes_of_an_elementwise_operation():
@@ -306,4 +306,5 @@ def test_a_stack_that_only_gets_another_layout_in_place_is_not_read():
   """On TPU7x, libtpu wraps a loop's stack in such a call, which writes one row."""
   aliasing = "output_to_operand_aliasing={{}: (0, {})},"
   assert moved_bytes(hlo.parse(STACK.replace("ALIASING", aliasing))) == 2 * 2000 + 4
-  assert moved_bytes(hlo.parse(STACK.replace("ALIASING ", ""))) == 2 * 2000 + 4 + 8000
+  assert moved_bytes(hlo.parse(STACK.replace("ALIASING ", ""))) == (
+      2 * 2000 + 4 + 16 * 1024 * 2), "all of its tiles"
