@@ -359,8 +359,8 @@ def test_one_program_evaluates_all_runs_and_takes_none_of_the_time_of_their_step
   made, evaluated, ended, saved, year = [], [], [], [], 3e7
   logs, add = [], step_log.StepLog.add  # Before the end, only the first run saves.
 
-  def add_and_reject(log, step, sums):
-    add(log, step, sums)
+  def add_and_reject(log, step, sums, num_runs):
+    add(log, step, sums, num_runs)
     logs.append(log)
     log.is_applied = log is logs[0]
 
