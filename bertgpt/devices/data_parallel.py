@@ -131,8 +131,11 @@ def _sum_together(arrays: Sequence[jax.Array], rows: int) -> list[jax.Array]:
                                               PartitionSpec("data"))
   total = jax.lax.with_sharding_constraint(matrices.sum(0), PartitionSpec()).reshape(-1)
   ends = np.cumsum([x[0].size for x in arrays])
-  return [part.reshape(x.shape[1:])
-          for part, x in zip(jnp.split(total, ends)[:-1], arrays, strict=True)]
+  # Without the barrier, XLA reshapes the whole sum before it cuts out a part: for a kernel with two
+  # outputs, every two elements of the sum would fill a row of 128.
+  parts = (jax.lax.optimization_barrier(part) if x.ndim > 2 and x.shape[-1] % _SUMMED_TILE[1]
+           else part for part, x in zip(jnp.split(total, ends)[:-1], arrays, strict=True))
+  return [part.reshape(x.shape[1:]) for part, x in zip(parts, arrays, strict=True)]
 
 
 def constrain_replicas(x: jax.Array) -> jax.Array:

@@ -243,13 +243,14 @@ def test_gradients_of_any_shape_send_what_a_ring_would():
   mesh = sharding.make_mesh(config, topology.devices)
   place = NamedSharding(mesh, PartitionSpec("data"))
   grads = [jax.ShapeDtypeStruct((mesh.size, *shape), jnp.float32, sharding=place)
-           for shape in ((30592, 256), (2, 768), (30592,))]
+           for shape in ((30592, 256), (2, 768), (30592,), (256, 2))]
   with sharding.use_mesh(mesh, config):
-    text = jax.jit(data_parallel.sum_gradients).lower(grads).compile().as_text()
+    program = jax.jit(data_parallel.sum_gradients).lower(grads).compile()
   network = Network(topology.chip, [topology.place(d) for d in mesh.devices.flat], topology.torus,
                     dict(mesh.shape))
-  totals = roofline.analyze(text, network).collectives
+  totals = roofline.analyze(program.as_text(), network).collectives
   size = sum(4 * math.prod(x.shape[1:]) for x in grads)
+  assert program.memory_analysis().temp_size_in_bytes < 4 * size, "no row of 128 holds two elements"
   fast, slow = 2 * size * (1 - 1 / 256), 2 * size / 256 / 2
   assert fast <= sum(total.fast_bytes for total in totals) <= 1.07 * fast
   assert slow <= sum(total.slow_bytes for total in totals) <= 1.07 * slow
