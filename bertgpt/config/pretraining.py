@@ -245,7 +245,7 @@ def base() -> ConfigDict:
   objective.permutation_block = 256
   objective.memory = 384                   # plm_memory: tokens before a row that it sees
   # Positions per device whose vocabulary logits are in memory at the same time. 0: as many as fit
-  # in models.cross_entropy.CHUNK_BYTES; -1: all, differentiated by JAX.
+  # in models.cross_entropy.chunk_bytes; -1: all, differentiated by JAX.
   objective.loss_chunk = 0
 
   config.optimizer = optimizer = ConfigDict()

@@ -18,8 +18,9 @@ from bertgpt.devices.sharding import copy_for_batch, map_shards, platform
 
 UNCHUNKED = -1
 # Float32 logits of one chunk per device, if the config sets no chunk. Every chunk reads the table
-# and adds to its gradient; GPUs have memory to spare for larger chunks.
-CHUNK_BYTES, GPU_CHUNK_BYTES = 2**28, 2**30
+# and adds to its gradient. On accelerators, larger chunks than on CPUs are faster, and the memory
+# that they take is otherwise used by the backward pass of the layers.
+CHUNK_BYTES, CPU_CHUNK_BYTES = 2**30, 2**28
 CHUNK_MULTIPLE = 128  # Positions; rows of a TPU matrix unit.
 
 _POSITIONS, _FEATURES = ("batch", None), ("batch", None, None)
@@ -223,7 +224,7 @@ def chunk_bytes(name: str) -> int:
   Args:
     name: platform, 'cpu', 'gpu' or 'tpu'.
   """
-  return GPU_CHUNK_BYTES if name == "gpu" else CHUNK_BYTES
+  return CPU_CHUNK_BYTES if name == "cpu" else CHUNK_BYTES
 
 
 def chunk_size(positions: int, most: int) -> int:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertgpt.devices.sharding import map_shards
-from bertgpt.models.cross_entropy import CHUNK_BYTES, Prediction
+from bertgpt.devices.sharding import map_shards, platform
+from bertgpt.models.cross_entropy import Prediction, chunk_bytes
 from bertgpt.models.dropout import bits_of_places, row_keys
 
 _IN_AXES = (("batch", None, None), ("vocab", None), ("vocab",), ("batch", None))
@@ -26,7 +26,8 @@ def sample(prediction: Prediction, key_data_B2: jax.Array, most: int = 0) -> jax
   Args:
     prediction: prediction for the slots, [B, K].
     key_data_B2: uint32, data of a key of every row.
-    most: slots of a device whose logits are in memory at once; 0: as many as fit in CHUNK_BYTES.
+    most: slots of a device whose logits are in memory at once; 0: as many as fit in
+      `cross_entropy.chunk_bytes`.
   """
   x_BKD, table_VD, bias_V, _ = jax.lax.stop_gradient(prediction)
   return map_shards(functools.partial(_sample_shard, most=most), _IN_AXES, ("batch", None),
@@ -39,7 +40,7 @@ def _sample_shard(x_BKD, table_VD, bias_V, key_data_B2, *, names, most):
   vocab_axes, size = names["vocab"], len(bias_V)
   first = jax.lax.axis_index(vocab_axes) * size if vocab_axes else 0
   tokens_V = first + jnp.arange(size, dtype=jnp.int32)
-  most = most or CHUNK_BYTES // (4 * size)
+  most = most or chunk_bytes(platform()) // (4 * size)
   chunk = max(1, min(slots, most // rows))
   padded_BKD = jnp.pad(x_BKD, ((0, 0), (0, -slots % chunk), (0, 0)))
   x_NBCD = jnp.moveaxis(padded_BKD.reshape(rows, -1, chunk, x_BKD.shape[-1]), 1, 0)
