@@ -85,6 +85,20 @@ def test_the_recipe_keeps_the_model_and_not_the_text(finished_gpt):
   assert config_lib.find_problems(config) == unread.find_problems(config) == []
 
 
+def test_the_last_phase_says_what_the_model_and_the_objective_are(recipe, tmp_path):
+  """But not what is held out: the source is another."""
+  for name, seed in (("a", 1), ("b", 2)):
+    (tmp_path / f"{name}.txt").write_text(small_runs.make_text(30, seed=seed))
+  run = tmp_path / "run"
+  assert cli.main(["train", f"--config={recipe}:mlm", f"--workdir={run}", *TINY,
+                   "--config.phases[0].mask_prob=0.3", "--config.data.validation_fraction=0",
+                   f"--config.data.source=text:{tmp_path}/a.txt,validation*text:{tmp_path}/b.txt",
+                   f"--config.data.cache_dir={tmp_path / 'cache'}"]) == 0
+  config = recipes.load(f"continued:{run}/")  # As a shell completes it.
+  assert config.objective.mask_prob == 0.3 != workdir.read_config(run).objective.mask_prob
+  assert config.data.validation_fraction > 0 and config.init_from == str(run)
+
+
 def test_a_run_that_is_missing_or_forgotten_is_one_line(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(ConfigError, match="--config continued: .*/none: no such folder. Give the"):

@@ -139,10 +139,12 @@ def describe_training(trained: Trained) -> list[str]:
   if not step:
     return ["The weights were imported, not trained with bertgpt."]
   data = config.data
-  held_out = (f"the sources after `{sources.HELD_OUT}` are held out"
-              if not data.corpus and splits.holds_out(data.source) else
-              f"{data.validation_fraction:.1%} of the documents are held out")
-  lines = [f"- Data: `{without_folders(data.corpus or data.source)}`, of which {held_out}; corpus "
+  held_out = ""  # Of a prepared corpus, the config does not say it.
+  if not data.corpus:
+    held_out = (f", of which the sources after `{sources.HELD_OUT}` are held out"
+                if splits.holds_out(data.source) else
+                f", of which {data.validation_fraction:.1%} of the documents are held out")
+  lines = [f"- Data: `{without_folders(data.corpus or data.source)}`{held_out}; corpus "
            f"`{trained.corpus_identity[:16]}`.",
            f"- Objective: {config.objective.name}; optimizer: {config.optimizer.name}; seed "
            f"{config.seed}."]

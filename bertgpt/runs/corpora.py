@@ -140,8 +140,8 @@ def open_others(config: ConfigDict, corpus: Corpus, names: Iterable[str]) -> dic
                       f"{config.data.corpus}. Prepare its text again, with "
                       f"--config.tokenizer.path={corpus.path / 'tokenizer'}")
     if twin := known.get(other.identity):
-      raise DataError(f"{field}: is the same corpus as {twin}. Give one name to it, with the sum "
-                      "of the weights")
+      raise DataError(f"{field}: is the same corpus as {twin}. Give one name to it; in mixtures, "
+                      "with the sum of the weights")
     opened[name], known[other.identity] = other, name
   if opened:
     agreement.check({f"the prepared corpus {name}": other.identity

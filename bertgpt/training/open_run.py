@@ -11,8 +11,10 @@ from bertgpt import config as config_lib
 from bertgpt.config import ConfigDict, mixtures, resuming, unread
 from bertgpt.data.batches import formats, loader
 from bertgpt.data.batches.mixture import NO_OTHERS
+from bertgpt.data.corpus import splits
 from bertgpt.data.corpus.corpus import SPLITS, Corpus, describe_unknown, open_corpus
 from bertgpt.devices import agreement, cluster, compilation_cache, hardware, sharding, watchdog
+from bertgpt.errors import ConfigError
 from bertgpt.runs import corpora, folder_kinds, former, workdir
 from bertgpt.runs.metadata import make_metadata
 from bertgpt.training import evaluate, init_from, optimizers, steps, trackers
@@ -104,7 +106,12 @@ def open_corpora(config: ConfigDict, run: pathlib.Path | None = None) -> tuple[C
   Args:
     config: a whole config.
     run: workdir of the run that continues; None: a new one.
+  Raises:
+    ConfigError: no document of `data.source` is left to train on.
   """
+  if not config.data.corpus and not splits.trains(config.data.validation_fraction):
+    raise ConfigError("data.validation_fraction=1: holds out all documents, and leaves none to "
+                      "train on. Set a smaller one")
   identity = corpora.find_identity(run, config) if run else ""
   path = corpora.find_corpus(config, resumes=bool(run), identity=identity, workdir=run)
   train_set, held_out = (open_corpus(path, split) for split in SPLITS)

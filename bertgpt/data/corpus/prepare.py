@@ -138,12 +138,13 @@ def make_recipe(config: ConfigDict, loaded: tokenizers.Tokenizer | None = None,
     loaded: tokenizer at `config.tokenizer.path`; None: it is loaded if there is a path.
     known: SHA-256 (hex) of every file of the source by its path; None: the files are read.
   """
-  tokenizer = describe_choice(config, loaded)  # First: an unusable tokenizer is found at once.
+  # First: an unusable tokenizer, or wrong options, are found at once.
+  tokenizer, options = describe_choice(config, loaded), describe_options(config)
   return {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source_identity": sources.identity(config.data.source, config.data.cache_dir, known),
       "tokenizer": tokenizer,
-      "options": describe_options(config),
+      "options": options,
   }
 
 
@@ -154,6 +155,10 @@ def describe_options(config: ConfigDict) -> dict:
     ConfigError: they do not fit `config.data.source`.
   """
   splits.check(config.data.source, config.data.validation_fraction)
+  if not config.tokenizer.path and not splits.trains(config.data.validation_fraction):
+    raise ConfigError("data.validation_fraction=1: holds out all documents, and leaves none to "
+                      "train a tokenizer on. Add --config.tokenizer.path=CORPUS/tokenizer, of the "
+                      "corpus of the training")
   return {n: config.data[n] for n in ("language", "validation_fraction", "invalid_text")}
 
 

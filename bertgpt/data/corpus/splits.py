@@ -29,6 +29,15 @@ def find_splits(fraction: float) -> tuple[str, ...]:
   return SPLITS[1:] if validation_border(fraction) == _ALL else SPLITS
 
 
+def trains(fraction: float) -> bool:
+  """Returns whether documents are left to train on.
+
+  Args:
+    fraction: `config.data.validation_fraction`, in [0, 1].
+  """
+  return find_splits(fraction) == SPLITS
+
+
 def holds_out(spec: str) -> bool:
   """Returns whether a source says which documents are held out.
 
@@ -45,9 +54,12 @@ def check(spec: str, validation_fraction: float) -> None:
     spec: `config.data.source`.
     validation_fraction: `config.data.validation_fraction`.
   Raises:
-    ConfigError: see `sources.parse`; or all sources are held out, or some and a fraction too.
+    ConfigError: see `sources.parse`; or all sources are held out, or some and a fraction too, or
+      the text of a file is both held out and trained on.
+    DataError: a source has no files, and some are held out.
   """
-  held_out = [source.is_held_out for source in sources.parse(spec)]
+  parsed = sources.parse(spec)
+  held_out = [source.is_held_out for source in parsed]
   if all(held_out):
     raise ConfigError(f"data.source={spec!r}: all sources are held out. Add one to train on. To "
                       f"score them only, remove {sources.HELD_OUT} and set "
@@ -55,6 +67,14 @@ def check(spec: str, validation_fraction: float) -> None:
   if any(held_out) and validation_fraction:
     raise ConfigError(f"data.validation_fraction={validation_fraction}: data.source says what is "
                       f"held out, with {sources.HELD_OUT}. Set data.validation_fraction=0")
+  if any(held_out):
+    # Parts of one split of a dataset may be in the same files.
+    places = [{(file, source.field) for source in parsed if source.is_held_out == is_held_out
+               and not source.split for file in sources.find_files(source)}
+              for is_held_out in (True, False)]
+    for file, _ in sorted(places[0] & places[1])[:1]:
+      raise ConfigError(f"data.source={spec!r}: {file} is held out, and trained on as well. Name "
+                        f"it only once, after {sources.HELD_OUT}")
 
 
 def assign_splits(documents: Iterable[EncodedDocument], border: int,

@@ -287,8 +287,8 @@ def _correct(part: str) -> str:
   match = _WEIGHTED.fullmatch(part)
   weight, star, kind = match["kind"].rpartition("*")
   if star and kind.strip() in SOURCE_KINDS:
-    return (f"Its weight is {weight.strip()!r}. Write a number such as 2 or 0.5, or validation to "
-            "hold its documents out")
+    return (f"{weight.strip()!r} stands before its kind. Write one number such as 2 or 0.5 there, "
+            "or only validation, which holds its documents out")
   whole = part[match.start("kind"):]
   for name in filter(None, (whole, match["rest"])):  # Without a kind, or with a wrong one.
     file, _ = paths.split_field(os.path.expanduser(name), "")

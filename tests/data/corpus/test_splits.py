@@ -59,8 +59,19 @@ def test_only_one_field_says_what_is_held_out(spec, fraction, parts):
   assert str(e.value).startswith(parts[0]) and parts[1] in str(e.value)
 
 
+def test_a_file_is_not_both_held_out_and_trained_on(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("story.txt", "valid.txt", "a.jsonl"):
+    (tmp_path / name).write_text("{}\n")
+  splits.check("text:story.txt,validation*text:valid.txt", 0.0)
+  splits.check("jsonl:a.jsonl#body,validation*jsonl:a.jsonl#title", 0.0)
+  for spec, name in (("text:*.txt,validation*text:valid.txt", "valid.txt"),
+                     ("text:story.txt,validation*text:story.txt", "story.txt")):
+    with pytest.raises(ConfigError, match=f"{name} is held out, and trained on as well"):
+      splits.check(spec, 0.0)
+
+
 def test_a_source_says_whether_it_holds_out():
-  splits.check("text:a,validation*text:b", 0.0)
   splits.check("text:a", 0.01)
   assert splits.holds_out("text:a,validation*text:b") and not splits.holds_out("text:a,2*text:b")
 

@@ -191,9 +191,10 @@ def test_an_invalid_source_is_a_config_error_before_reading(spec):
     ("file:own.txt", "Write text:own.txt"), ("csv:own.csv", "CSV and TSV are not read. Convert"),
     ("own.tsv.gz#text", "CSV and TSV are not read. Convert"),
     ("2*csv:*.csv", "CSV and TSV are not read. Convert"),
-    ("1e3*text:own.txt", "Its weight is '1e3'. Write a number such as 2 or 0.5"),
-    ("-1 * text:own.txt", "Its weight is '-1'. Write a number"),
-    ("valid*text:own.txt", "Its weight is 'valid'. Write a number such as 2 or 0.5, or validation"),
+    ("1e3*text:own.txt", "'1e3' stands before its kind. Write one number such as 2 or 0.5"),
+    ("-1 * text:own.txt", "'-1' stands before its kind. Write one number"),
+    ("valid*text:own.txt", "'valid' stands before its kind. Write one number"),
+    ("2*validation*text:own.txt", "'validation' stands before its kind. Write"),
     ("validation*own.txt", "Write validation*text:own.txt"),
     ("own.csv.txt", "Write text:own.csv.txt"),
     ("none.txt", "Start it with one of pydocs, text:GLOB")])
