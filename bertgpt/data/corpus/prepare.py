@@ -334,6 +334,9 @@ def write_corpus(config: ConfigDict, folder: pathlib.Path, recipe: dict,
     for split, document in assign_splits(encode.with_progress(encoded), border, is_given):
       writers[split].write(document)
   _check_splits(data.source, [writer.num_documents for writer in writers.values()], is_given)
+  if not data.validation_fraction and not is_given:
+    console.say("note: data.validation_fraction=0 holds out as few documents as possible: "
+                f"{writers['validation'].num_documents}. To score all of a text, set it to 1")
   manifest = {
       "format_version": corpus_lib.FORMAT_VERSION,
       "source": data.source,

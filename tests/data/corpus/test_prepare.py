@@ -107,7 +107,7 @@ def test_every_document_is_in_one_split_with_its_ids(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["", "bpe"])
-def test_an_official_validation_file_is_the_validation_split(tmp_path, kind):
+def test_an_official_validation_file_is_the_validation_split(tmp_path, kind, capsys):
   """Each split is the corpus of its file, with the tokenizer of the file to train on."""
   texts = {name: write_text(tmp_path / f"{name}.txt", n, seed=n)
            for name, n in (("train", 60), ("valid", 9))}
@@ -124,7 +124,10 @@ def test_an_official_validation_file_is_the_validation_split(tmp_path, kind):
         (corpus.open_corpus(path, s) for s in corpus.read_manifest(path)["splits"])), [])
   train, valid = f"text:{tmp_path}/train.txt", f"text:{tmp_path}/valid.txt"
   both = prepare_as("both", f"validation*{valid},{train}", 0.0)
+  note = "note: data.validation_fraction=0 holds out as few documents as possible: 1. To score all"
+  assert note not in capsys.readouterr().err
   alone = prepare_as("train", train, 0.0)
+  assert note in capsys.readouterr().err
   assert both["validation"] == prepare_as("valid", valid, 1.0)
   assert len(both["validation"]) == 9 and len(both["train"]) == 61
   assert sorted(both["train"]) == sorted(alone)
